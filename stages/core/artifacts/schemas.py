@@ -1,0 +1,67 @@
+"""The tables that stages hand to one another, column by column."""
+
+from __future__ import annotations
+
+from stages.core.artifacts.table import TableSchema
+
+MAP_KINDS = ("coarse", "fine", "cross")
+"""Names of ``kind`` / ``source`` 0, 1, 2 in ``cams.h5`` and ``prompts.h5``."""
+
+SOURCE_BITS = {"grid": 1, "coarse": 2, "fine": 4, "cross": 8}
+"""Bits of ``source`` in ``proposals.h5``; merging duplicates ORs them."""
+
+CAMS = TableSchema(
+    name="cams",
+    version=1,
+    columns={
+        "class_index": "int32",  # 0-based
+        "kind": "int8",  # index into MAP_KINDS
+        "layer": "int16",  # 0-based attention layer of a cross map, else -1
+        "head": "int16",  # 0-based attention head of a cross map, else -1
+        "grid_h": "int32",  # tokens
+        "grid_w": "int32",
+        "value_start": "int64",
+        "value_count": "int64",
+    },
+    image_columns={"image_h": "int32", "image_w": "int32"},  # pixels; the grid covers the image exactly
+    pools={"values": ("float16", "value_start", "value_count")},  # row-major maps in [0, 1]
+)
+
+PROMPTS = TableSchema(
+    name="prompts",
+    version=1,
+    columns={
+        "x": "float32",  # image pixels, 0-based, pixel (0, 0) spans [0, 1)
+        "y": "float32",
+        "class_index": "int32",  # 0-based; -1 when a class-agnostic rule made the point
+        "score": "float32",  # value of the normalised map, [0, 1]
+        "source": "int8",  # index into MAP_KINDS
+        "layer": "int16",
+        "head": "int16",
+        "cluster": "int32",  # members' cluster; -1 for coarse and fine
+    },
+    image_columns={"image_h": "int32", "image_w": "int32"},
+)
+
+PROPOSALS = TableSchema(
+    name="proposals",
+    version=1,
+    columns={
+        "x1": "float32",  # half-open pixels
+        "y1": "float32",
+        "x2": "float32",
+        "y2": "float32",
+        "source": "int8",  # OR of SOURCE_BITS
+        "class_index": "int32",  # class of the prompting point; -1 for the grid
+        "peak_score": "float32",  # nan for the grid
+        "predicted_iou": "float32",
+        "stability": "float32",
+        "mask_index": "int8",  # which of SAM's three masks
+        "rle_start": "int64",
+        "rle_count": "int64",  # 0 unless masks were saved
+    },
+    image_columns={"image_h": "int32", "image_w": "int32"},
+    pools={"rle": ("uint8", "rle_start", "rle_count")},  # COCO compressed RLE bytes
+)
+
+SCHEMAS = {schema.name: schema for schema in (CAMS, PROMPTS, PROPOSALS)}
