@@ -1,0 +1,96 @@
+"""Trunks: shapes, embedded weights, frozen normalisation, readable errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from stages.core.errors import ConfigError, SchemaError
+from stages.core.vision.backbones import EMBEDDED_NAME, batch_norms, build_trunk, embedded_weights
+
+
+@pytest.mark.parametrize(
+    ("name", "strides", "channels"),
+    [
+        (EMBEDDED_NAME, (8, 16), (40, 112)),
+        (EMBEDDED_NAME, (2, 4, 8, 16, 32), (16, 24, 40, 112, 320)),
+        ("resnet18", (16,), (256,)),
+        ("vit_tiny_patch16_224.augreg_in21k", (16,), (192,)),
+    ],
+)
+def test_build_trunk__maps_have_promised_channels_and_strides(
+    name: str, strides: tuple[int, ...], channels: tuple[int, ...]
+) -> None:
+    trunk = build_trunk(name, strides, pretrained=False).eval()
+    maps = trunk(torch.rand(1, 3, 224, 224))
+    assert trunk.channels == channels and trunk.strides == strides
+    expected = [(1, c, 224 // s, 224 // s) for c, s in zip(channels, strides, strict=True)]
+    assert [tuple(m.shape) for m in maps] == expected
+
+
+def test_build_trunk__layers_deeper_than_last_stride_are_pruned() -> None:
+    shallow = build_trunk(EMBEDDED_NAME, (8,), pretrained=False)
+    deep = build_trunk(EMBEDDED_NAME, (8, 32), pretrained=False)
+    assert sum(p.numel() for p in shallow.parameters()) < 0.1 * sum(p.numel() for p in deep.parameters())
+
+
+def test_build_trunk__embedded_weights_are_loaded_offline() -> None:
+    trunk = build_trunk(EMBEDDED_NAME, (16,), pretrained=True)
+    stem = trunk.state_dict()["body.model.conv_stem.weight"]
+    torch.testing.assert_close(stem, embedded_weights()["conv_stem.weight"])
+    assert trunk.mean == (0.5, 0.5, 0.5)
+
+
+def test_build_trunk__grey_input_sums_the_stem_over_colours() -> None:
+    trunk = build_trunk(EMBEDDED_NAME, (16,), pretrained=True, in_chans=1)
+    stem = trunk.state_dict()["body.model.conv_stem.weight"]
+    torch.testing.assert_close(stem, embedded_weights()["conv_stem.weight"].sum(1, keepdim=True))
+
+
+def test_build_trunk__frozen_bn_stays_in_evaluation_mode() -> None:
+    trunk = build_trunk(EMBEDDED_NAME, (8,), pretrained=True, frozen_bn=True).train()
+    layers = list(batch_norms(trunk))
+    before = [layer.running_mean.clone() for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+    trunk(torch.rand(2, 3, 64, 64))
+    after = [layer.running_mean for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+    assert layers and all(not layer.training for layer in layers)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True) if a is not None and b is not None)
+    assert not any(p.requires_grad for layer in layers for p in layer.parameters())
+
+
+def test_build_trunk__weight_file_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    weights = {key: value + 1.0 for key, value in embedded_weights().items()}
+    save_file(weights, path)
+    trunk = build_trunk(EMBEDDED_NAME, (8,), pretrained=path)
+    stem = trunk.state_dict()["body.model.conv_stem.weight"]
+    torch.testing.assert_close(stem, weights["conv_stem.weight"])
+
+
+@pytest.mark.parametrize("content", [b"", b"not a tensor file at all", None])
+def test_build_trunk__damaged_or_foreign_weight_file(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "weights.safetensors"
+    if content is None:
+        save_file({"conv_stem.weight": torch.zeros(1)}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(SchemaError, match=r"weights\.safetensors"):
+        build_trunk(EMBEDDED_NAME, (8,), pretrained=path)
+
+
+@pytest.mark.parametrize(
+    ("name", "strides", "message"),
+    [
+        ("resnet81", (8,), "did you mean 'resnet"),
+        ("resnet18", (3,), "no feature map at strides"),
+        ("resnet18", (16, 8), "ascending"),
+        ("resnet18", (), "ascending"),
+    ],
+)
+def test_build_trunk__bad_request_names_the_remedy(name: str, strides: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_trunk(name, strides, pretrained=False)
