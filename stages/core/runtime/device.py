@@ -1,0 +1,101 @@
+"""Devices, precision and threads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from stages.core.errors import EnvironmentFault, UsageError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def resolve_device(name: str) -> str:
+    """Turn ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps`` into a torch device string.
+
+    Raises:
+        UsageError: not a device name.
+        EnvironmentFault: the device is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"'{name}' is not a device", where="--device", remedy="use auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise EnvironmentFault(
+                f"no CUDA device {device.index or 0}: this machine shows {count}",
+                where="--device",
+                remedy="use --device cpu, or check nvidia-smi and the torch build (weaksam doctor)",
+            )
+        return f"cuda:{device.index or 0}"
+    return str(device)
+
+
+def resolve_precision(name: str, device: str) -> Precision:
+    """``auto`` is bf16 on a CUDA device that has it and fp32 elsewhere."""
+    import torch
+
+    if name == "auto":
+        return "bf16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "fp32"
+    if name not in ("fp32", "bf16", "fp16"):
+        raise UsageError(f"'{name}' is not a precision", where="--precision", remedy="use auto, fp32, bf16 or fp16")
+    if name == "fp16" and not device.startswith("cuda"):
+        raise UsageError("fp16 needs a CUDA device", where="--precision", remedy="use fp32 or bf16 on a CPU")
+    return name  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def autocast(device: str, precision: Precision) -> Iterator[None]:
+    """Mixed precision for a forward pass; does nothing in fp32."""
+    import torch
+
+    if precision == "fp32":
+        yield
+        return
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float16
+    with torch.autocast(device.split(":")[0], dtype=dtype):
+        yield
+
+
+def available_cores() -> int:
+    """Cores this process may use: SLURM's grant, else the affinity mask."""
+    granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if granted.isdigit() and int(granted) > 0:
+        return int(granted)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Run a block with a fixed number of CPU threads, so that results do not depend on the machine's."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def peak_memory_mib(device: str) -> float:
+    """Peak memory so far: of the CUDA allocator on a GPU, resident memory of this process on a CPU."""
+    if device.startswith("cuda"):
+        import torch
+
+        return float(torch.cuda.max_memory_allocated(device)) / 2**20
+    import resource
+    import sys
+
+    peak: Any = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak) / (2**20 if sys.platform == "darwin" else 2**10)

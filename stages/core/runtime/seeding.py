@@ -1,0 +1,29 @@
+"""Seeds: everything random is drawn from a generator made from (seed, purpose, index)."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import numpy as np
+
+
+def derive_seed(seed: int, *purpose: str | int) -> int:
+    """A 63-bit seed that depends on ``seed`` and on what it is for; equal on every platform."""
+    text = "/".join([str(seed), *(str(part) for part in purpose)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def numpy_generator(seed: int, *purpose: str | int) -> np.random.Generator:
+    """A numpy generator for one purpose, e.g. ``numpy_generator(seed, "augment", epoch, index)``."""
+    return np.random.default_rng(derive_seed(seed, *purpose))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch, and ask torch for deterministic algorithms."""
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries we call still use the global generator
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)

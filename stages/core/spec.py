@@ -1,0 +1,161 @@
+"""What a stage is, on one page.
+
+A room offers ``STAGE``: its name, its settings class, the files it reads and writes, ``plan`` (check
+what can be checked without work) and ``run``. Everything it may touch arrives in a
+:class:`StageContext`; what it sees of the data is a ``WeakSplit``: images and tags, never boxes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+
+from stages.core.config import StageConfig
+from stages.core.errors import MissingInputError
+
+if TYPE_CHECKING:
+    from stages.core.datasets.split import WeakSplit
+
+T = TypeVar("T")
+Role = Literal["train", "test"]
+Counts = dict[str, int | float]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """A file a stage reads.
+
+    Attributes:
+        name: What the stage calls it; also its flag (``--proposals``).
+        producer: Stage that writes it.
+        file_name: Name inside the producer's folder.
+        split: ``own`` = the folder of the split at work, ``train`` = that of its train split.
+        roles: Roles of the split for which the file is needed. An explicit path is used in any role.
+    """
+
+    name: str
+    producer: str
+    file_name: str
+    split: Literal["own", "train"] = "own"
+    roles: tuple[Role, ...] = ("train", "test")
+
+
+@dataclass
+class FailureLog:
+    """Images that could not be processed, with the reason; never a reason to stop by themselves."""
+
+    entries: dict[str, str] = field(default_factory=dict)
+
+    def record(self, image_id: str, reason: str) -> None:
+        """Remember the first reason given for an image."""
+        self.entries.setdefault(image_id, reason)
+
+    def as_list(self) -> list[dict[str, str]]:
+        """Sorted by image id, for the manifest."""
+        return [{"id": i, "reason": r} for i, r in sorted(self.entries.items())]
+
+
+ProgressFn = Callable[[Iterable[Any], int, str], Iterator[Any]]
+
+
+def _silent(iterable: Iterable[Any], total: int, label: str) -> Iterator[Any]:
+    return iter(iterable)
+
+
+@dataclass
+class StageContext:
+    """Everything a stage may touch beside its settings.
+
+    Attributes:
+        split: Images and tags; cannot return boxes or masks.
+        run: Run folder.
+        out: This stage's output folder for this split.
+        inputs: Resolved input files by name.
+        device: Torch device string, e.g. ``cpu`` or ``cuda:0``.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        seed: Seed of everything random.
+        workers: Processes for map-style work; 0 = in this process.
+        shard: (index, count) of the parts this process takes.
+        resume: Continue from parts and training state found in ``out``.
+    """
+
+    split: WeakSplit
+    run: Path
+    out: Path
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    device: str = "cpu"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = 0
+    workers: int = 0
+    shard: tuple[int, int] = (0, 1)
+    resume: bool = False
+    failures: FailureLog = field(default_factory=FailureLog)
+    log: logging.Logger = field(default_factory=lambda: logging.getLogger("weaksam"))
+    progress_fn: ProgressFn = _silent
+    metrics_fn: Callable[[Mapping[str, Any]], None] = lambda values: None
+    interrupted_fn: Callable[[], None] = lambda: None
+
+    def has_input(self, name: str) -> bool:
+        """Whether an input was found or given."""
+        return name in self.inputs
+
+    def input(self, name: str) -> Path:
+        """Path of an input.
+
+        Raises:
+            MissingInputError: the stage's role does not bring this input and no path was given.
+        """
+        if name not in self.inputs:
+            raise MissingInputError(f"no {name} given", where=f"--{name}", remedy=f"give --{name} PATH")
+        return self.inputs[name]
+
+    def progress(self, iterable: Iterable[T], total: int, label: str) -> Iterator[T]:
+        """Pass through ``iterable`` while showing progress."""
+        return self.progress_fn(iterable, total, label)
+
+    def metrics(self, values: Mapping[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``."""
+        self.metrics_fn(values)
+
+    def interrupted(self) -> None:
+        """Raise if SIGTERM or Ctrl-C asked to stop; call where stopping loses nothing."""
+        self.interrupted_fn()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do: figures and remarks shown by ``--dry-run``."""
+
+    images: int
+    notes: tuple[str, ...] = ()
+
+
+class Stage(Protocol):
+    """The face of a room.
+
+    Attributes:
+        name: Stage and subcommand name.
+        summary: One line for ``--help``.
+        Config: Settings class.
+        inputs: Files read.
+        outputs: Files written on a train split and on a test split.
+        shardable: Roles for which the work is a map over images and may be cut into shards.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    Config: ClassVar[type[StageConfig]]
+    inputs: ClassVar[tuple[InputSpec, ...]]
+    outputs: ClassVar[dict[Role, tuple[str, ...]]]
+    shardable: ClassVar[tuple[Role, ...]]
+
+    def plan(self, config: Any, context: StageContext) -> Plan:
+        """Check settings against the split and the inputs without doing the work."""
+        ...
+
+    def run(self, config: Any, context: StageContext) -> Counts:
+        """Do the work; outputs are in ``context.out`` when this returns."""
+        ...
