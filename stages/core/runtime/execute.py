@@ -1,0 +1,281 @@
+"""One stage run from start to finish: inputs, overwrite guard, work, manifest.
+
+The order is what makes a run folder trustworthy: inputs are hashed first, the settings are written
+before the work (so that ``--resume`` can compare them), the manifest last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stages.core.artifacts.files import disk_faults, read_json, write_json, write_text
+from stages.core.artifacts.manifest import (
+    MANIFEST_NAME,
+    InputRecord,
+    Manifest,
+    check_input,
+    read_manifest,
+    write_manifest,
+)
+from stages.core.config import StageConfig
+from stages.core.errors import (
+    OutputExistsError,
+    TooManyFailuresError,
+    UsageError,
+)
+from stages.core.runtime.device import peak_memory_mib
+from stages.core.runtime.environment import environment_facts, git_state, package_version
+from stages.core.runtime.interrupts import catch_interrupts
+from stages.core.runtime.reporting import configure_logging, events_handler, metrics_writer, progress_reporter
+from stages.core.runtime.seeding import seed_everything
+from stages.core.spec import Counts, FailureLog, InputSpec, Plan, Stage, StageContext
+
+STATE_FILE = "state/run.json"
+OWNED = ("parts", "state", "viz", "resolved.yaml", "metrics.jsonl", "events.log", MANIFEST_NAME)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for beside the stage's own settings."""
+
+    split: str
+    run: Path
+    data: Path
+    out: Path | None = None
+    overrides: dict[str, Path] = field(default_factory=dict)
+    limit: int | None = None
+    shard: tuple[int, int] = (0, 1)
+    resume: bool = False
+    overwrite: bool = False
+    dry_run: bool = False
+    device: str = "cpu"
+    precision: str = "fp32"
+    seed: int = 0
+    workers: int = 0
+    max_failures: str = "5%"
+    verbosity: int = 0
+    show_progress: bool = True
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: ``done``, ``already done``, ``planned`` or ``shard done``."""
+
+    status: str
+    out: Path
+    plan: Plan
+    manifest: Manifest | None = None
+
+
+def stage_folder(run: Path, stage: str, split: str) -> Path:
+    """Where a stage writes by default: ``<run>/<stage>/<split>``."""
+    return run / stage / split
+
+
+def execute(stage: Stage, config: StageConfig, request: Request) -> Outcome:
+    """Run one stage on one split.
+
+    Raises:
+        WeakSamError: any of the documented failures; the exit code is the class's.
+    """
+    from stages.core.datasets.catalog import open_split
+
+    if request.limit is not None and request.limit < 1:
+        raise UsageError("expected at least 1", where="--limit")
+    split = open_split(request.split, request.data)
+    if request.limit is not None:
+        split = split.limited(request.limit)
+    if request.shard[1] > 1 and split.role not in stage.shardable:
+        raise UsageError(f"{stage.name} trains on this split and cannot be sharded", where="--shard")
+    out = request.out or stage_folder(request.run, stage.name, request.split)
+    inputs = _resolve_inputs(stage, split.role, split.train_split, request)
+    context = StageContext(
+        split=split, run=request.run, out=out, inputs=inputs, device=request.device,
+        precision=request.precision, seed=request.seed, workers=request.workers,  # type: ignore[arg-type]
+        shard=request.shard, resume=request.resume,
+        progress_fn=progress_reporter(configure_logging(request.verbosity), enabled=request.show_progress),
+    )
+    for problem in split.problems:
+        context.failures.record(problem.id, problem.reason)
+    hashes = _input_records(stage, inputs, request.run)
+    wanted = {"stage": stage.name, "split": split.name, "config": json.loads(config.model_dump_json()),
+              "seed": request.seed, "limit": request.limit, "split_fingerprint": split.fingerprint,
+              "inputs": {name: record.sha256 for name, record in hashes.items()}}
+    finished = _output_guard(out, stage, wanted, request)
+    plan = stage.plan(config, context)
+    if request.dry_run:
+        return Outcome("planned", out, plan)
+    if finished is not None:
+        return Outcome("already done", out, plan, finished)
+    return _run(stage, config, context, wanted, hashes, plan, request)
+
+
+def _resolve_inputs(stage: Stage, role: str, train_split: str, request: Request) -> dict[str, Path]:
+    specs = {spec.name: spec for spec in stage.inputs}
+    for name in request.overrides:
+        if name not in specs:
+            raise UsageError(f"{stage.name} reads no {name}", where=f"--{name}")
+    inputs: dict[str, Path] = {}
+    for spec in stage.inputs:
+        if spec.name in request.overrides:
+            inputs[spec.name] = request.overrides[spec.name]
+        elif role in spec.roles:
+            name = train_split if spec.split == "train" else request.split
+            inputs[spec.name] = stage_folder(request.run, spec.producer, name) / spec.file_name
+    return inputs
+
+
+def _input_records(stage: Stage, inputs: dict[str, Path], run: Path) -> dict[str, InputRecord]:
+    specs: dict[str, InputSpec] = {spec.name: spec for spec in stage.inputs}
+    records = {}
+    for name, path in inputs.items():
+        digest = check_input(path, run, specs[name].producer)
+        shown = path.relative_to(run).as_posix() if path.is_relative_to(run) else path.name
+        records[name] = InputRecord(shown, digest)
+    return records
+
+
+def _output_guard(out: Path, stage: Stage, wanted: dict[str, Any], request: Request) -> Manifest | None:
+    """Decide between starting, resuming and refusing; return the manifest if nothing is left to do."""
+    if out.exists() and not out.is_dir():
+        raise OutputExistsError("a file stands where the output folder goes", where=out, remedy="give another --out")
+    names = {p.name for p in out.iterdir()} if out.is_dir() else set()
+    if not names:
+        return None
+    saved = _saved_settings(out)
+    same = saved is not None and saved == wanted
+    if (out / MANIFEST_NAME).is_file() and same and request.resume:
+        return read_manifest(out)
+    if request.shard[1] > 1 and same and not request.overwrite:
+        return None  # shards of one run share a folder
+    if same and request.resume:
+        return None
+    if request.overwrite:
+        if not request.dry_run:
+            _clear(out, stage)
+        return None
+    if saved is None:
+        remedy = "give an empty --out, or --overwrite to replace only what this stage writes there"
+        raise OutputExistsError("the folder holds something else", where=out, remedy=remedy)
+    if request.resume:
+        changed = [key for key in wanted if saved.get(key) != wanted[key]]
+        raise OutputExistsError(
+            f"cannot resume: made with other {', '.join(changed)}", where=out, remedy="use --overwrite to start anew"
+        )
+    state = "finished" if (out / MANIFEST_NAME).is_file() else "unfinished"
+    raise OutputExistsError(
+        f"holds a{'n' if state[0] == 'u' else ''} {state} run", where=out, remedy="add --resume to go on, or --overwrite to start anew"
+    )
+
+
+def _saved_settings(out: Path) -> dict[str, Any] | None:
+    if (out / MANIFEST_NAME).is_file():
+        m = read_manifest(out)
+        return {"stage": m.stage, "split": m.split, "config": m.config, "seed": m.seed, "limit": m.limit,
+                "split_fingerprint": m.split_fingerprint, "inputs": {n: r.sha256 for n, r in m.inputs.items()}}
+    if (out / STATE_FILE).is_file():
+        loaded = read_json(out / STATE_FILE)
+        return loaded if isinstance(loaded, dict) else None
+    return None
+
+
+def _clear(out: Path, stage: Stage) -> None:
+    """Remove what this stage writes and nothing else; the manifest first, so a kill leaves it unfinished."""
+    owned = [MANIFEST_NAME, *OWNED, *(name for names in stage.outputs.values() for name in names)]
+    with disk_faults(out):
+        for name in owned:
+            path = out / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _run(
+    stage: Stage, config: StageConfig, context: StageContext, wanted: dict[str, Any],
+    hashes: dict[str, InputRecord], plan: Plan, request: Request,
+) -> Outcome:
+    out = context.out
+    write_json(out / STATE_FILE, wanted)
+    write_text(out / "resolved.yaml", yaml.safe_dump({stage.name: wanted["config"]}, sort_keys=False))
+    context.metrics_fn = metrics_writer(out / "metrics.jsonl")
+    with contextlib.ExitStack() as cleanup:
+        handler = events_handler(out / "events.log")
+        context.log.addHandler(handler)
+        cleanup.callback(handler.close)
+        cleanup.callback(context.log.removeHandler, handler)
+        flag = cleanup.enter_context(catch_interrupts())
+        context.interrupted_fn = flag.check
+        cleanup.enter_context(disk_faults(out))
+        seed_everything(request.seed)
+        started, clock = datetime.now(UTC), time.monotonic()
+        context.log.info("%s: %s, %d images", stage.name, context.split.name, len(context.split.ids))
+        counts = stage.run(config, context)
+        seconds = time.monotonic() - clock
+        outputs = stage.outputs[context.split.role]
+        if not all((out / name).is_file() for name in outputs):
+            context.log.info("shard %d/%d done; other shards have parts to do", *context.shard)
+            return Outcome("shard done", out, plan)
+        manifest = _manifest(stage, context, wanted, hashes, counts, request)
+        manifest.started, manifest.wall_seconds = started.isoformat(timespec="seconds"), round(seconds, 3)
+        manifest.images_per_second = round(len(context.split.ids) / max(seconds, 1e-9), 3)
+        write_manifest(out, manifest)
+        for leftover in ("parts", "state"):
+            shutil.rmtree(out / leftover, ignore_errors=True)
+        context.log.info("%s: done in %.0f s -> %s", stage.name, seconds, out)
+    _check_failures(context.failures, len(context.split.ids), request, out)
+    return Outcome("done", out, plan, manifest)
+
+
+def _manifest(
+    stage: Stage, context: StageContext, wanted: dict[str, Any], hashes: dict[str, InputRecord],
+    counts: Counts, request: Request,
+) -> Manifest:
+    return Manifest(
+        stage=stage.name, split=context.split.name, config=wanted["config"], seed=request.seed,
+        version=package_version(), git=git_state(), command=["weaksam", *sys.argv[1:]], inputs=hashes,
+        split_fingerprint=context.split.fingerprint,
+        outputs=dict.fromkeys(stage.outputs[context.split.role], ""),
+        environment=environment_facts(context.device),
+        counts={"images": len(context.split.ids), **counts, "failed": len(context.failures.entries)},
+        failures=context.failures.as_list(), limit=request.limit,
+        peak_memory_mib=round(peak_memory_mib(context.device), 1),
+    )
+
+
+def failure_limit(text: str, images: int) -> int:
+    """Read ``--max-failures``: a count, or a share of the images such as ``5%``.
+
+    Raises:
+        UsageError: neither.
+    """
+    number = text.removesuffix("%")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if value < 0:
+        raise UsageError(f"'{text}' is neither a count nor a percentage", where="--max-failures")
+    return int(value * images / 100) if text.endswith("%") else int(value)
+
+
+def _check_failures(failures: FailureLog, images: int, request: Request, out: Path) -> None:
+    allowed, found = failure_limit(request.max_failures, images), len(failures.entries)
+    if found > allowed:
+        first = "; ".join(f"{e['id']}: {e['reason']}" for e in failures.as_list()[:3])
+        raise TooManyFailuresError(
+            f"finished, but {found} images failed and --max-failures allows {allowed} ({first})",
+            where=out / MANIFEST_NAME, remedy="mend the images, or raise --max-failures",
+        )
+
+

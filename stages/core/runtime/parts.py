@@ -1,0 +1,176 @@
+"""Map-style work: a function per image, cut into parts by image id, resumable and shardable.
+
+A part is written to a temporary name and renamed; the final table is a deterministic merge, the same
+bytes however many workers, shards or restarts made it. Failures are kept beside the part they belong to.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from stages.core.artifacts.files import read_json, write_json
+from stages.core.artifacts.table import ImageRows, Table, TableSchema, gather, merge, read_table, write_table
+from stages.core.errors import UsageError, WeakSamError
+from stages.core.runtime.seeding import seed_everything
+from stages.core.spec import StageContext
+
+PART_SIZE = 16
+"""Images per part: what a kill loses at most, per worker."""
+
+ImageFunction = Callable[[str], ImageRows]
+Factory = Callable[[], ImageFunction]
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Read ``I/N`` (0-based).
+
+    Raises:
+        UsageError: not of that form or out of range.
+    """
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise UsageError(f"'{text}' is not a shard", where="--shard", remedy="use I/N with 0 <= I < N, e.g. 0/4")
+    return int(index), int(count)
+
+
+def part_lists(ids: Sequence[str], part_size: int = PART_SIZE) -> list[tuple[str, ...]]:
+    """Cut sorted ids into parts; depends on the ids alone."""
+    return [tuple(ids[i : i + part_size]) for i in range(0, len(ids), part_size)]
+
+
+def map_images(
+    context: StageContext,
+    schema: TableSchema,
+    factory: Factory,
+    label: str,
+    attrs: Mapping[str, Any] | None = None,
+) -> Table | None:
+    """Apply a function to every image of the split and return the merged table.
+
+    Args:
+        context: Gives ids, workers, shard, resume and the output folder (``<out>/parts``).
+        schema: Table the function's rows belong to.
+        factory: Picklable; called once per worker process, returns the function. Building the model
+            happens here. Whatever the function raises as :class:`WeakSamError` is recorded as this
+            image's failure; the image then has no entry in the table.
+        label: For the progress display.
+        attrs: Stored with the table.
+
+    Returns:
+        The table, or None while other shards have not finished their parts.
+    """
+    folder = context.out / "parts"
+    parts = part_lists(context.split.ids)
+    index, count = context.shard
+    todo = [i for i in range(len(parts)) if i % count == index and not _finished(folder, i)]
+    for _ in context.progress(_work(context, schema, factory, folder, parts, todo), len(todo), label):
+        context.interrupted()
+    if not all(_finished(folder, i) for i in range(len(parts))):
+        return None
+    return _merge_parts(context, schema, folder, parts, dict(attrs or {}))
+
+
+def _part_path(folder: Path, index: int) -> Path:
+    return folder / f"part-{index:05d}.h5"
+
+
+def _finished(folder: Path, index: int) -> bool:
+    return _part_path(folder, index).is_file()
+
+
+def _merge_parts(
+    context: StageContext,
+    schema: TableSchema,
+    folder: Path,
+    parts: Sequence[tuple[str, ...]],
+    attrs: dict[str, Any],
+) -> Table:
+    tables, failed = [], set()
+    for i in range(len(parts)):
+        tables.append(read_table(_part_path(folder, i), schema))
+        for image_id, reason in read_json(_part_path(folder, i).with_suffix(".json")).items():
+            context.failures.record(image_id, reason)
+            failed.add(image_id)
+    table = merge(schema, tables, [i for i in context.split.ids if i not in failed])
+    table.attrs = attrs
+    return table
+
+
+def _work(
+    context: StageContext,
+    schema: TableSchema,
+    factory: Factory,
+    folder: Path,
+    parts: Sequence[tuple[str, ...]],
+    todo: Sequence[int],
+) -> Iterator[int]:
+    folder.mkdir(parents=True, exist_ok=True)
+    workers = min(context.workers, len(todo))
+    if workers < 2:
+        function = _prepared(factory, context.seed, context.device) if todo else None
+        for i in todo:
+            assert function is not None
+            _do_part(_part_path(folder, i), schema, function, parts[i])
+            yield i
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, _start_worker, (factory, context.seed, context.device)) as pool:
+        queue = list(reversed(todo))
+        running: set[Future[None]] = set()
+        try:
+            while queue or running:
+                while queue and len(running) < workers:
+                    i = queue.pop()
+                    running.add(pool.submit(_worker_part, _part_path(folder, i), schema, parts[i]))
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                    yield 0
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_function: ImageFunction | None = None
+
+
+def _start_worker(factory: Factory, seed: int, device: str) -> None:
+    import signal
+
+    global _function
+    # The parent decides when to stop; Ctrl-C reaches the whole process group.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _function = _prepared(factory, seed, device)
+
+
+def _worker_part(path: Path, schema: TableSchema, ids: Sequence[str]) -> None:
+    assert _function is not None
+    _do_part(path, schema, _function, ids)
+
+
+def _prepared(factory: Factory, seed: int, device: str) -> ImageFunction:
+    import torch
+
+    if device == "cpu":
+        # One thread each: results then do not depend on how many cores or workers there are.
+        torch.set_num_threads(1)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    seed_everything(seed)
+    return factory()
+
+
+def _do_part(path: Path, schema: TableSchema, function: ImageFunction, ids: Sequence[str]) -> None:
+    rows: dict[str, ImageRows] = {}
+    failures: dict[str, str] = {}
+    for image_id in ids:
+        try:
+            rows[image_id] = function(image_id)
+        except WeakSamError as error:
+            failures[image_id] = str(error).replace("\n", " ")
+    write_json(path.with_suffix(".json"), failures)
+    write_table(path, schema, gather(schema, rows))
