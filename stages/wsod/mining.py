@@ -1,0 +1,67 @@
+"""Pseudo seeds and the labels they give to proposals, shared by every miner (digest sections 3.3 and 4.3).
+
+Seeds have a fixed size with a validity mask instead of a data-dependent length, so that mining never waits for the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Mined pseudo objects of one image: rows of equal length S, of which only `valid_S` count."""
+
+    index_S: Tensor
+    """int64 row of the proposal chosen as the pseudo object."""
+    classes_S: Tensor
+    """int64 0-based class."""
+    scores_S: Tensor
+    """Score of the source branch, in [0, 1]."""
+    valid_S: Tensor
+    """bool; the other rows are padding."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Training targets of the N proposals of one image for one refinement branch."""
+
+    labels_N: Tensor
+    """int64; 0 is background, class c is c + 1."""
+    weights_N: Tensor
+    """Loss weight, in [0, 1]; 0 means ignored."""
+    matched_N: Tensor
+    """int64 row of the proposal whose box is the regression target."""
+
+
+def by_score(seeds: Seeds) -> Seeds:
+    """Reorder seeds by descending score (stable), so that ties of overlap go to the surer class."""
+    order_S = torch.sort(seeds.scores_S.masked_fill(~seeds.valid_S, -1.0), descending=True, stable=True).indices
+    return Seeds(
+        seeds.index_S[order_S], seeds.classes_S[order_S], seeds.scores_S[order_S], seeds.valid_S[order_S]
+    )
+
+
+def assign_labels(
+    iou_NN: Tensor, seeds: Seeds, fg_iou: float = 0.5, ignore_iou: float | None = None
+) -> Targets:
+    """Give every proposal the class, score and box of the seed it overlaps most.
+
+    Foreground means IoU >= `fg_iou`. With `ignore_iou` proposals below that overlap get weight 0 (the band of the
+    first OICR); without it all background carries its seed's score, as in the published configurations. Equal overlaps go
+    to the earlier seed. At least one seed must be valid.
+    """
+    overlap_NS = iou_NN[:, seeds.index_S].masked_fill(~seeds.valid_S, -1.0)
+    best_N = overlap_NS.amax(dim=1)
+    # argmax leaves the choice among ties open and differs between devices; the smallest tied column does not.
+    columns_S = torch.arange(overlap_NS.shape[1], device=overlap_NS.device)
+    tied_NS = overlap_NS == best_N[:, None]
+    seed_N = torch.where(tied_NS, columns_S, overlap_NS.shape[1]).amin(dim=1)
+    labels_N = torch.where(best_N >= fg_iou, seeds.classes_S[seed_N] + 1, 0)
+    weights_N = seeds.scores_S[seed_N]
+    if ignore_iou is not None:
+        weights_N = weights_N * (best_N >= ignore_iou)
+    return Targets(labels_N, weights_N, seeds.index_S[seed_N])

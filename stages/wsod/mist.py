@@ -1,0 +1,39 @@
+"""MIST pseudo labels: several instances per class from the top p of the proposals (Ren et al., CVPR 2020).
+
+Keep rule of method digest section 4.3: a proposal survives only when it overlaps *every* higher-ranked one by less than the threshold,
+kept or not, which is stricter than greedy NMS.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from stages.wsod.mining import Seeds
+
+BRANCH_WEIGHTS = (3.0, 1.0, 1.0)
+"""Published loss weights of the three refinement branches."""
+
+
+def candidate_count(num_boxes: int, portion: float = 0.15) -> int:
+    """Proposals per class that may become seeds: floor(p N), but one below ten proposals and never none."""
+    return 1 if num_boxes < 10 else max(1, int(portion * num_boxes))
+
+
+def multi_instance(
+    scores_NC: Tensor, classes_P: Tensor, iou_NN: Tensor, portion: float = 0.15, keep_iou: float = 0.2
+) -> Seeds:
+    """Top `portion` of every positive class, each kept if its IoU with all better ones is below `keep_iou`.
+
+    scores_NC: source branch without its background column; classes_P: positive 0-based classes. Returns P * k seeds, class by
+    class in descending score; the suppressed ones are marked invalid.
+    """
+    count = candidate_count(scores_NC.shape[0], portion)
+    scores_PN = scores_NC[:, classes_P].T
+    ranked_PN, order_PN = torch.sort(scores_PN, dim=1, descending=True, stable=True)
+    ranked_PK, order_PK = ranked_PN[:, :count], order_PN[:, :count]
+    iou_PKK = iou_NN[order_PK[:, :, None], order_PK[:, None, :]]
+    suppressed_PK = torch.tril(iou_PKK >= keep_iou, diagonal=-1).any(dim=2)
+    return Seeds(
+        order_PK.reshape(-1), classes_P.repeat_interleave(count), ranked_PK.reshape(-1), ~suppressed_PK.reshape(-1)
+    )

@@ -1,0 +1,135 @@
+"""Miners and label assignment against loops written from the equations, on random boxes and scores with ties."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from stages.wsod.mining import Seeds, assign_labels, by_score
+from stages.wsod.mist import candidate_count, multi_instance
+from stages.wsod.oicr import near_top, top1
+
+Found = set[tuple[int, int, float]]
+
+
+def problem(seed: int, boxes: int, classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """Random integer boxes, coarse scores (so that ties happen) and positive classes."""
+    generator = torch.Generator().manual_seed(seed)
+    low = torch.randint(0, 12, (boxes, 2), generator=generator)
+    side = torch.randint(3, 12, (boxes, 2), generator=generator)
+    xyxy = torch.cat((low, low + side), dim=1).double()
+    scores = torch.randint(1, 20, (boxes, classes), generator=generator) / 20
+    positives = torch.nonzero(torch.rand(classes, generator=generator) < 0.6).flatten()
+    return box_iou(xyxy, xyxy), scores, positives if len(positives) else torch.tensor([1])
+
+
+def as_set(seeds: Seeds) -> Found:
+    rows = zip(
+        seeds.index_S.tolist(), seeds.classes_S.tolist(), seeds.scores_S.tolist(), seeds.valid_S.tolist(), strict=True
+    )
+    return {(i, c, s) for i, c, s, valid in rows if valid}
+
+
+def slow_top1(scores: Tensor, classes: Tensor) -> Found:
+    found = set()
+    for c in classes.tolist():
+        column = scores[:, c].tolist()
+        best = max(range(len(column)), key=lambda i: (column[i], -i))
+        found.add((best, c, column[best]))
+    return found
+
+
+def slow_nms(queue: list[tuple[float, int, int]], iou: Tensor, threshold: float) -> Found:
+    """Greedy NMS of (score, class, box) entries, in list order for equal scores."""
+    found: Found = set()
+    kept: list[int] = []
+    for score, c, i in sorted(queue, key=lambda entry: -entry[0]):
+        if all(iou[i, k] <= threshold for k in kept):
+            kept.append(i)
+            found.add((i, c, score))
+    return found
+
+
+def slow_near_top(scores: Tensor, classes: Tensor, iou: Tensor, ratio: float, agnostic: bool) -> Found:
+    queues: list[list[tuple[float, int, int]]] = []
+    for c in classes.tolist():
+        column = scores[:, c]
+        best = column.max()
+        queues.append([(column[i].item(), c, i) for i in range(len(column)) if column[i] >= ratio * best])
+    if agnostic:
+        return slow_nms([entry for queue in queues for entry in queue], iou, 0.5)
+    return set().union(*(slow_nms(queue, iou, 0.5) for queue in queues))
+
+
+def slow_mist(scores: Tensor, classes: Tensor, iou: Tensor) -> Found:
+    found = set()
+    count = candidate_count(scores.shape[0])
+    for c in classes.tolist():
+        column = scores[:, c].tolist()
+        ranked = sorted(range(len(column)), key=lambda i: (-column[i], i))[:count]
+        for position, j in enumerate(ranked):
+            if all(iou[j, other] < 0.2 for other in ranked[:position]):
+                found.add((j, c, column[j]))
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 60))
+def test_miners__match_the_slow_versions(seed: int, boxes: int) -> None:
+    iou, scores, classes = problem(seed, boxes)
+    assert as_set(top1(scores, classes)) == slow_top1(scores, classes)
+    assert as_set(multi_instance(scores, classes, iou)) == slow_mist(scores, classes, iou)
+    for agnostic in (False, True):
+        mined = near_top(scores, classes, iou, 0.6, class_agnostic=agnostic, max_seeds=200)
+        assert as_set(mined) == slow_near_top(scores, classes, iou, 0.6, agnostic)
+
+
+def test_near_top__published_class_agnostic_nms_lets_one_class_delete_another() -> None:
+    iou = torch.ones(2, 2)
+    scores = torch.tensor([[0.9, 0.0], [0.0, 0.5]])
+    classes = torch.tensor([0, 1])
+    assert [(i, c) for i, c, _ in as_set(near_top(scores, classes, iou, class_agnostic=True))] == [(0, 0)]
+    assert len(as_set(near_top(scores, classes, iou))) == 2
+
+
+def test_multi_instance__a_suppressed_box_still_suppresses() -> None:
+    # b overlaps a; c overlaps only b. Greedy NMS would keep c, MIST does not.
+    boxes = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [11, 0, 21, 10]])
+    scores = torch.tensor([[0.9], [0.8], [0.7]])
+    filler = torch.tensor([[100.0 + 20 * i, 0, 110.0 + 20 * i, 10] for i in range(17)])
+    boxes, scores = torch.cat((boxes, filler)), torch.cat((scores, torch.zeros(17, 1)))
+    found = as_set(multi_instance(scores, torch.tensor([0]), box_iou(boxes, boxes)))
+    assert {index for index, _, _ in found} == {0}
+
+
+@pytest.mark.parametrize(("boxes", "expected"), [(1, 1), (6, 1), (9, 1), (10, 1), (13, 1), (14, 2), (200, 30)])
+def test_candidate_count__never_none(boxes: int, expected: int) -> None:
+    assert candidate_count(boxes) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 25), st.sampled_from([None, 0.1]))
+def test_assign_labels__matches_the_slow_version(seed: int, boxes: int, ignore: float | None) -> None:
+    iou, scores, classes = problem(seed, boxes)
+    seeds = multi_instance(scores, classes, iou, portion=0.4)
+    targets = assign_labels(iou, seeds, 0.5, ignore)
+    rows = [s for s in range(len(seeds.valid_S)) if seeds.valid_S[s]]
+    for i in range(boxes):
+        best = max(rows, key=lambda s: (iou[i, seeds.index_S[s]].item(), -s))
+        overlap = iou[i, seeds.index_S[best]].item()
+        label = int(seeds.classes_S[best]) + 1 if overlap >= 0.5 else 0
+        ignored = ignore is not None and overlap < ignore
+        assert int(targets.labels_N[i]) == label
+        assert targets.weights_N[i].item() == (0.0 if ignored else seeds.scores_S[best].item())
+        assert int(targets.matched_N[i]) == int(seeds.index_S[best])
+
+
+def test_by_score__a_shared_proposal_goes_to_the_surer_class() -> None:
+    iou = torch.eye(2)
+    seeds = Seeds(torch.tensor([0, 0]), torch.tensor([3, 5]), torch.tensor([0.2, 0.7]), torch.tensor([True, True]))
+    assert int(assign_labels(iou, seeds).labels_N[0]) == 4
+    assert int(assign_labels(iou, by_score(seeds)).labels_N[0]) == 6
