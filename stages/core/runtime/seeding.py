@@ -24,6 +24,6 @@ def seed_everything(seed: int) -> None:
     import torch
 
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries we call still use the global generator
+    np.random.seed(seed % 2**32)  # libraries we call still use the global generator
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)

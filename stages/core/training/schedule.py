@@ -1,0 +1,31 @@
+"""Learning-rate schedules as factors of the base rate, a function of the step alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+Schedule = Callable[[int], float]
+
+
+def warmup_cosine(total: int, warmup: int = 0, warmup_factor: float = 0.001, final: float = 0.01) -> Schedule:
+    """Linear warm-up from ``warmup_factor`` to 1, then a half cosine to ``final`` at ``total`` steps."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return warmup_factor + (1 - warmup_factor) * step / warmup
+        progress = min(1.0, (step - warmup) / max(1, total - warmup))
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor
+
+
+def warmup_steps(milestones: Sequence[int], gamma: float = 0.1, warmup: int = 0, warmup_factor: float = 0.001) -> Schedule:
+    """Linear warm-up, then a drop by ``gamma`` at each milestone (in steps)."""
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return warmup_factor + (1 - warmup_factor) * step / warmup
+        return float(gamma ** sum(step >= m for m in milestones))
+
+    return factor
