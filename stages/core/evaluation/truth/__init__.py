@@ -1,0 +1,7 @@
+"""Ground-truth readers: the only place where boxes and masks of a data set are read."""
+
+from __future__ import annotations
+
+from stages.core.evaluation.truth.types import RLE, ImageTruth, Truth, TruthProblem
+
+__all__ = ["RLE", "ImageTruth", "Truth", "TruthProblem"]
