@@ -1,4 +1,4 @@
-"""Losses and box deltas of weakly supervised detection against sums written out by hand."""
+"""Losses of weakly supervised detection against sums written out by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.ops.mil import bag_index
-from stages.wsod.box_coding import clip, decode, encode
 from stages.wsod.losses import Reduction, image_bce, refinement_loss, regression_loss, row_shares
 from stages.wsod.oicr import RefinementHeads
 from stages.wsod.wsddn import TwoStreamHead
@@ -56,22 +55,6 @@ def test_branch_losses__mean_over_images_of_means_over_proposals(seed: int, coun
         start += count
     assert refinement_loss(logits, labels, weights, shares).item() == pytest.approx(entropy, rel=1e-4, abs=1e-6)
     assert regression_loss(deltas, labels, targets, weights, shares).item() == pytest.approx(distance, rel=1e-4)
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**31))
-def test_box_coding__decode_undoes_encode(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    low = torch.rand(2, 5, 2, generator=generator, dtype=torch.float64) * 50
-    high = low + 2 + torch.rand(2, 5, 2, generator=generator, dtype=torch.float64) * 50
-    boxes, targets = torch.cat((low, high), dim=2)
-    assert torch.allclose(decode(boxes, encode(boxes, targets)), targets)
-
-
-def test_box_coding__a_shift_by_a_tenth_of_the_width_is_a_delta_of_one() -> None:
-    box = torch.tensor([[0.0, 0.0, 20.0, 10.0]])
-    assert encode(box, box + torch.tensor([2.0, 0.0, 2.0, 0.0])).tolist() == [[1.0, 0.0, 0.0, 0.0]]
-    assert clip(torch.tensor([[-1.0, 2.0, 30.0, 40.0]]), height=10, width=20).tolist() == [[0.0, 2.0, 20.0, 10.0]]
 
 
 def test_heads__shapes() -> None:

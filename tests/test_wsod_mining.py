@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torchvision.ops import box_iou
 
+from stages.core.ops.boxes import pairwise_iou
 from stages.wsod.mining import Seeds, assign_labels, by_score
 from stages.wsod.mist import candidate_count, multi_instance
 from stages.wsod.oicr import near_top, top1
@@ -24,7 +24,7 @@ def problem(seed: int, boxes: int, classes: int = 3) -> tuple[Tensor, Tensor, Te
     xyxy = torch.cat((low, low + side), dim=1).double()
     scores = torch.randint(1, 20, (boxes, classes), generator=generator) / 20
     positives = torch.nonzero(torch.rand(classes, generator=generator) < 0.6).flatten()
-    return box_iou(xyxy, xyxy), scores, positives if len(positives) else torch.tensor([1])
+    return pairwise_iou(xyxy, xyxy), scores, positives if len(positives) else torch.tensor([1])
 
 
 def as_set(seeds: Seeds) -> Found:
@@ -102,7 +102,7 @@ def test_multi_instance__a_suppressed_box_still_suppresses() -> None:
     scores = torch.tensor([[0.9], [0.8], [0.7]])
     filler = torch.tensor([[100.0 + 20 * i, 0, 110.0 + 20 * i, 10] for i in range(17)])
     boxes, scores = torch.cat((boxes, filler)), torch.cat((scores, torch.zeros(17, 1)))
-    found = as_set(multi_instance(scores, torch.tensor([0]), box_iou(boxes, boxes)))
+    found = as_set(multi_instance(scores, torch.tensor([0]), pairwise_iou(boxes, boxes)))
     assert {index for index, _, _ in found} == {0}
 
 

@@ -12,9 +12,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torchvision.ops import nms
 
-from stages.pgt.containment import Floats, Indices, Policy, areas, ordered, simultaneous
+from stages.core.ops.boxes import box_area
+from stages.core.ops.nms import class_wise_nms
+from stages.pgt.containment import Floats, Indices, Policy, ordered, simultaneous
 
 Mode = Literal["paper", "improved", "topk", "pgf"]
 
@@ -80,7 +81,7 @@ def select(
     Detections of other classes are ignored.
     """
     usable = np.isfinite(boxes_xyxy).all(axis=1) & np.isfinite(scores)
-    usable[usable] = areas(boxes_xyxy[usable]) > 0
+    usable[usable] = box_area(torch.from_numpy(boxes_xyxy[usable])).numpy() > 0
     per_class = []
     for tag in sorted(set(tags)):
         rows = np.flatnonzero(usable & (classes == tag))
@@ -131,5 +132,6 @@ def _select_class(boxes: Floats, scores: Floats, tag: int, rule: Rule) -> tuple[
 
 
 def _nms(boxes: Floats, scores: Floats, iou: float) -> Indices:
-    kept = nms(torch.from_numpy(boxes), torch.from_numpy(scores), iou).numpy()
-    return np.sort(kept)
+    one_class = torch.zeros(len(boxes), dtype=torch.int64)
+    kept = class_wise_nms(torch.from_numpy(boxes), torch.from_numpy(scores), one_class, iou)
+    return np.sort(kept.numpy())

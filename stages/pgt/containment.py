@@ -8,30 +8,20 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from stages.core.ops.boxes import pairwise_containment
 
 Floats = NDArray[np.floating]
 Indices = NDArray[np.int64]
 Policy = Literal["drop_inner", "drop_lower"]
 
 
-def areas(boxes_xyxy: Floats) -> Floats:
-    """Areas (n,) of half-open boxes (n, 4); 0 for degenerate ones."""
-    sides = np.clip(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], 0, None)
-    return np.asarray(sides[:, 0] * sides[:, 1], dtype=np.float64)
-
-
-def intersections(boxes_xyxy: Floats) -> Floats:
-    """Pairwise intersection areas (n, n)."""
-    low = np.maximum(boxes_xyxy[:, None, :2], boxes_xyxy[None, :, :2])
-    high = np.minimum(boxes_xyxy[:, None, 2:], boxes_xyxy[None, :, 2:])
-    sides = np.clip(high - low, 0, None).astype(np.float64)
-    return np.asarray(sides[..., 0] * sides[..., 1])
-
-
 def containment(boxes_xyxy: Floats) -> Floats:
-    """Entry (j, k) is |b_j and b_k| / |b_j| in [0, 1], for boxes of positive area."""
-    return np.asarray(intersections(boxes_xyxy) / areas(boxes_xyxy)[:, None])
+    """Entry (j, k) is |b_j and b_k| / |b_j|, in [0, 1]."""
+    boxes = torch.from_numpy(boxes_xyxy)
+    return np.asarray(pairwise_containment(boxes, boxes).numpy())
 
 
 def simultaneous(boxes_xyxy: Floats, tau_o: float) -> NDArray[np.bool_]:
