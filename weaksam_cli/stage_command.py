@@ -1,0 +1,270 @@
+"""A subcommand per stage, its flags made from the stage's settings class.
+
+The body is three lines: build the settings, build the request, execute. Settings flags take text that
+is read as YAML and validated by pydantic, so that a flag, a YAML key and ``--set`` fail alike.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+from weaksam_cli.state import OPTIONS, data_root, run_folder
+
+if TYPE_CHECKING:
+    from stages.core.config import StageConfig
+    from stages.core.runtime.execute import Outcome, Request
+
+SUMMARIES = {
+    "cam": "Train the classifier on tags; write coarse, fine and cross-attention maps.",
+    "prompt": "Turn the maps' peaks into point prompts.",
+    "propose": "Prompt SAM with a grid and the points; write class-agnostic boxes.",
+    "wsod": "Learn which proposal is which class from tags alone; write detections.",
+    "pgt": "Make pseudo ground truth out of the detections of a train split.",
+    "retrain": "Train an ordinary detector on the pseudo ground truth with RoI drop.",
+    "wsis": "Turn pseudo boxes into masks with SAM and train an instance segmenter.",
+}
+
+INPUT_FLAGS: dict[str, tuple[str, ...]] = {
+    "cam": ("checkpoint",),
+    "prompt": ("cams",),
+    "propose": ("prompts",),
+    "wsod": ("proposals", "checkpoint"),
+    "pgt": ("detections",),
+    "retrain": ("pgt", "checkpoint"),
+    "wsis": ("pgt", "checkpoint"),
+}
+"""Flags that replace an input found in the run folder; a test holds them against each stage's inputs."""
+
+SETTINGS_PANEL = "Settings (also YAML keys and --set)"
+RUN_PANEL = "Run"
+
+
+def load_config_class(stage: str) -> type[StageConfig]:
+    """The settings class of a stage, without importing torch."""
+    module = importlib.import_module(f"stages.{stage}.config")
+    return typing.cast("type[StageConfig]", getattr(module, f"{stage.capitalize()}Config"))
+
+
+def stage_command(stage: str) -> Callable[..., None]:
+    """Build the function that Typer turns into ``weaksam <stage>``."""
+    model = load_config_class(stage)
+
+    def command(**values: Any) -> None:
+        config, request = prepare(stage, model, values)
+        stage_object = importlib.import_module(f"stages.{stage}.stage").STAGE
+        from stages.core.runtime.execute import execute
+
+        outcome = execute(stage_object, config, request)
+        if values["viz"] and outcome.status in ("done", "already done"):
+            _draw(stage, outcome, request, values["viz"])
+        _print_outcome(stage, outcome, config, as_json=values["as_json"])
+
+    parameters = [*_common_parameters(), *_input_parameters(stage), *_setting_parameters(model)]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__ = SUMMARIES[stage]
+    command.__name__ = stage
+    return command
+
+
+def prepare(stage: str, model: type[StageConfig], values: dict[str, Any]) -> tuple[StageConfig, Request]:
+    """Build settings and request from parsed options.
+
+    Raises:
+        ConfigError, UsageError: see :func:`stages.core.config.build_config` and the option parsers.
+    """
+    from stages.core.runtime.device import available_cores, resolve_device, resolve_precision
+    from stages.core.runtime.execute import Request
+    from stages.core.runtime.parts import parse_shard
+
+    config = resolve_settings(
+        stage, model, values["recipe"], values["config"], values["assignments"], setting_flags(model, values)
+    )
+    device = resolve_device(values["device"])
+    workers = values["workers"]
+    request = Request(
+        split=values["split"],
+        run=run_folder(values["run"], values["split"].rpartition("_")[0] or values["split"]),
+        data=data_root(values["data"]),
+        out=values["out"],
+        overrides={name: values[f"input_{name}"] for name in INPUT_FLAGS[stage] if values[f"input_{name}"]},
+        limit=values["limit"],
+        shard=parse_shard(values["shard"]),
+        resume=values["resume"],
+        overwrite=values["overwrite"],
+        dry_run=values["dry_run"],
+        device=device,
+        precision=resolve_precision(values["precision"], device),
+        seed=values["seed"],
+        workers=(available_cores() if device == "cpu" else 0) if workers is None else workers,
+        max_failures=values["max_failures"],
+        verbosity=OPTIONS.verbosity,
+        show_progress=OPTIONS.progress,
+    )
+    return config, request
+
+
+def resolve_settings(
+    stage: str,
+    model: type[StageConfig],
+    recipe: str | None,
+    config_file: Path | None,
+    assignments: list[str],
+    flags: dict[str, Any],
+) -> StageConfig:
+    """Settings of one stage: default < recipe < file < environment < ``--set`` < flag."""
+    from stages.core.config import build_config, environment_section, load_config_file, load_recipe, parse_assignments
+
+    layers = []
+    if recipe:
+        layers.append((f"recipe {recipe}", load_recipe(recipe).get(stage, {})))
+    if config_file:
+        layers.append((str(config_file), load_config_file(config_file).get(stage, {})))
+    layers.append(("the environment", environment_section(stage)))
+    layers.append(("--set", parse_assignments(assignments, stage)))
+    layers.append(("the command line", flags))
+    return build_config(model, layers)
+
+
+def setting_flags(model: type[StageConfig], values: dict[str, Any]) -> dict[str, Any]:
+    """The settings given as flags, text read as YAML (``1.0,0.8`` is a list)."""
+    import yaml
+
+    from stages.core.errors import ConfigError
+
+    flags: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        value = values.get(f"setting_{name}")
+        if value is None:
+            continue
+        if isinstance(value, str) and _is_text(field.annotation):
+            flags[name] = value
+            continue
+        text = f"[{value}]" if isinstance(value, str) and _is_sequence(field.annotation) else value
+        try:
+            flags[name] = yaml.safe_load(text) if isinstance(text, str) else text
+        except yaml.YAMLError as error:
+            raise ConfigError(f"'{value}' cannot be read", where=f"--{name.replace('_', '-')}") from error
+    return flags
+
+
+def _is_sequence(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (tuple, list)
+
+
+def _is_text(annotation: Any) -> bool:
+    return annotation is str or (typing.get_origin(annotation) is Literal)
+
+
+def _option(name: str, kind: Any, default: Any, *flags: str, **extra: Any) -> inspect.Parameter:
+    option = typer.Option(default, *flags, **extra)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=option, annotation=kind)
+
+
+def _common_parameters() -> list[inspect.Parameter]:
+    panel = {"rich_help_panel": RUN_PANEL}
+    path = Path | None
+    return [
+        _option("split", str, ..., "--split", help="Split to work on, <dataset>_<subset>.", envvar="WEAKSAM_SPLIT"),
+        _option("run", path, None, "--run", help="Run folder; default runs/<dataset>.", **panel),
+        _option("out", path, None, "--out", help="Output folder; default <run>/<stage>/<split>.", **panel),
+        _option("config", path, None, "--config", "-c", help="YAML file with one section per stage.", **panel),
+        _option("recipe", str | None, None, "--recipe", help="Shipped recipe, or a path to one.", envvar="WEAKSAM_RECIPE", **panel),
+        _option("assignments", list[str], [], "--set", "-s", metavar="KEY=VALUE", help="One setting; may be repeated.", **panel),
+        _option("data", path, None, "--data", help="Folder of data sets; default $WEAKSAM_DATA, else ./data.", **panel),
+        _option("limit", int | None, None, "--limit", help="Take only the first N images in id order.", **panel),
+        _option("shard", str, "0/1", "--shard", metavar="I/N", help="Take part I of N (0-based).", **panel),
+        _option("resume", bool, False, "--resume", help="Go on from saved state; nothing to do if finished.", **panel),
+        _option("overwrite", bool, False, "--overwrite", help="Replace what this stage wrote before.", **panel),
+        _option("dry_run", bool, False, "--dry-run", help="Check everything, print settings, do nothing.", **panel),
+        _option("device", str, "auto", "--device", help="auto, cpu, cuda or cuda:N.", envvar="WEAKSAM_DEVICE", **panel),
+        _option("precision", str, "auto", "--precision", help="auto, fp32, bf16 or fp16.", **panel),
+        _option("workers", int | None, None, "--workers", min=0, help="Processes for per-image work; default all cores on a CPU.", **panel),
+        _option("seed", int, 0, "--seed", min=0, help="Seed of everything random.", envvar="WEAKSAM_SEED", **panel),
+        _option("max_failures", str, "5%", "--max-failures", help="Images that may fail: a count or a percentage.", **panel),
+        _option("viz", int, 0, "--viz", min=0, metavar="N", help="Draw the first N images into <out>/viz.", **panel),
+        _option("as_json", bool, False, "--json", help="Print the result as one line of JSON.", **panel),
+    ]
+
+
+def _input_parameters(stage: str) -> list[inspect.Parameter]:
+    return [
+        _option(
+            f"input_{name}", Path | None, None, f"--{name}", metavar="PATH",
+            help=f"Use this {name} file instead of the run folder's.", rich_help_panel=RUN_PANEL,
+        )
+        for name in INPUT_FLAGS[stage]
+    ]
+
+
+def _setting_parameters(model: type[StageConfig]) -> list[inspect.Parameter]:
+    parameters = []
+    for name, field in model.model_fields.items():
+        flag = name.replace("_", "-")
+        text = f"{field.description} [default: {_shown(field.default)}]"
+        if field.annotation is bool:
+            parameters.append(_option(
+                f"setting_{name}", bool | None, None, f"--{flag}/--no-{flag}",
+                help=text, rich_help_panel=SETTINGS_PANEL, show_default=False,
+            ))
+        else:
+            parameters.append(_option(
+                f"setting_{name}", str | None, None, f"--{flag}", metavar=_metavar(field.annotation),
+                help=text, rich_help_panel=SETTINGS_PANEL, show_default=False,
+            ))
+    return parameters
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(str(v) for v in value)
+    return "none" if value is None else str(value)
+
+
+def _metavar(annotation: Any) -> str:
+    if typing.get_origin(annotation) is Literal:
+        return "|".join(str(v) for v in typing.get_args(annotation))
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        return "|".join(_metavar(a) for a in typing.get_args(annotation) if a is not type(None))
+    if _is_sequence(annotation):
+        return "LIST"
+    names = {int: "INTEGER", float: "FLOAT", str: "TEXT", Path: "PATH"}
+    return names.get(annotation, "VALUE")
+
+
+def _draw(stage: str, outcome: Outcome, request: Request, count: int) -> None:
+    from stages.core.datasets.catalog import open_split
+
+    viz = importlib.import_module(f"stages.{stage}.viz")
+    split = open_split(request.split, request.data)
+    viz.draw(outcome.out, split, split.ids[:count], outcome.out / "viz")
+
+
+def _print_outcome(stage: str, outcome: Outcome, config: StageConfig, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    if as_json:
+        counts = asdict(outcome.manifest)["counts"] if outcome.manifest else {}
+        typer.echo(json.dumps({
+            "stage": stage, "status": outcome.status, "out": str(outcome.out), "images": outcome.plan.images,
+            "counts": counts, "config": json.loads(config.model_dump_json()),
+        }))
+        return
+    typer.echo(f"{stage}: {outcome.status} ({outcome.plan.images} images) -> {outcome.out}")
+    for note in outcome.plan.notes:
+        typer.echo(f"  {note}")
+    if outcome.status == "planned":
+        for name, value in config.model_dump().items():
+            typer.echo(f"  {name} = {_shown(value)}")
+    elif outcome.manifest is not None:
+        counts = ", ".join(f"{k} {v}" for k, v in outcome.manifest.counts.items())
+        typer.echo(f"  {counts}; {outcome.manifest.wall_seconds:.1f} s")

@@ -1,0 +1,51 @@
+"""Tables of figures on stdout."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from stages.core.evaluation.tasks import Report
+
+
+def print_report_table(report: Report) -> None:
+    """Figures of one artifact, and per class if there are any."""
+    console = Console()
+    table = Table(title=f"{report.task} on {report.split}")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for name, value in report.metrics.items():
+        table.add_row(name, _figure(value))
+    console.print(table)
+    if report.per_class:
+        columns = list(next(iter(report.per_class.values())))
+        classes = Table(title="per class")
+        classes.add_column("class")
+        for column in columns:
+            classes.add_column(column, justify="right")
+        for name, values in report.per_class.items():
+            classes.add_row(name, *(_figure(values[c]) for c in columns))
+        console.print(classes)
+
+
+def print_run_table(figures: dict[str, Any]) -> None:
+    """One table for a whole run: a row per stage and split."""
+    table = Table(title=f"run {figures['run']}")
+    table.add_column("stage")
+    table.add_column("split")
+    table.add_column("figures")
+    table.add_column("seconds", justify="right")
+    for row in figures["rows"]:
+        shown = "  ".join(f"{name} {_figure(value)}" for name, value in row["metrics"].items())
+        seconds = row.get("wall_seconds")
+        table.add_row(row["stage"], row["split"], shown, "" if seconds is None else f"{seconds:.0f}")
+    Console().print(table)
+
+
+def _figure(value: float | None) -> str:
+    if value is None or value != value:
+        return "–"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
