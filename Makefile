@@ -1,0 +1,115 @@
+# weaksam: `make help` lists what there is; `make -n TARGET` is the plan.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON  ?= python3
+VENV    ?= .venv
+BIN     := $(VENV)/bin
+WEAKSAM := $(BIN)/weaksam
+READY   := $(VENV)/.installed
+
+DATASET ?= shapes
+RUN     ?= runs/$(DATASET)
+SEED    ?= 0
+SET     ?=
+FLAGS   ?=
+RECIPE  ?= $(if $(filter shapes,$(DATASET)),shapes,$(if $(filter voc07 voc12 coco14 coco17,$(DATASET)),$(DATASET),offline))
+STAGES  := cam prompt propose wsod pgt retrain wsis
+WHAT     = --run $(RUN) --recipe $(RECIPE) --seed $(SEED) $(foreach s,$(SET),--set $(s))
+
+.PHONY: help venv demo test lint types contracts unit chain wheel clean $(STAGES) evaluate report FORCE
+
+help: ## this list
+	@grep -hE '^[a-z][a-z -]*:.*##' $(firstword $(MAKEFILE_LIST)) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@echo "  stages       $(STAGES)"
+	@echo "               each is a file target on manifests, e.g. make pgt DATASET=shapes; brings up all before it"
+	@echo "  variables    DATASET=shapes RECIPE=<by data set> RUN=runs/<data set> SEED=0 SET='wsod.epochs=8 ...' FLAGS='--device cuda'"
+
+venv: $(READY) ## make .venv and install everything
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+demo: $(READY) ## all seven stages on drawn images, then runs/demo/report.html
+	$(WEAKSAM) demo
+
+test: lint types contracts unit chain ## everything CI checks
+
+lint: $(READY) ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## mypy --strict
+	$(BIN)/mypy
+
+contracts: $(READY) ## import contracts
+	$(BIN)/lint-imports
+
+unit: $(READY) ## all tests but the chain
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not chain" -n 2
+
+chain: $(READY) ## the seven stages end to end on a handful of images
+	$(BIN)/pytest -m chain
+
+wheel: $(READY) ## build the wheel into dist/
+	$(BIN)/python -m build --wheel --outdir dist
+
+clean: ## remove caches and build products (never runs/ or data/)
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# --- the chain: one target per stage and split, each a manifest -------------------------------------
+# The splits of a data set and the settings of each stage are asked of weaksam itself, which needs the
+# environment; hence the second make. Settings files change only when a setting does.
+ifndef CHAIN
+
+$(STAGES) evaluate report: $(READY)
+	@$(MAKE) --no-print-directory CHAIN=1 $@
+
+else
+
+PLAN := $(shell test -x $(WEAKSAM) && $(WEAKSAM) settings --dataset $(DATASET) $(WHAT) || echo FAILED)
+ifeq ($(PLAN),FAILED)
+$(error the settings above do not work)
+endif
+TRAIN_SPLIT ?= $(word 1,$(PLAN))
+TEST_SPLIT  ?= $(word 2,$(PLAN))
+
+# $(1) stage, $(2) split, $(3) manifests it depends on
+define stage_rule
+$(RUN)/$(1)/$(2)/manifest.json: $(RUN)/settings/$(1).yaml $(3)
+	$(WEAKSAM) $(1) --split $(2) $(WHAT) --resume --overwrite $(FLAGS)
+endef
+manifest = $(if $(2),$(RUN)/$(1)/$(2)/manifest.json)
+both     = $(call manifest,$(1),$(TRAIN_SPLIT)) $(call manifest,$(1),$(TEST_SPLIT))
+
+$(eval $(call stage_rule,cam,$(TRAIN_SPLIT),))
+$(eval $(call stage_rule,prompt,$(TRAIN_SPLIT),$(call manifest,cam,$(TRAIN_SPLIT))))
+$(eval $(call stage_rule,propose,$(TRAIN_SPLIT),$(call manifest,prompt,$(TRAIN_SPLIT))))
+$(eval $(call stage_rule,wsod,$(TRAIN_SPLIT),$(call manifest,propose,$(TRAIN_SPLIT))))
+$(eval $(call stage_rule,pgt,$(TRAIN_SPLIT),$(call manifest,wsod,$(TRAIN_SPLIT))))
+$(eval $(call stage_rule,retrain,$(TRAIN_SPLIT),$(call manifest,pgt,$(TRAIN_SPLIT))))
+$(eval $(call stage_rule,wsis,$(TRAIN_SPLIT),$(call manifest,pgt,$(TRAIN_SPLIT))))
+ifneq ($(TEST_SPLIT),)
+$(eval $(call stage_rule,cam,$(TEST_SPLIT),$(call manifest,cam,$(TRAIN_SPLIT))))
+$(eval $(call stage_rule,prompt,$(TEST_SPLIT),$(call manifest,cam,$(TEST_SPLIT))))
+$(eval $(call stage_rule,propose,$(TEST_SPLIT),$(call manifest,prompt,$(TEST_SPLIT))))
+$(eval $(call stage_rule,wsod,$(TEST_SPLIT),$(call manifest,wsod,$(TRAIN_SPLIT)) $(call manifest,propose,$(TEST_SPLIT))))
+$(eval $(call stage_rule,retrain,$(TEST_SPLIT),$(call manifest,retrain,$(TRAIN_SPLIT))))
+$(eval $(call stage_rule,wsis,$(TEST_SPLIT),$(call manifest,wsis,$(TRAIN_SPLIT))))
+endif
+
+$(foreach s,cam prompt propose wsod retrain wsis,$(eval $(s): $(call both,$(s)) ; @:))
+pgt: $(call manifest,pgt,$(TRAIN_SPLIT)) ; @:
+
+evaluate: $(call both,cam) $(call both,prompt) $(call both,propose) $(call both,wsod) $(call manifest,pgt,$(TRAIN_SPLIT)) $(call both,retrain) $(call both,wsis)
+	$(WEAKSAM) evaluate --dataset $(DATASET) --run $(RUN)
+
+report: evaluate
+	$(WEAKSAM) report --dataset $(DATASET) --run $(RUN)
+
+endif
