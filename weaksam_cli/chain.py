@@ -39,14 +39,23 @@ def chain_steps(train: str, test: str, train_limit: int | None, test_limit: int 
 def demo(
     run: Annotated[Path, typer.Option("--run", help="Run folder.")] = Path("runs/demo"),
     recipe: Annotated[str, typer.Option("--recipe", help="Settings of all stages.")] = "demo",
-    dataset: Annotated[str, typer.Option("--dataset", help="Data set with a _train and a _test split.")] = "shapes",
+    dataset: Annotated[
+        str, typer.Option("--dataset", help="Data set with a _train and a _test split.")
+    ] = "shapes",
     train_images: Annotated[int, typer.Option("--train-images", min=1, help="Images to learn from.")] = 160,
     test_images: Annotated[int, typer.Option("--test-images", min=1, help="Images to evaluate on.")] = 60,
-    data: Annotated[Path | None, typer.Option("--data", help="Folder of data sets; default $WEAKSAM_DATA, else ./data.")] = None,
-    assignments: Annotated[list[str] | None, typer.Option("--set", "-s", metavar="STAGE.KEY=VALUE", help="One setting; may be repeated.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of data sets; default $WEAKSAM_DATA, else ./data.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", metavar="STAGE.KEY=VALUE", help="One setting; may be repeated."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    workers: Annotated[int | None, typer.Option("--workers", min=0, help="Processes for per-image work.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, help="Processes for per-image work.")
+    ] = None,
 ) -> None:
     """Run all seven stages on the embedded data set, evaluate, and write report.html.
 
@@ -62,15 +71,26 @@ def demo(
     train, test = f"{dataset}_train", f"{dataset}_test"
     steps = chain_steps(train, test, train_images, test_images)
     for number, step in enumerate(steps, 1):
-        config = resolve_settings(step.stage, load_config_class(step.stage), recipe, None, assignments or [], {})
+        config = resolve_settings(
+            step.stage, load_config_class(step.stage), recipe, None, assignments or [], {}
+        )
         typer.echo(f"[{number}/{len(steps)}] {step.stage} {step.split}", err=True)
         execute(
             importlib.import_module(f"stages.{step.stage}.stage").STAGE,
             config,
             Request(
-                split=step.split, run=run, data=root, limit=step.limit, resume=True, overwrite=True,
-                device=chosen, precision=resolve_precision("auto", chosen), seed=seed, workers=workers,
-                verbosity=OPTIONS.verbosity, show_progress=OPTIONS.progress,
+                split=step.split,
+                run=run,
+                data=root,
+                limit=step.limit,
+                resume=True,
+                overwrite=True,
+                device=chosen,
+                precision=resolve_precision("auto", chosen),
+                seed=seed,
+                workers=workers,
+                verbosity=OPTIONS.verbosity,
+                show_progress=OPTIONS.progress,
             ),
         )
     seconds = time.monotonic() - start
@@ -82,6 +102,7 @@ def evaluate_and_report(run: Path, root: Path, train: str, test: str) -> dict[st
     """Measure everything in a run folder, print one table, write ``report.html``."""
     from stages.core.evaluation.suite import evaluate_run
     from stages.core.viz.report import write_report
+
     from weaksam_cli.tables import print_run_table
 
     figures = evaluate_run(run, root, train, test)

@@ -19,7 +19,9 @@ EXTRAS = {"fast": "faster_coco_eval", "offline": "efficientnet_lite0_pytorch_mod
 
 
 def doctor(
-    data: Annotated[Path | None, typer.Option("--data", help="Folder of data sets; default $WEAKSAM_DATA, else ./data.")] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of data sets; default $WEAKSAM_DATA, else ./data.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")] = False,
 ) -> None:
     """Check the installation, the devices and the data; exit 5 if something needed is missing."""
@@ -54,9 +56,13 @@ def diagnose(data: Path) -> tuple[dict[str, Any], list[str]]:
     facts["cores"] = available_cores()
     facts["devices"], device_problems = _devices()
     problems += device_problems
-    facts["extras"] = ", ".join(f"{n} {'yes' if importlib.util.find_spec(m) else 'no'}" for n, m in EXTRAS.items())
+    facts["extras"] = ", ".join(
+        f"{n} {'yes' if importlib.util.find_spec(m) else 'no'}" for n, m in EXTRAS.items()
+    )
     facts["free disk"] = f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB here"
-    facts["WEAKSAM_*"] = ", ".join(f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("WEAKSAM_")) or "none set"
+    facts["WEAKSAM_*"] = (
+        ", ".join(f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("WEAKSAM_")) or "none set"
+    )
     facts["data"], data_problems = _splits(data)
     return facts, problems + data_problems
 
@@ -92,12 +98,17 @@ def _devices() -> tuple[str, list[str]]:
         torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     except RuntimeError as error:
         return "unknown", [f"torchvision's operators do not fit this torch: {str(error).splitlines()[0]}"]
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    names = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if torch.cuda.is_available()
+        else []
+    )
     return ", ".join(["cpu", *names]), []
 
 
 def _splits(data: Path) -> tuple[str, list[str]]:
     from stages.core.datasets.catalog import list_splits
+
     from stages.core.errors import WeakSamError
 
     try:

@@ -10,8 +10,12 @@ import typer
 
 
 def inspect_artifact(
-    artifact: Annotated[Path, typer.Argument(help="A .h5, .json or .safetensors artifact, or a stage's folder.")],
-    image: Annotated[str | None, typer.Option("--image", help="Show the rows of this image (HDF5 tables).")] = None,
+    artifact: Annotated[
+        Path, typer.Argument(help="A .h5, .json or .safetensors artifact, or a stage's folder.")
+    ],
+    image: Annotated[
+        str | None, typer.Option("--image", help="Show the rows of this image (HDF5 tables).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")] = False,
 ) -> None:
     """Show what an artifact holds: schema, counts, settings, failures."""
@@ -44,7 +48,9 @@ def describe(path: Path, image: str | None = None) -> dict[str, Any]:
     if path.is_dir():
         return _manifest(path)
     if not path.is_file():
-        raise MissingInputError("no such file or folder", where=path, remedy="give an artifact of a run folder")
+        raise MissingInputError(
+            "no such file or folder", where=path, remedy="give an artifact of a run folder"
+        )
     if path.name == "manifest.json":
         return _manifest(path.parent)
     if path.suffix == ".h5":
@@ -53,7 +59,11 @@ def describe(path: Path, image: str | None = None) -> dict[str, Any]:
         return _coco(path)
     if path.suffix == ".safetensors":
         return _weights(path)
-    raise SchemaError(f"'{path.suffix}' is not an artifact's suffix", where=path, remedy="expected .h5, .json or .safetensors")
+    raise SchemaError(
+        f"'{path.suffix}' is not an artifact's suffix",
+        where=path,
+        remedy="expected .h5, .json or .safetensors",
+    )
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -99,7 +109,9 @@ def _table(path: Path, image: str | None) -> dict[str, Any]:
         "artifact": f"{schema.name} (schema {schema.version})",
         "images": len(table.ids),
         "rows": table.num_rows,
-        "rows per image": f"mean {counts.mean():.1f}, min {counts.min()}, max {counts.max()}" if len(counts) else "none",
+        "rows per image": f"mean {counts.mean():.1f}, min {counts.min()}, max {counts.max()}"
+        if len(counts)
+        else "none",
         "images without rows": int((counts == 0).sum()),
         "columns": columns,
         "attributes": {k: str(v) for k, v in table.attrs.items()},
@@ -114,7 +126,9 @@ def _coco(path: Path) -> dict[str, Any]:
 
     loaded = read_json(path)
     entries = loaded.get("annotations") if isinstance(loaded, dict) else loaded
-    if not isinstance(entries, list) or not all(isinstance(e, dict) and "category_id" in e for e in entries[:100]):
+    if not isinstance(entries, list) or not all(
+        isinstance(e, dict) and "category_id" in e for e in entries[:100]
+    ):
         raise SchemaError("neither COCO results nor a COCO data set", where=path)
     facts: dict[str, Any] = {
         "artifact": "COCO data set" if isinstance(loaded, dict) else "COCO results",

@@ -18,7 +18,10 @@ from weaksam_cli import tools
 from weaksam_cli.stage_command import SUMMARIES, stage_command
 from weaksam_cli.state import OPTIONS
 
-EPILOG = "Exit codes: 0 done, 1 bug, 2 usage, 3 input, 4 output exists, 5 environment, 6 too many failures, 7 expectation not met, 75 preempted, 130 interrupted."
+EPILOG = (
+    "Exit codes: 0 done, 1 bug, 2 usage, 3 input, 4 output exists, 5 environment, "
+    "6 too many failures, 7 expectation not met, 75 preempted, 130 interrupted."
+)
 
 
 def _version(value: bool) -> None:
@@ -34,7 +37,9 @@ def _global_options(
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and errors.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress display.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Image-level tags in; object detectors and instance segmenters out."""
     OPTIONS.verbosity = 1 if verbose else -1 if quiet else 0
@@ -49,8 +54,13 @@ def build_app(detailed: Sequence[str]) -> typer.Typer:
         detailed: Stages whose flags are needed; the others show their summary only.
     """
     app = typer.Typer(
-        name="weaksam", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-        rich_markup_mode="rich", epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]},
+        name="weaksam",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        epilog=EPILOG,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_global_options)
     for stage, summary in SUMMARIES.items():

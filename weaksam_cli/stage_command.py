@@ -122,7 +122,13 @@ def resolve_settings(
     flags: dict[str, Any],
 ) -> StageConfig:
     """Settings of one stage: default < recipe < file < environment < ``--set`` < flag."""
-    from stages.core.config import build_config, environment_section, load_config_file, load_recipe, parse_assignments
+    from stages.core.config import (
+        build_config,
+        environment_section,
+        load_config_file,
+        load_recipe,
+        parse_assignments,
+    )
 
     layers = []
     if recipe:
@@ -174,24 +180,99 @@ def _common_parameters() -> list[inspect.Parameter]:
     panel = {"rich_help_panel": RUN_PANEL}
     path = Path | None
     return [
-        _option("split", str, ..., "--split", help="Split to work on, <dataset>_<subset>.", envvar="WEAKSAM_SPLIT"),
+        _option(
+            "split", str, ..., "--split", help="Split to work on, <dataset>_<subset>.", envvar="WEAKSAM_SPLIT"
+        ),
         _option("run", path, None, "--run", help="Run folder; default runs/<dataset>.", **panel),
         _option("out", path, None, "--out", help="Output folder; default <run>/<stage>/<split>.", **panel),
-        _option("config", path, None, "--config", "-c", help="YAML file with one section per stage.", **panel),
-        _option("recipe", str | None, None, "--recipe", help="Shipped recipe, or a path to one.", envvar="WEAKSAM_RECIPE", **panel),
-        _option("assignments", list[str], [], "--set", "-s", metavar="KEY=VALUE", help="One setting; may be repeated.", **panel),
-        _option("data", path, None, "--data", help="Folder of data sets; default $WEAKSAM_DATA, else ./data.", **panel),
-        _option("limit", int | None, None, "--limit", help="Take only the first N images in id order.", **panel),
+        _option(
+            "config", path, None, "--config", "-c", help="YAML file with one section per stage.", **panel
+        ),
+        _option(
+            "recipe",
+            str | None,
+            None,
+            "--recipe",
+            help="Shipped recipe, or a path to one.",
+            envvar="WEAKSAM_RECIPE",
+            **panel,
+        ),
+        _option(
+            "assignments",
+            list[str],
+            [],
+            "--set",
+            "-s",
+            metavar="KEY=VALUE",
+            help="One setting; may be repeated.",
+            **panel,
+        ),
+        _option(
+            "data",
+            path,
+            None,
+            "--data",
+            help="Folder of data sets; default $WEAKSAM_DATA, else ./data.",
+            **panel,
+        ),
+        _option(
+            "limit", int | None, None, "--limit", help="Take only the first N images in id order.", **panel
+        ),
         _option("shard", str, "0/1", "--shard", metavar="I/N", help="Take part I of N (0-based).", **panel),
-        _option("resume", bool, False, "--resume", help="Go on from saved state; nothing to do if finished.", **panel),
-        _option("overwrite", bool, False, "--overwrite", help="Replace what this stage wrote before.", **panel),
-        _option("dry_run", bool, False, "--dry-run", help="Check everything, print settings, do nothing.", **panel),
-        _option("device", str, "auto", "--device", help="auto, cpu, cuda or cuda:N.", envvar="WEAKSAM_DEVICE", **panel),
+        _option(
+            "resume",
+            bool,
+            False,
+            "--resume",
+            help="Go on from saved state; nothing to do if finished.",
+            **panel,
+        ),
+        _option(
+            "overwrite", bool, False, "--overwrite", help="Replace what this stage wrote before.", **panel
+        ),
+        _option(
+            "dry_run", bool, False, "--dry-run", help="Check everything, print settings, do nothing.", **panel
+        ),
+        _option(
+            "device",
+            str,
+            "auto",
+            "--device",
+            help="auto, cpu, cuda or cuda:N.",
+            envvar="WEAKSAM_DEVICE",
+            **panel,
+        ),
         _option("precision", str, "auto", "--precision", help="auto, fp32, bf16 or fp16.", **panel),
-        _option("workers", int | None, None, "--workers", min=0, help="Processes for per-image work; default all cores on a CPU.", **panel),
-        _option("seed", int, 0, "--seed", min=0, help="Seed of everything random.", envvar="WEAKSAM_SEED", **panel),
-        _option("max_failures", str, "5%", "--max-failures", help="Images that may fail: a count or a percentage.", **panel),
-        _option("viz", int, 0, "--viz", min=0, metavar="N", help="Draw the first N images into <out>/viz.", **panel),
+        _option(
+            "workers",
+            int | None,
+            None,
+            "--workers",
+            min=0,
+            help="Processes for per-image work; default all cores on a CPU.",
+            **panel,
+        ),
+        _option(
+            "seed", int, 0, "--seed", min=0, help="Seed of everything random.", envvar="WEAKSAM_SEED", **panel
+        ),
+        _option(
+            "max_failures",
+            str,
+            "5%",
+            "--max-failures",
+            help="Images that may fail: a count or a percentage.",
+            **panel,
+        ),
+        _option(
+            "viz",
+            int,
+            0,
+            "--viz",
+            min=0,
+            metavar="N",
+            help="Draw the first N images into <out>/viz.",
+            **panel,
+        ),
         _option("as_json", bool, False, "--json", help="Print the result as one line of JSON.", **panel),
     ]
 
@@ -199,8 +280,13 @@ def _common_parameters() -> list[inspect.Parameter]:
 def _input_parameters(stage: str) -> list[inspect.Parameter]:
     return [
         _option(
-            f"input_{name}", Path | None, None, f"--{name}", metavar="PATH",
-            help=f"Use this {name} file instead of the run folder's.", rich_help_panel=RUN_PANEL,
+            f"input_{name}",
+            Path | None,
+            None,
+            f"--{name}",
+            metavar="PATH",
+            help=f"Use this {name} file instead of the run folder's.",
+            rich_help_panel=RUN_PANEL,
         )
         for name in INPUT_FLAGS[stage]
     ]
@@ -212,15 +298,30 @@ def _setting_parameters(model: type[StageConfig]) -> list[inspect.Parameter]:
         flag = name.replace("_", "-")
         text = f"{field.description} [default: {_shown(field.default)}]"
         if field.annotation is bool:
-            parameters.append(_option(
-                f"setting_{name}", bool | None, None, f"--{flag}/--no-{flag}",
-                help=text, rich_help_panel=SETTINGS_PANEL, show_default=False,
-            ))
+            parameters.append(
+                _option(
+                    f"setting_{name}",
+                    bool | None,
+                    None,
+                    f"--{flag}/--no-{flag}",
+                    help=text,
+                    rich_help_panel=SETTINGS_PANEL,
+                    show_default=False,
+                )
+            )
         else:
-            parameters.append(_option(
-                f"setting_{name}", str | None, None, f"--{flag}", metavar=_metavar(field.annotation),
-                help=text, rich_help_panel=SETTINGS_PANEL, show_default=False,
-            ))
+            parameters.append(
+                _option(
+                    f"setting_{name}",
+                    str | None,
+                    None,
+                    f"--{flag}",
+                    metavar=_metavar(field.annotation),
+                    help=text,
+                    rich_help_panel=SETTINGS_PANEL,
+                    show_default=False,
+                )
+            )
     return parameters
 
 
@@ -254,10 +355,18 @@ def _print_outcome(stage: str, outcome: Outcome, config: StageConfig, *, as_json
 
     if as_json:
         counts = asdict(outcome.manifest)["counts"] if outcome.manifest else {}
-        typer.echo(json.dumps({
-            "stage": stage, "status": outcome.status, "out": str(outcome.out), "images": outcome.plan.images,
-            "counts": counts, "config": json.loads(config.model_dump_json()),
-        }))
+        typer.echo(
+            json.dumps(
+                {
+                    "stage": stage,
+                    "status": outcome.status,
+                    "out": str(outcome.out),
+                    "images": outcome.plan.images,
+                    "counts": counts,
+                    "config": json.loads(config.model_dump_json()),
+                }
+            )
+        )
         return
     typer.echo(f"{stage}: {outcome.status} ({outcome.plan.images} images) -> {outcome.out}")
     for note in outcome.plan.notes:

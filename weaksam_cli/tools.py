@@ -21,19 +21,34 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as on
 
 
 def evaluate(
-    artifact: Annotated[Path | None, typer.Argument(help="File to measure; without one, the whole run.")] = None,
+    artifact: Annotated[
+        Path | None, typer.Argument(help="File to measure; without one, the whole run.")
+    ] = None,
     split: Annotated[str | None, typer.Option("--split", help="Split the file was made for.")] = None,
-    task: Annotated[str | None, typer.Option("--task", help="cams, proposals, detections, pgt or segmentations; default from the file.")] = None,
-    dataset: Annotated[str | None, typer.Option("--dataset", help="Measure a run: data set name, e.g. shapes.")] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task", help="cams, proposals, detections, pgt or segmentations; default from the file."
+        ),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Measure a run: data set name, e.g. shapes.")
+    ] = None,
     run: Annotated[Path | None, typer.Option("--run", help="Run folder; default runs/<dataset>.")] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take only the first N images in id order.")] = None,
-    expect: Annotated[list[str] | None, typer.Option("--expect", metavar="'AP50>=0.6'", help="Exit 7 unless it holds; may be repeated.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Take only the first N images in id order.")
+    ] = None,
+    expect: Annotated[
+        list[str] | None,
+        typer.Option("--expect", metavar="'AP50>=0.6'", help="Exit 7 unless it holds; may be repeated."),
+    ] = None,
     data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure an artifact, or a whole run, against the ground truth."""
-    from stages.core.errors import UsageError
     from stages.core.evaluation.expect import check_expectations
+
+    from stages.core.errors import UsageError
     from weaksam_cli.tables import print_report_table, print_run_table
 
     if artifact is None:
@@ -50,7 +65,9 @@ def evaluate(
             print_run_table(figures)
     else:
         if split is None:
-            raise UsageError("an artifact is measured against a split", where="--split", remedy="add --split NAME")
+            raise UsageError(
+                "an artifact is measured against a split", where="--split", remedy="add --split NAME"
+            )
         from stages.core.evaluation.tasks import evaluate as evaluate_artifact
 
         report = evaluate_artifact(task, artifact, split, data_root(data), limit=limit)

@@ -66,7 +66,9 @@ def load_config_file(path: Path) -> dict[str, Section]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise MissingInputError(
-            f"the config file cannot be read ({error.strerror})", where=path, remedy="give an existing YAML file"
+            f"the config file cannot be read ({error.strerror})",
+            where=path,
+            remedy="give an existing YAML file",
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError("the config file is not UTF-8 text", where=path) from error
@@ -84,7 +86,9 @@ def _parse_sections(text: str, where: str) -> dict[str, Section]:
         raise ConfigError("expected a mapping with one section per stage", where=where)
     for name, section in loaded.items():
         if name not in STAGE_NAMES:
-            raise ConfigError(f"unknown section '{name}'", where=where, remedy=did_you_mean(str(name), STAGE_NAMES))
+            raise ConfigError(
+                f"unknown section '{name}'", where=where, remedy=did_you_mean(str(name), STAGE_NAMES)
+            )
         if not isinstance(section, dict):
             raise ConfigError(f"section '{name}' must be a mapping of settings", where=where)
     return loaded
@@ -116,7 +120,9 @@ def parse_assignments(assignments: Iterable[str], stage: str) -> Section:
             raise ConfigError(f"expected KEY=VALUE, got '{assignment}'", where="--set")
         owner, dot, name = key.strip().rpartition(".")
         if dot and owner not in STAGE_NAMES:
-            raise ConfigError(f"unknown stage '{owner}'", where="--set", remedy=did_you_mean(owner, STAGE_NAMES))
+            raise ConfigError(
+                f"unknown stage '{owner}'", where="--set", remedy=did_you_mean(owner, STAGE_NAMES)
+            )
         if not dot or owner == stage:
             section[name.replace("-", "_")] = _yaml_value(text, "--set " + key)
     return section

@@ -132,9 +132,7 @@ def read_results(path: Path, split: LabelSpace) -> dict[str, Detections]:
         raise SchemaError(f"a result lacks bbox or score ({error})", where=path) from error
 
 
-def _image_of(
-    entry: Any, split: LabelSpace, known: Mapping[str, object], path: Path, position: int
-) -> str:
+def _image_of(entry: Any, split: LabelSpace, known: Mapping[str, object], path: Path, position: int) -> str:
     if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), int):
         raise SchemaError(f"entry {position} is not a COCO result with an integer image_id", where=path)
     try:
@@ -180,13 +178,16 @@ def write_dataset(
         sizes: Image id -> (height, width) in pixels.
         info: Free-form facts for the ``info`` section.
     """
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id in split.ids:
         if image_id not in sizes:
             continue
         height, width = sizes[image_id]
         number = split.coco_id(image_id)
-        images.append({"id": number, "file_name": split.file_name(image_id), "height": height, "width": width})
+        images.append(
+            {"id": number, "file_name": split.file_name(image_id), "height": height, "width": width}
+        )
         found = boxes.get(image_id, Detections.empty())
         for i in range(len(found)):
             bbox = _xywh(found.boxes_xyxy[i])
@@ -205,7 +206,8 @@ def write_dataset(
             annotations.append(entry)
     categories = [{"id": c, "name": n} for c, n in zip(split.category_ids, split.classes, strict=True)]
     write_json(
-        path, {"info": dict(info or {}), "images": images, "annotations": annotations, "categories": categories}
+        path,
+        {"info": dict(info or {}), "images": images, "annotations": annotations, "categories": categories},
     )
 
 
@@ -242,7 +244,9 @@ def read_dataset(path: Path, split: LabelSpace) -> dict[str, Detections]:
     for position, entry in enumerate(loaded["annotations"]):
         image_id = _image_of(entry, split, grouped, path, position)
         if entry.get("category_id") not in class_of:
-            raise SchemaError(f"annotation {position} has unknown category {entry.get('category_id')!r}", where=path)
+            raise SchemaError(
+                f"annotation {position} has unknown category {entry.get('category_id')!r}", where=path
+            )
         grouped[image_id].append(entry)
     try:
         return {image_id: _detections(entries, class_of) for image_id, entries in grouped.items()}

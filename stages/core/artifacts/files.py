@@ -86,7 +86,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise MissingInputError("no such file", where=path, remedy="run the stage that writes it") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SchemaError(f"not valid JSON ({error})", where=path, remedy="run the stage that writes it again") from error
+        raise SchemaError(
+            f"not valid JSON ({error})", where=path, remedy="run the stage that writes it again"
+        ) from error
 
 
 def file_sha256(path: Path) -> str:

@@ -107,7 +107,9 @@ class ImageRows:
     pools: dict[str, list[Array]] = field(default_factory=dict)
 
 
-def gather(schema: TableSchema, rows: Mapping[str, ImageRows], attrs: Mapping[str, Any] | None = None) -> Table:
+def gather(
+    schema: TableSchema, rows: Mapping[str, ImageRows], attrs: Mapping[str, Any] | None = None
+) -> Table:
     """Concatenate the rows of images, in the order of ``rows``, into one table.
 
     Raises:
@@ -118,14 +120,17 @@ def gather(schema: TableSchema, rows: Mapping[str, ImageRows], attrs: Mapping[st
     counts: list[int] = []
     for image_id, item in rows.items():
         if set(item.columns) != given:
-            raise SchemaError(f"columns {sorted(item.columns)} given, {sorted(given)} expected", where=image_id)
+            raise SchemaError(
+                f"columns {sorted(item.columns)} given, {sorted(given)} expected", where=image_id
+            )
         lengths = {len(values) for values in item.columns.values()}
         lengths |= {len(item.pools.get(pool, [])) for pool in schema.pools}
         if len(lengths) != 1:
             raise SchemaError(f"columns of unequal length {sorted(lengths)}", where=image_id)
         counts.append(lengths.pop())
     columns = {
-        name: _concat([item.columns[name] for item in rows.values()], schema.columns[name]) for name in sorted(given)
+        name: _concat([item.columns[name] for item in rows.values()], schema.columns[name])
+        for name in sorted(given)
     }
     pools: dict[str, Array] = {}
     for pool, (dtype, start, count) in schema.pools.items():
@@ -157,7 +162,9 @@ def merge(schema: TableSchema, tables: Sequence[Table], ids: Sequence[str]) -> T
             owner[image_id] = table
     missing, extra = [i for i in ids if i not in owner], sorted(set(owner) - set(ids))
     if missing or extra:
-        raise SchemaError(f"parts lack images {missing[:5]} and hold unexpected {extra[:5]}", where=schema.name)
+        raise SchemaError(
+            f"parts lack images {missing[:5]} and hold unexpected {extra[:5]}", where=schema.name
+        )
     rows = {image_id: _image_rows(schema, owner[image_id], image_id) for image_id in ids}
     return gather(schema, rows, tables[0].attrs if tables else {})
 
@@ -206,7 +213,13 @@ def _write(file: h5py.File, name: str, values: Array) -> None:
         return
     chunk = min(len(values), max(1, CHUNK_BYTES // max(1, values.dtype.itemsize)))
     file.create_dataset(
-        name, data=values, chunks=(chunk,), compression="gzip", compression_opts=4, shuffle=True, track_times=False
+        name,
+        data=values,
+        chunks=(chunk,),
+        compression="gzip",
+        compression_opts=4,
+        shuffle=True,
+        track_times=False,
     )
 
 
@@ -218,7 +231,9 @@ def read_table(path: Path, schema: TableSchema) -> Table:
         SchemaError: not HDF5, another artifact, another schema version, or inconsistent lengths.
     """
     if not path.is_file():
-        raise MissingInputError(f"no {schema.name} file here", where=path, remedy=f"run the stage that writes {path.name}")
+        raise MissingInputError(
+            f"no {schema.name} file here", where=path, remedy=f"run the stage that writes {path.name}"
+        )
     remedy = "run the stage that writes it again, or point at the right file"
     try:
         with h5py.File(path, "r") as file:
@@ -227,7 +242,9 @@ def read_table(path: Path, schema: TableSchema) -> Table:
                 raise SchemaError(f"holds '{found[0]}', '{schema.name}' expected", where=path, remedy=remedy)
             if found[1] != schema.version:
                 raise SchemaError(
-                    f"schema version {found[1]}, this weaksam reads {schema.version}", where=path, remedy=remedy
+                    f"schema version {found[1]}, this weaksam reads {schema.version}",
+                    where=path,
+                    remedy=remedy,
                 )
             table = Table(
                 ids=tuple(raw.decode() for raw in file["ids"][()].tolist()),
@@ -235,10 +252,14 @@ def read_table(path: Path, schema: TableSchema) -> Table:
                 columns={name: file[f"columns/{name}"][()] for name in schema.columns},
                 image_columns={name: file[f"images/{name}"][()] for name in schema.image_columns},
                 pools={name: file[f"pools/{name}"][()] for name in schema.pools},
-                attrs={k: v for k, v in file.attrs.items() if k not in ("weaksam_artifact", "schema_version")},
+                attrs={
+                    k: v for k, v in file.attrs.items() if k not in ("weaksam_artifact", "schema_version")
+                },
             )
     except (OSError, KeyError, ValueError) as error:
-        raise SchemaError(f"cannot be read as a {schema.name} table ({error})", where=path, remedy=remedy) from error
+        raise SchemaError(
+            f"cannot be read as a {schema.name} table ({error})", where=path, remedy=remedy
+        ) from error
     _check_lengths(table, schema, path)
     return table
 
@@ -254,4 +275,6 @@ def _check_lengths(table: Table, schema: TableSchema, path: Path) -> None:
         if len(ends) and int(ends.max()) > len(table.pools[pool]):
             wrong.append(pool)
     if wrong:
-        raise SchemaError(f"lengths do not fit together: {wrong}", where=path, remedy="run the stage that writes it again")
+        raise SchemaError(
+            f"lengths do not fit together: {wrong}", where=path, remedy="run the stage that writes it again"
+        )

@@ -26,7 +26,9 @@ def resolve_device(name: str) -> str:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"'{name}' is not a device", where="--device", remedy="use auto, cpu, cuda or cuda:N") from error
+        raise UsageError(
+            f"'{name}' is not a device", where="--device", remedy="use auto, cpu, cuda or cuda:N"
+        ) from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
@@ -46,7 +48,9 @@ def resolve_precision(name: str, device: str) -> Precision:
     if name == "auto":
         return "bf16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "fp32"
     if name not in ("fp32", "bf16", "fp16"):
-        raise UsageError(f"'{name}' is not a precision", where="--precision", remedy="use auto, fp32, bf16 or fp16")
+        raise UsageError(
+            f"'{name}' is not a precision", where="--precision", remedy="use auto, fp32, bf16 or fp16"
+        )
     if name == "fp16" and not device.startswith("cuda"):
         raise UsageError("fp16 needs a CUDA device", where="--precision", remedy="use fp32 or bf16 on a CPU")
     return name  # type: ignore[return-value]

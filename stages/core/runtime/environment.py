@@ -8,7 +8,16 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-RECORDED_PACKAGES = ("torch", "torchvision", "timm", "segment-anything", "numpy", "h5py", "pycocotools", "opencv-python")
+RECORDED_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "segment-anything",
+    "numpy",
+    "h5py",
+    "pycocotools",
+    "opencv-python",
+)
 
 
 def package_version() -> str:
@@ -34,7 +43,9 @@ def git_state() -> str | None:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    result = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10)
+    result = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+    )
     return result.stdout.strip()
 
 

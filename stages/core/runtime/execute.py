@@ -33,7 +33,7 @@ from stages.core.errors import (
     TooManyFailuresError,
     UsageError,
 )
-from stages.core.runtime.device import peak_memory_mib
+from stages.core.runtime.device import Precision, peak_memory_mib
 from stages.core.runtime.environment import environment_facts, git_state, package_version
 from stages.core.runtime.interrupts import catch_interrupts
 from stages.core.runtime.reporting import configure_logging, events_handler, metrics_writer, progress_reporter
@@ -59,7 +59,7 @@ class Request:
     overwrite: bool = False
     dry_run: bool = False
     device: str = "cpu"
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     seed: int = 0
     workers: int = 0
     max_failures: str = "5%"
@@ -100,22 +100,36 @@ def execute(stage: Stage, config: StageConfig, request: Request) -> Outcome:
     out = request.out or stage_folder(request.run, stage.name, request.split)
     inputs = _resolve_inputs(stage, split.role, split.train_split, request)
     context = StageContext(
-        split=split, run=request.run, out=out, inputs=inputs, device=request.device,
-        precision=request.precision, seed=request.seed, workers=request.workers,  # type: ignore[arg-type]
-        shard=request.shard, resume=request.resume,
+        split=split,
+        run=request.run,
+        out=out,
+        inputs=inputs,
+        device=request.device,
+        precision=request.precision,
+        seed=request.seed,
+        workers=request.workers,
+        shard=request.shard,
+        resume=request.resume,
         progress_fn=progress_reporter(configure_logging(request.verbosity), enabled=request.show_progress),
     )
     for problem in split.problems:
         context.failures.record(problem.id, problem.reason)
     hashes = _input_records(stage, inputs, request.run)
-    wanted = {"stage": stage.name, "split": split.name, "config": json.loads(config.model_dump_json()),
-              "seed": request.seed, "limit": request.limit, "split_fingerprint": split.fingerprint,
-              "inputs": {name: record.sha256 for name, record in hashes.items()}}
+    wanted = {
+        "stage": stage.name,
+        "split": split.name,
+        "config": json.loads(config.model_dump_json()),
+        "seed": request.seed,
+        "limit": request.limit,
+        "split_fingerprint": split.fingerprint,
+        "inputs": {name: record.sha256 for name, record in hashes.items()},
+    }
     finished = _output_guard(out, stage, wanted, request)
     plan = stage.plan(config, context)
     if request.dry_run:
         return Outcome("planned", out, plan)
     if finished is not None:
+        (out / MANIFEST_NAME).touch()  # so that Make sees it is newer than what it depends on
         return Outcome("already done", out, plan, finished)
     return _run(stage, config, context, wanted, hashes, plan, request)
 
@@ -148,7 +162,9 @@ def _input_records(stage: Stage, inputs: dict[str, Path], run: Path) -> dict[str
 def _output_guard(out: Path, stage: Stage, wanted: dict[str, Any], request: Request) -> Manifest | None:
     """Decide between starting, resuming and refusing; return the manifest if nothing is left to do."""
     if out.exists() and not out.is_dir():
-        raise OutputExistsError("a file stands where the output folder goes", where=out, remedy="give another --out")
+        raise OutputExistsError(
+            "a file stands where the output folder goes", where=out, remedy="give another --out"
+        )
     names = {p.name for p in out.iterdir()} if out.is_dir() else set()
     if not names:
         return None
@@ -170,19 +186,30 @@ def _output_guard(out: Path, stage: Stage, wanted: dict[str, Any], request: Requ
     if request.resume:
         changed = [key for key in wanted if saved.get(key) != wanted[key]]
         raise OutputExistsError(
-            f"cannot resume: made with other {', '.join(changed)}", where=out, remedy="use --overwrite to start anew"
+            f"cannot resume: made with other {', '.join(changed)}",
+            where=out,
+            remedy="use --overwrite to start anew",
         )
     state = "finished" if (out / MANIFEST_NAME).is_file() else "unfinished"
     raise OutputExistsError(
-        f"holds a{'n' if state[0] == 'u' else ''} {state} run", where=out, remedy="add --resume to go on, or --overwrite to start anew"
+        f"holds a{'n' if state[0] == 'u' else ''} {state} run",
+        where=out,
+        remedy="add --resume to go on, or --overwrite to start anew",
     )
 
 
 def _saved_settings(out: Path) -> dict[str, Any] | None:
     if (out / MANIFEST_NAME).is_file():
         m = read_manifest(out)
-        return {"stage": m.stage, "split": m.split, "config": m.config, "seed": m.seed, "limit": m.limit,
-                "split_fingerprint": m.split_fingerprint, "inputs": {n: r.sha256 for n, r in m.inputs.items()}}
+        return {
+            "stage": m.stage,
+            "split": m.split,
+            "config": m.config,
+            "seed": m.seed,
+            "limit": m.limit,
+            "split_fingerprint": m.split_fingerprint,
+            "inputs": {n: r.sha256 for n, r in m.inputs.items()},
+        }
     if (out / STATE_FILE).is_file():
         loaded = read_json(out / STATE_FILE)
         return loaded if isinstance(loaded, dict) else None
@@ -202,8 +229,13 @@ def _clear(out: Path, stage: Stage) -> None:
 
 
 def _run(
-    stage: Stage, config: StageConfig, context: StageContext, wanted: dict[str, Any],
-    hashes: dict[str, InputRecord], plan: Plan, request: Request,
+    stage: Stage,
+    config: StageConfig,
+    context: StageContext,
+    wanted: dict[str, Any],
+    hashes: dict[str, InputRecord],
+    plan: Plan,
+    request: Request,
 ) -> Outcome:
     out = context.out
     write_json(out / STATE_FILE, wanted)
@@ -238,17 +270,28 @@ def _run(
 
 
 def _manifest(
-    stage: Stage, context: StageContext, wanted: dict[str, Any], hashes: dict[str, InputRecord],
-    counts: Counts, request: Request,
+    stage: Stage,
+    context: StageContext,
+    wanted: dict[str, Any],
+    hashes: dict[str, InputRecord],
+    counts: Counts,
+    request: Request,
 ) -> Manifest:
     return Manifest(
-        stage=stage.name, split=context.split.name, config=wanted["config"], seed=request.seed,
-        version=package_version(), git=git_state(), command=["weaksam", *sys.argv[1:]], inputs=hashes,
+        stage=stage.name,
+        split=context.split.name,
+        config=wanted["config"],
+        seed=request.seed,
+        version=package_version(),
+        git=git_state(),
+        command=["weaksam", *sys.argv[1:]],
+        inputs=hashes,
         split_fingerprint=context.split.fingerprint,
         outputs=dict.fromkeys(stage.outputs[context.split.role], ""),
         environment=environment_facts(context.device),
         counts={"images": len(context.split.ids), **counts, "failed": len(context.failures.entries)},
-        failures=context.failures.as_list(), limit=request.limit,
+        failures=context.failures.as_list(),
+        limit=request.limit,
         peak_memory_mib=round(peak_memory_mib(context.device), 1),
     )
 
@@ -275,7 +318,6 @@ def _check_failures(failures: FailureLog, images: int, request: Request, out: Pa
         first = "; ".join(f"{e['id']}: {e['reason']}" for e in failures.as_list()[:3])
         raise TooManyFailuresError(
             f"finished, but {found} images failed and --max-failures allows {allowed} ({first})",
-            where=out / MANIFEST_NAME, remedy="mend the images, or raise --max-failures",
+            where=out / MANIFEST_NAME,
+            remedy="mend the images, or raise --max-failures",
         )
-
-

@@ -38,7 +38,9 @@ class InterruptFlag:
         remedy = "the same command with --resume goes on from here"
         if self.signal == signal.SIGINT:
             raise InterruptedRunError("stopped by Ctrl-C; the state is saved", remedy=remedy)
-        raise PreemptedError(f"stopped by {signal.Signals(self.signal).name}; the state is saved", remedy=remedy)
+        raise PreemptedError(
+            f"stopped by {signal.Signals(self.signal).name}; the state is saved", remedy=remedy
+        )
 
 
 @contextlib.contextmanager

@@ -33,7 +33,9 @@ def events_handler(path: Path) -> logging.Handler:
     return handler
 
 
-def progress_reporter(logger: logging.Logger, *, enabled: bool) -> Callable[[Iterable[Any], int, str], Iterator[Any]]:
+def progress_reporter(
+    logger: logging.Logger, *, enabled: bool
+) -> Callable[[Iterable[Any], int, str], Iterator[Any]]:
     """A function ``(iterable, total, label) -> iterator`` that shows how far an iteration is."""
     terminal = enabled and sys.stderr.isatty()
 
@@ -50,10 +52,21 @@ def progress_reporter(logger: logging.Logger, *, enabled: bool) -> Callable[[Ite
 
 def _bar(iterable: Iterable[T], total: int, label: str) -> Iterator[T]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         yield from bar.track(iterable, total=total, description=label)

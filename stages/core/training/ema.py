@@ -27,5 +27,5 @@ class ModelEma:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         for mine, theirs in zip(self.module.parameters(), model.parameters(), strict=True):
             mine.lerp_(theirs.detach(), 1 - decay)
-        for mine, theirs in zip(self.module.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
+        for kept, current in zip(self.module.buffers(), model.buffers(), strict=True):
+            kept.copy_(current)

@@ -118,10 +118,14 @@ class Trainer(Generic[BatchT]):
         torch.manual_seed(derive_seed(self.context.seed, self.settings.label))
         if self.context.resume and self.state_path.is_file():
             self._restore(load_state(self.state_path))
-            self.context.log.info("%s: resuming at batch %d/%d", self.settings.label, self.done, self.total_batches)
+            self.context.log.info(
+                "%s: resuming at batch %d/%d", self.settings.label, self.done, self.total_batches
+            )
         self.model.train()
         saved = time.monotonic()
-        for ids, epoch in self.context.progress(self._remaining(), self.total_batches - self.done, self.settings.label):
+        for ids, epoch in self.context.progress(
+            self._remaining(), self.total_batches - self.done, self.settings.label
+        ):
             self._train_batch(ids, epoch)
             if time.monotonic() - saved > self.settings.save_every_seconds:
                 self.save()
@@ -165,7 +169,14 @@ class Trainer(Generic[BatchT]):
         if step % self.settings.log_every == 0 or self.done == self.total_batches:
             values = {name.lstrip("_"): float(value) for name, value in losses.items()}
             self.context.metrics(
-                {"phase": self.settings.label, "step": step, "epoch": epoch, "lr_factor": factor, "loss": float(total), **values}
+                {
+                    "phase": self.settings.label,
+                    "step": step,
+                    "epoch": epoch,
+                    "lr_factor": factor,
+                    "loss": float(total),
+                    **values,
+                }
             )
 
     def _stop_diverged(self, ids: list[str], losses: dict[str, Tensor]) -> None:
@@ -206,4 +217,3 @@ class Trainer(Generic[BatchT]):
         torch.set_rng_state(state["torch_rng"])
         if state["cuda_rng"]:
             torch.cuda.set_rng_state_all(state["cuda_rng"])
-

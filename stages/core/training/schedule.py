@@ -20,7 +20,9 @@ def warmup_cosine(total: int, warmup: int = 0, warmup_factor: float = 0.001, fin
     return factor
 
 
-def warmup_steps(milestones: Sequence[int], gamma: float = 0.1, warmup: int = 0, warmup_factor: float = 0.001) -> Schedule:
+def warmup_steps(
+    milestones: Sequence[int], gamma: float = 0.1, warmup: int = 0, warmup_factor: float = 0.001
+) -> Schedule:
     """Linear warm-up, then a drop by ``gamma`` at each milestone (in steps)."""
 
     def factor(step: int) -> float:

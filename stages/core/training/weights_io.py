@@ -94,7 +94,10 @@ def state_mismatch(module: nn.Module, state: Mapping[str, Tensor]) -> str | None
     ]
     if not (missing or extra or shapes):
         return None
-    parts = [f"lacks {missing[:3]} ({len(missing)})" if missing else "", f"has unknown {extra[:3]} ({len(extra)})" if extra else ""]
+    parts = [
+        f"lacks {missing[:3]} ({len(missing)})" if missing else "",
+        f"has unknown {extra[:3]} ({len(extra)})" if extra else "",
+    ]
     parts.append("; ".join(shapes[:3]) + (f" ({len(shapes)} shapes)" if len(shapes) > 3 else ""))
     return "tensors do not fit the model: " + "; ".join(part for part in parts if part)
 
@@ -119,6 +122,8 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file
-        raise SchemaError(f"training state is damaged ({error})", where=path, remedy="--overwrite to start anew") from error
+        raise SchemaError(
+            f"training state is damaged ({error})", where=path, remedy="--overwrite to start anew"
+        ) from error
     assert isinstance(loaded, dict)
     return loaded
