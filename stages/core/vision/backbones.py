@@ -163,9 +163,7 @@ def _load_pruned(body: nn.Module, weights: dict[str, Tensor], source: str, in_ch
             value = adapt_input_conv(in_chans, value)
         if value is None or value.shape != own.shape:
             found = "is absent" if value is None else f"has shape {tuple(value.shape)}"
-            raise SchemaError(
-                f"tensor {name!r} {found}, the backbone needs {tuple(own.shape)}", where=source
-            )
+            raise SchemaError(f"tensor {name!r} {found}, the backbone needs {tuple(own.shape)}", where=source)
         loaded[key] = value
     body.load_state_dict(loaded)
 

@@ -8,6 +8,7 @@ and the classifier. Convolutions are stored in float16, normalisation in float32
 
 from __future__ import annotations
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def main() -> None:
     path = Path(__file__).parents[1] / "embedded" / EMBEDDED_FILE
     metadata = {"architecture": EMBEDDED_ARCHITECTURE, "source": PACKAGE, "licence": "Apache-2.0"}
     save_file(convert(source), path, metadata)
-    print(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB")
+    sys.stdout.write(f"{path.name}: {path.stat().st_size / 1e6:.2f} MB\n")
 
 
 if __name__ == "__main__":
