@@ -1,0 +1,19 @@
+"""Every test has its own data root and no machine settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No WEAKSAM_* variable of the machine reaches a test, and nothing is written outside tmp_path."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("WEAKSAM_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("WEAKSAM_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
