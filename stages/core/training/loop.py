@@ -167,14 +167,14 @@ class Trainer(Generic[BatchT]):
             if self.ema is not None:
                 self.ema.update(self.model)
         if step % self.settings.log_every == 0 or self.done == self.total_batches:
-            values = {name.lstrip("_"): float(value) for name, value in losses.items()}
+            values = {name.lstrip("_"): float(value.detach()) for name, value in losses.items()}
             self.context.metrics(
                 {
                     "phase": self.settings.label,
                     "step": step,
                     "epoch": epoch,
                     "lr_factor": factor,
-                    "loss": float(total),
+                    "loss": float(total.detach()),
                     **values,
                 }
             )

@@ -1,0 +1,219 @@
+"""A stage run from inputs to manifest: guards, staleness, resume, failures, signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from pydantic import Field
+
+from stages.core.artifacts.manifest import read_manifest
+from stages.core.config import StageConfig
+from stages.core.datasets import catalog
+from stages.core.errors import (
+    EnvironmentFault,
+    MissingInputError,
+    OutputExistsError,
+    PreemptedError,
+    StaleInputError,
+    TooManyFailuresError,
+    UsageError,
+)
+from stages.core.runtime.execute import Request, execute, failure_limit
+from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
+from tests.fake_split import FakeSplit
+
+
+class ToyConfig(StageConfig):
+    word: str = Field("x", description="Written to the output.")
+
+
+class FirstStage:
+    name: ClassVar[str] = "cam"
+    summary: ClassVar[str] = ""
+    Config: ClassVar[type[StageConfig]] = ToyConfig
+    inputs: ClassVar[tuple[InputSpec, ...]] = ()
+    outputs: ClassVar[dict[Role, tuple[str, ...]]] = {"train": ("cams.txt",), "test": ("cams.txt",)}
+    shardable: ClassVar[tuple[Role, ...]] = ()
+    runs: int = 0
+    bad: tuple[str, ...] = ()
+    stop: bool = False
+
+    def plan(self, config: Any, context: StageContext) -> Plan:
+        return Plan(len(context.split.ids))
+
+    def run(self, config: Any, context: StageContext) -> Counts:
+        self.runs += 1
+        for image_id in self.bad:
+            context.failures.record(image_id, "broken")
+        if self.stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            context.interrupted()
+        (context.out / self.outputs["train"][0]).write_text(config.word)
+        return {"words": 1}
+
+
+class SecondStage(FirstStage):
+    name: ClassVar[str] = "prompt"
+    inputs: ClassVar[tuple[InputSpec, ...]] = (InputSpec("cams", "cam", "cams.txt"),)
+    outputs: ClassVar[dict[Role, tuple[str, ...]]] = {"train": ("prompts.txt",), "test": ("prompts.txt",)}
+
+
+@pytest.fixture(autouse=True)
+def fake_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "open_split", lambda name, root: FakeSplit(name=name))
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> Request:
+    return Request(split="toy_train", run=tmp_path / "run", data=tmp_path, show_progress=False)
+
+
+def test_execute__manifest_last_with_hashes(request_: Request) -> None:
+    outcome = execute(FirstStage(), ToyConfig(), request_)
+    manifest = read_manifest(outcome.out)
+    assert outcome.status == "done"
+    assert manifest.counts == {"images": 3, "words": 1, "failed": 0}
+    assert len(manifest.outputs["cams.txt"]) == 64
+    assert manifest.config == {"word": "x"}
+    assert not (outcome.out / "state").exists()
+    assert "cam:" in (outcome.out / "resolved.yaml").read_text()
+
+
+def test_execute__existing_output_needs_a_decision(request_: Request) -> None:
+    stage = FirstStage()
+    execute(stage, ToyConfig(), request_)
+    with pytest.raises(OutputExistsError, match="--resume") as caught:
+        execute(stage, ToyConfig(), request_)
+    assert caught.value.exit_code == 4
+    assert execute(stage, ToyConfig(), replace(request_, resume=True)).status == "already done"
+    assert stage.runs == 1
+    with pytest.raises(OutputExistsError, match="other config"):
+        execute(stage, ToyConfig(word="y"), replace(request_, resume=True))
+    both = replace(request_, resume=True, overwrite=True)
+    assert execute(stage, ToyConfig(word="y"), both).status == "done"
+    assert execute(stage, ToyConfig(word="y"), both).status == "already done"
+    assert stage.runs == 2
+
+
+def test_execute__foreign_folder_is_left_alone(request_: Request, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "thesis.tex").write_text("precious")
+    with pytest.raises(OutputExistsError, match="something else"):
+        execute(FirstStage(), ToyConfig(), replace(request_, out=out))
+    execute(FirstStage(), ToyConfig(), replace(request_, out=out, overwrite=True))
+    assert (out / "thesis.tex").read_text() == "precious"
+
+
+def test_execute__dry_run_writes_nothing(request_: Request) -> None:
+    outcome = execute(FirstStage(), ToyConfig(), replace(request_, dry_run=True))
+    assert outcome.status == "planned"
+    assert not request_.run.exists()
+
+
+def test_execute__input_missing(request_: Request) -> None:
+    with pytest.raises(MissingInputError, match="weaksam cam"):
+        execute(SecondStage(), ToyConfig(), request_)
+
+
+def test_execute__input_changed_after_its_manifest(request_: Request) -> None:
+    out = execute(FirstStage(), ToyConfig(), request_).out
+    (out / "cams.txt").write_text("tampered")
+    with pytest.raises(StaleInputError, match="differs from what its manifest recorded"):
+        execute(SecondStage(), ToyConfig(), request_)
+
+
+def test_execute__input_unfinished(request_: Request) -> None:
+    out = execute(FirstStage(), ToyConfig(), request_).out
+    (out / "manifest.json").unlink()
+    with pytest.raises(MissingInputError, match="not finished"):
+        execute(SecondStage(), ToyConfig(), request_)
+
+
+def test_execute__input_made_from_an_older_upstream(request_: Request) -> None:
+    class ThirdStage(FirstStage):
+        name: ClassVar[str] = "propose"
+        inputs: ClassVar[tuple[InputSpec, ...]] = (InputSpec("prompts", "prompt", "prompts.txt"),)
+
+    execute(FirstStage(), ToyConfig(), request_)
+    execute(SecondStage(), ToyConfig(), request_)
+    execute(FirstStage(), ToyConfig(word="new"), replace(request_, overwrite=True))
+    with pytest.raises(StaleInputError, match="made from another cams"):
+        execute(ThirdStage(), ToyConfig(), request_)
+
+
+def test_execute__explicit_input_from_elsewhere(request_: Request, tmp_path: Path) -> None:
+    (tmp_path / "cams.txt").write_text("mine")
+    outcome = execute(
+        SecondStage(), ToyConfig(), replace(request_, overrides={"cams": tmp_path / "cams.txt"})
+    )
+    assert read_manifest(outcome.out).inputs["cams"].path == "cams.txt"
+    with pytest.raises(UsageError, match="reads no pgt"):
+        execute(SecondStage(), ToyConfig(), replace(request_, overrides={"pgt": tmp_path / "cams.txt"}))
+
+
+def test_execute__failures_are_counted_named_and_limited(request_: Request) -> None:
+    stage = FirstStage()
+    stage.bad = ("b",)
+    with pytest.raises(TooManyFailuresError, match="b: broken") as caught:
+        execute(stage, ToyConfig(), replace(request_, max_failures="0"))
+    assert caught.value.exit_code == 6
+    manifest = read_manifest(request_.run / "cam" / "toy_train")
+    assert manifest.failures == [{"id": "b", "reason": "broken"}], "the run finished all the same"
+    assert execute(stage, ToyConfig(), replace(request_, max_failures="40%", overwrite=True)).status == "done"
+
+
+@pytest.mark.parametrize(("text", "expected"), [("0", 0), ("7", 7), ("5%", 10), ("0%", 0), ("100%", 200)])
+def test_failure_limit__count_or_share(text: str, expected: int) -> None:
+    assert failure_limit(text, 200) == expected
+
+
+@pytest.mark.parametrize("text", ["many", "-1", "%"])
+def test_failure_limit__malformed(text: str) -> None:
+    with pytest.raises(UsageError):
+        failure_limit(text, 200)
+
+
+def test_execute__sigterm_leaves_a_resumable_folder(request_: Request) -> None:
+    stage = FirstStage()
+    stage.stop = True
+    with pytest.raises(PreemptedError) as caught:
+        execute(stage, ToyConfig(), request_)
+    assert caught.value.exit_code == 75
+    out = request_.run / "cam" / "toy_train"
+    assert json.loads((out / "state" / "run.json").read_text())["config"] == {"word": "x"}
+    assert not (out / "manifest.json").exists()
+    with pytest.raises(OutputExistsError, match="unfinished"):
+        execute(stage, ToyConfig(), request_)
+    stage.stop = False
+    assert execute(stage, ToyConfig(), replace(request_, resume=True)).status == "done"
+
+
+@pytest.mark.parametrize("make_file", [True, False])
+def test_execute__unwritable_output(request_: Request, tmp_path: Path, make_file: bool) -> None:
+    blocked = tmp_path / "blocked"
+    if make_file:
+        blocked.write_text("a file stands in the way")
+        with pytest.raises(EnvironmentFault) as caught:
+            execute(FirstStage(), ToyConfig(), replace(request_, run=blocked))
+        assert caught.value.exit_code == 5
+    else:
+        with pytest.raises(EnvironmentFault, match="cannot write"):
+            execute(FirstStage(), ToyConfig(), replace(request_, out=Path("/proc/weaksam")))
+
+
+def test_execute__sharding_a_training_stage(request_: Request) -> None:
+    with pytest.raises(UsageError, match="cannot be sharded"):
+        execute(FirstStage(), ToyConfig(), replace(request_, shard=(0, 2)))
+
+
+def test_execute__limit_takes_the_first_ids(request_: Request) -> None:
+    outcome = execute(FirstStage(), ToyConfig(), replace(request_, limit=2))
+    assert outcome.manifest is not None
+    assert outcome.manifest.counts["images"] == 2

@@ -1,0 +1,157 @@
+"""The training loop: resumes bit-exactly, accumulates exactly, stops on a bad loss, keeps an average."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stages.core.errors import PreemptedError, SchemaError
+from stages.core.runtime.seeding import numpy_generator
+from stages.core.spec import StageContext
+from stages.core.training.ema import ModelEma
+from stages.core.training.loop import FitSettings, Trainer, TrainingDivergedError, epoch_batches
+from stages.core.training.schedule import warmup_cosine, warmup_steps
+from stages.core.training.weights_io import load_weights, read_metadata, save_weights
+from tests.fake_split import FakeSplit
+
+ITEMS = tuple("abcdefghij")
+
+
+def trainer(
+    out: Path, stop_after: int | None = None, resume: bool = False, **changes: Any
+) -> Trainer[Tensor]:
+    calls = iter(range(10_000))
+
+    def interrupted() -> None:
+        if stop_after is not None and next(calls) + 1 == stop_after:
+            raise PreemptedError("stop")
+
+    context = StageContext(
+        split=FakeSplit(),
+        run=out,
+        out=out,
+        resume=resume,
+        interrupted_fn=interrupted,
+        seed=3,  # type: ignore[arg-type]
+    )
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+
+    def load(ids: list[str], epoch: int) -> Tensor:
+        rows = [numpy_generator(3, "augment", epoch, i).standard_normal(4) for i in ids]
+        return torch.from_numpy(np.array(rows, dtype=np.float32))
+
+    def step(batch: Tensor, number: int) -> dict[str, Tensor]:
+        return {"square": model(batch).square().mean(), "_seen": torch.tensor(float(len(batch)))}
+
+    settings = replace(FitSettings(epochs=3, batch_size=3, ema_decay=0.9), **changes)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    return Trainer(context, model, optimizer, warmup_cosine(9, 2), ITEMS, load, step, settings)
+
+
+def flat(model: nn.Module) -> Tensor:
+    return torch.cat([v.flatten().double() for v in model.state_dict().values()])
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5, 8])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_fit__resume_is_bit_exact(tmp_path: Path, stop_after: int, accumulate: int) -> None:
+    whole = trainer(tmp_path / "whole", accumulate=accumulate).fit()
+    first = trainer(tmp_path / "cut", stop_after, accumulate=accumulate)
+    with pytest.raises(PreemptedError):
+        first.fit()
+    second = trainer(tmp_path / "cut", resume=True, accumulate=accumulate)
+    assert torch.equal(flat(second.fit()), flat(whole))
+    assert second.done == 9
+
+
+def test_fit__accumulation_equals_the_larger_batch(tmp_path: Path) -> None:
+    def linear(out: Path, batch: int, accumulate: int) -> Tensor:
+        torch.manual_seed(0)
+        model = nn.Linear(4, 1)
+        context = StageContext(split=FakeSplit(), run=out, out=out)  # type: ignore[arg-type]
+
+        def load(ids: list[str], epoch: int) -> Tensor:
+            return torch.tensor([[float(ord(i)) / 100, epoch, 1, 0] for i in ids])
+
+        settings = FitSettings(epochs=2, batch_size=batch, accumulate=accumulate)
+        fitted = Trainer(
+            context, model, torch.optim.SGD(model.parameters(), lr=0.1), lambda step: 1.0, ITEMS[:8], load,
+            lambda b, s: {"loss": model(b).square().mean()}, settings,
+        ).fit()  # fmt: skip
+        return flat(fitted)
+
+    torch.testing.assert_close(
+        linear(tmp_path / "a", 8, 1), linear(tmp_path / "b", 2, 4), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_fit__bad_loss_stops_with_step_and_images(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    good = run.step
+
+    def step(batch: Tensor, number: int) -> dict[str, Tensor]:
+        losses = good(batch, number)
+        return {"square": losses["square"] * (float("nan") if number == 4 else 1.0)}
+
+    run.step = step
+    with pytest.raises(TrainingDivergedError, match="at batch 4") as caught:
+        run.fit()
+    assert "square" in str(caught.value)
+    assert run.state_path.is_file()
+
+
+def test_epoch_batches__each_item_once_and_epochs_differ() -> None:
+    batches = epoch_batches(ITEMS, 5, seed=0, epoch=0)
+    assert sorted(i for b in batches for i in b) == sorted(ITEMS)
+    assert batches != epoch_batches(ITEMS, 5, seed=0, epoch=1)
+    assert batches == epoch_batches(ITEMS, 5, seed=0, epoch=0)
+    assert epoch_batches(ITEMS[:2], 5, seed=0, epoch=0) != [], "fewer items than a batch still train"
+
+
+def test_schedules__values() -> None:
+    cosine = warmup_cosine(10, warmup=2, warmup_factor=0.1, final=0.0)
+    assert [round(cosine(s), 4) for s in (0, 1, 2, 6, 10)] == [0.1, 0.55, 1.0, 0.5, 0.0]
+    steps = warmup_steps([4, 8], gamma=0.1, warmup=2, warmup_factor=0.5)
+    assert [round(steps(s), 4) for s in (0, 1, 2, 4, 8)] == [0.5, 0.75, 1.0, 0.1, 0.01]
+
+
+def test_model_ema__follows_the_recursion() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 0.0)
+    ema = ModelEma(model, decay=0.5)
+    nn.init.constant_(model.weight, 1.0)
+    ema.update(model)  # decay min(.5, 2/11)
+    assert ema.module.weight.item() == pytest.approx(9 / 11)
+
+
+def test_save_weights__same_bytes_and_metadata(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(2, 2)
+    for name in ("a.safetensors", "b.safetensors"):
+        save_weights(tmp_path / name, model, {"classes": ["x"], "kind": "k"})
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert read_metadata(tmp_path / "a.safetensors") == {"classes": ["x"], "kind": "k"}
+    other = nn.Linear(2, 2)
+    load_weights(tmp_path / "a.safetensors", other, {"classes": ["x"]})
+    assert torch.equal(other.weight, model.weight)
+
+
+def test_load_weights__mismatches_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_weights(path, nn.Linear(2, 2), {"classes": ["x"]})
+    with pytest.raises(SchemaError, match="classes"):
+        load_weights(path, nn.Linear(2, 2), {"classes": ["y"]})
+    with pytest.raises(SchemaError, match="weight is"):
+        load_weights(path, nn.Linear(3, 2))
+    with pytest.raises(SchemaError, match="lacks"):
+        load_weights(path, nn.Sequential(nn.Linear(2, 2)))
+    path.write_bytes(b"junk")
+    with pytest.raises(SchemaError, match="not a weaksam checkpoint"):
+        read_metadata(path)
