@@ -1,0 +1,88 @@
+"""Settings that every trained detector has: architecture, input size, optimiser, augmentation.
+
+The rooms `retrain` and `wsis` add their own fields. Defaults are the small CPU setting of the embedded data
+set; the published values are the recipe `paper` (R50-FPN, 16 images, SGD 0.02, master table of the method).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from stages.core.config import StageConfig
+from stages.core.training.detection_data import Augmentation
+from stages.core.vision.detectors import DetectorSpec, Kind
+from stages.core.vision.roi_heads import BoxLoss
+
+
+class DetectorSettings(StageConfig):
+    """Architecture and training of a two-stage detector."""
+
+    backbone: str = Field(
+        "lite0-embedded", description="trunk: lite0-embedded, resnet50-fpn, or any timm feature model"
+    )
+    strides: tuple[int, ...] = Field(
+        (4, 8, 16, 32), min_length=1, description="trunk maps under the pyramid, pixels per cell"
+    )
+    frozen_through: int = Field(
+        4, ge=0, description="trunk layers up to this stride keep their pretrained weights; 0 trains all"
+    )
+    fpn_channels: int = Field(96, ge=8, description="channels of every pyramid level")
+    anchor_sizes: tuple[int, ...] = Field(
+        (16, 32, 64, 128),
+        min_length=1,
+        description="anchor side per level, pixels; one more adds a pooled level",
+    )
+    anchor_ratios: tuple[float, ...] = Field(
+        (0.5, 1.0, 2.0), min_length=1, description="anchor height / width"
+    )
+    test_size: int = Field(256, ge=32, description="short side at test, pixels")
+    max_size: int = Field(384, ge=32, description="limit of the long side, pixels")
+    train_sizes: tuple[int, ...] = Field(
+        (224, 256, 288), min_length=1, description="short sides drawn in training, pixels"
+    )
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    photometric: float = Field(0.5, ge=0, le=1, description="strength of the colour jitter; 0 = none")
+    rpn_candidates: int = Field(
+        600, ge=10, description="proposals per level before NMS in training; half at test"
+    )
+    rois_per_image: int = Field(64, ge=4, description="RoIs sampled for the second stage in training")
+    head_width: int = Field(256, ge=16, description="units of the two fully connected layers")
+    box_loss: BoxLoss = Field("l1", description="regression loss: l1 (paper) or smooth-l1 with beta 1/9")
+    matcher: Literal["iou", "top-k"] = Field(
+        "iou",
+        description="iou: every RoI of IoU >= 0.5 is positive; top-k: only the best of each box (ablation)",
+    )
+    match_top_k: int = Field(3, ge=1, description="k of the top-k matcher")
+    score_threshold: float = Field(0.05, ge=0, lt=1, description="detections below are not written")
+    nms_iou: float = Field(0.5, gt=0, le=1, description="IoU of the final per-class NMS")
+    detections: int = Field(100, ge=1, description="detections kept per image")
+
+    epochs: int = Field(10, ge=1, description="passes over the images with pseudo boxes")
+    batch_size: int = Field(4, ge=1, description="images per step")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with momentum 0.9")
+    lr: float = Field(1e-3, gt=0, description="learning rate of `lr_batch` images per step")
+    lr_batch: int = Field(4, ge=1, description="images per step that `lr` is meant for; scaled linearly")
+    trunk_lr_factor: float = Field(
+        0.3, ge=0, le=1, description="the pretrained trunk learns at this share of lr"
+    )
+    weight_decay: float = Field(0.05, ge=0, description="weight decay of matrices and kernels")
+    schedule: Literal["cosine", "steps"] = Field("cosine", description="decay of the learning rate")
+    milestones: tuple[float, ...] = Field(
+        (0.67, 0.89), description="schedule steps: shares of the training at which lr drops by 10"
+    )
+    warmup: float = Field(0.05, ge=0, lt=1, description="share of the training with a linear warm-up")
+    clip_norm: float = Field(10.0, ge=0, description="largest gradient norm; 0 = no limit")
+    ema_decay: float = Field(0.998, ge=0, lt=1, description="decay of the weight average; 0 = none")
+    threads: int = Field(2, ge=1, description="CPU threads while training; the last bits depend on it")
+
+    def spec(self, kind: Kind, mask_channels: int = 256) -> DetectorSpec:
+        """The part that a checkpoint is rebuilt from."""
+        own = type(self).model_fields
+        shared = {name: getattr(self, name) for name in DetectorSpec.model_fields if name in own}
+        return DetectorSpec(**shared | {"kind": kind, "mask_channels": mask_channels})
+
+    def augmentation(self) -> Augmentation:
+        """What happens to a training image."""
+        return Augmentation(self.train_sizes, self.max_size, self.flip, self.photometric)

@@ -1,0 +1,82 @@
+"""A trained detector applied to images: one image in, detections in its own pixels out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stages.core.artifacts.coco_json import Detections
+from stages.core.artifacts.detection_rows import DETECTION_ROWS, from_table, to_rows
+from stages.core.artifacts.table import ImageRows
+from stages.core.datasets.images import load_image
+from stages.core.datasets.split import WeakSplit
+from stages.core.ops.rle import encode_masks
+from stages.core.runtime.device import Precision, autocast
+from stages.core.runtime.parts import ImageFunction, map_images
+from stages.core.spec import StageContext
+from stages.core.vision.detectors import Detector, Kind, load_detector
+
+MASK_THRESHOLD = 0.5
+
+
+def detect(
+    model: Detector, pixels_HW3: NDArray[np.uint8], device: str = "cpu", precision: Precision = "fp32"
+) -> Detections:
+    """Detections of one RGB image, highest score first, in the image's own pixels.
+
+    Masks are given when the model has a mask head; a mask is cut at probability 0.5 and may be empty.
+    """
+    image = torch.from_numpy(pixels_HW3).permute(2, 0, 1).to(device).float() / 255
+    with torch.inference_mode(), autocast(device, precision):
+        found: dict[str, Tensor] = model([image])[0]
+    masks = None
+    if "masks" in found:
+        masks = encode_masks((found["masks"][:, 0] > MASK_THRESHOLD).cpu().numpy())
+    return Detections(
+        found["boxes"].float().cpu().numpy(),
+        (found["labels"] - 1).cpu().numpy(),
+        found["scores"].float().cpu().numpy(),
+        masks,
+    )
+
+
+@dataclass(frozen=True)
+class DetectorFactory:
+    """Builds the per-image function inside a worker process; everything it holds can be pickled."""
+
+    checkpoint: Path
+    kind: Kind
+    split: WeakSplit
+    device: str
+    precision: Precision
+
+    def __call__(self) -> ImageFunction:
+        """Load the model once and return image id -> rows."""
+        model = load_detector(self.checkpoint, self.kind, self.split.classes).to(self.device)
+
+        def rows(image_id: str) -> ImageRows:
+            pixels = load_image(self.split.image_path(image_id))
+            found = detect(model, pixels, self.device, self.precision)
+            return to_rows(found, pixels.shape[0], pixels.shape[1])
+
+        return rows
+
+
+def detect_split(context: StageContext, checkpoint: Path, kind: Kind) -> dict[str, Detections] | None:
+    """Detections of every readable image of the context's split, resumable and sharded.
+
+    Returns:
+        Image id -> detections, or None while other shards have parts to do.
+
+    Raises:
+        SchemaError: the checkpoint is of another kind or another class list.
+    """
+    load_detector(checkpoint, kind, context.split.classes)  # fail here rather than in a worker
+    factory = DetectorFactory(checkpoint, kind, context.split, context.device, context.precision)
+    table = map_images(context, DETECTION_ROWS, factory, "detect")
+    return None if table is None else from_table(table, with_masks=kind == "mask-rcnn")

@@ -1,0 +1,215 @@
+"""Builders of Faster R-CNN and Mask R-CNN, and the file format they are kept in.
+
+The parts are torchvision's (anchors, region proposals, heads, resizing); the backbone is any trunk of
+`stages.core.vision.backbones` under a feature pyramid, so that one specification serves R50-FPN at 800 px
+on GPUs and the embedded Lite0 at 256 px on a CPU. A checkpoint holds its specification and class names: it
+can be rebuilt from the file alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import MultiScaleRoIAlign
+
+from stages.core.errors import ConfigError, SchemaError
+from stages.core.training.weights_io import load_weights, read_metadata, save_weights
+from stages.core.vision.backbones import build_trunk
+from stages.core.vision.pyramid import PyramidBackbone, freeze_through
+from stages.core.vision.roi_heads import BoxLoss, TopKMatcher, WeightedRoIHeads
+
+Kind = Literal["faster-rcnn", "mask-rcnn"]
+ALIASES = {"resnet50-fpn": "resnet50.tv_in1k"}
+"""Names users know from detection code, and the timm weights they stand for."""
+
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+
+
+class DetectorSpec(BaseModel):
+    """Everything a detector is built from, except its class names.
+
+    Attributes:
+        kind: with or without a mask head.
+        backbone: trunk name (`lite0-embedded`, `resnet50-fpn`, any timm feature model).
+        strides: trunk maps under the pyramid, pixels per cell, ascending.
+        frozen_through: trunk layers up to this stride stay as pretrained; 0 trains all.
+        fpn_channels: channels of every pyramid level.
+        anchor_sizes: square-root area of the anchors, pixels, one per level; one more than `strides` adds a
+            pooled level.
+        anchor_ratios: height / width of the anchors.
+        test_size, max_size: short and long side at test, pixels.
+        rpn_candidates: proposals per level before their NMS in training; half as many before it at test, and
+            per image after it.
+        rois_per_image: RoIs sampled for the second stage in training.
+        head_width: units of the two fully connected layers.
+        mask_channels: channels of the four mask convolutions.
+        box_loss, matcher, match_top_k: see `roi_heads`.
+        score_threshold, nms_iou, detections: what leaves the detector, per image.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Kind = "faster-rcnn"
+    backbone: str = "lite0-embedded"
+    strides: tuple[int, ...] = (4, 8, 16, 32)
+    frozen_through: int = 4
+    fpn_channels: int = 256
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    test_size: int = 800
+    max_size: int = 1333
+    rpn_candidates: int = 2000
+    rois_per_image: int = 512
+    head_width: int = 1024
+    mask_channels: int = 256
+    box_loss: BoxLoss = "l1"
+    matcher: Literal["iou", "top-k"] = "iou"
+    match_top_k: int = 3
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    detections: int = 100
+
+
+class Detector(GeneralizedRCNN):  # type: ignore[misc]
+    """torchvision's two-stage detector, with the hook of `WeightedRoIHeads` in reach.
+
+    Attributes:
+        spec: what it was built from.
+        classes: class names, 0-based; torchvision's label is the index + 1.
+    """
+
+    spec: DetectorSpec
+    classes: tuple[str, ...]
+    roi_heads: WeightedRoIHeads
+
+
+def build_detector(spec: DetectorSpec, classes: Sequence[str], pretrained: bool = True) -> Detector:
+    """Build a detector, its trunk with ImageNet weights unless `pretrained` is False.
+
+    Raises:
+        ConfigError: levels and anchors do not fit, or `frozen_through` is no stride of the trunk.
+        UsageError, EnvironmentFault: see `build_trunk`.
+    """
+    extra_level = _check_levels(spec)
+    trunk = build_trunk(
+        ALIASES.get(spec.backbone, spec.backbone), spec.strides, pretrained=pretrained, frozen_bn=True
+    )
+    freeze_through(trunk, spec.frozen_through)
+    backbone = PyramidBackbone(trunk, spec.fpn_channels, extra_level)
+    transform = GeneralizedRCNNTransform(
+        spec.test_size, spec.max_size, list(trunk.mean), list(trunk.std), _skip_resize=True
+    )  # training images arrive resized, see detection_data
+    model = Detector(backbone, _build_rpn(spec), _build_heads(spec, backbone, len(classes) + 1), transform)
+    model.spec, model.classes = spec, tuple(classes)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
+
+
+def _check_levels(spec: DetectorSpec) -> bool:
+    """Return whether the anchors ask for a pooled extra level."""
+    levels, anchors = len(spec.strides), len(spec.anchor_sizes)
+    if anchors not in (levels, levels + 1):
+        raise ConfigError(
+            f"{anchors} anchor sizes for {levels} pyramid levels",
+            where="anchor_sizes",
+            remedy=f"give {levels} sizes, or {levels + 1} for one pooled extra level",
+        )
+    if spec.frozen_through and spec.frozen_through not in spec.strides:
+        raise ConfigError(
+            f"the trunk has no map at stride {spec.frozen_through}",
+            where="frozen_through",
+            remedy=f"use 0 or one of {list(spec.strides)}",
+        )
+    return anchors > levels
+
+
+def _build_rpn(spec: DetectorSpec) -> nn.Module:
+    anchors = AnchorGenerator(
+        tuple((size,) for size in spec.anchor_sizes), (spec.anchor_ratios,) * len(spec.anchor_sizes)
+    )
+    head = RPNHead(spec.fpn_channels, len(spec.anchor_ratios))
+    half = max(1, spec.rpn_candidates // 2)
+    before, after = {"training": spec.rpn_candidates, "testing": half}, {"training": half, "testing": half}
+    rpn: nn.Module = RegionProposalNetwork(anchors, head, 0.7, 0.3, 256, 0.5, before, after, 0.7)
+    return rpn
+
+
+def _build_heads(spec: DetectorSpec, backbone: PyramidBackbone, outputs: int) -> WeightedRoIHeads:
+    levels = list(backbone.level_names)
+    masks: dict[str, nn.Module] = {}
+    if spec.kind == "mask-rcnn":
+        width = spec.mask_channels
+        masks = {
+            "mask_roi_pool": MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
+            "mask_head": MaskRCNNHeads(spec.fpn_channels, (width,) * 4, 1),
+            "mask_predictor": MaskRCNNPredictor(width, width, outputs),
+        }
+    heads = WeightedRoIHeads(
+        MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2),
+        TwoMLPHead(spec.fpn_channels * 49, spec.head_width),
+        FastRCNNPredictor(spec.head_width, outputs),
+        0.5,
+        0.5,
+        spec.rois_per_image,
+        0.25,
+        BOX_WEIGHTS,
+        spec.score_threshold,
+        spec.nms_iou,
+        spec.detections,
+        **masks,
+    )
+    heads.box_loss = spec.box_loss
+    if spec.matcher == "top-k":
+        heads.proposal_matcher = TopKMatcher(spec.match_top_k)
+    return heads
+
+
+def save_detector(path: Path, model: nn.Module, spec: DetectorSpec, classes: Sequence[str]) -> None:
+    """Write weights, specification and class names as one safetensors file."""
+    metadata: dict[str, Any] = {
+        "model": spec.kind,
+        "classes": list(classes),
+        "spec": spec.model_dump(mode="json"),
+    }
+    save_weights(path, model, metadata)
+
+
+def load_detector(path: Path, kind: Kind, classes: Sequence[str] | None = None) -> Detector:
+    """Rebuild a detector from its file alone, in eval mode.
+
+    Args:
+        path: a file of `save_detector`.
+        kind: what it must be.
+        classes: the class list it must have been trained for, in order; None takes the file's.
+
+    Raises:
+        MissingInputError: no such file.
+        SchemaError: another kind of model, other classes, or a specification or tensors that do not fit.
+    """
+    metadata = read_metadata(path)
+    expect: Mapping[str, Any] = {"model": kind} | ({} if classes is None else {"classes": list(classes)})
+    for key, value in expect.items():
+        if metadata.get(key) != value:
+            raise SchemaError(
+                f"was trained for {key} {metadata.get(key)!r}, {value!r} is needed",
+                where=path,
+                remedy="use the checkpoint trained on this data set's train split",
+            )
+    try:
+        spec = DetectorSpec.model_validate(metadata.get("spec"))
+    except ValidationError as error:
+        raise SchemaError(f"holds no usable detector specification ({error})", where=path) from error
+    model = build_detector(spec, metadata["classes"], pretrained=False)
+    load_weights(path, model)
+    model.eval()
+    return model

@@ -1,0 +1,128 @@
+"""`retrain`: Faster R-CNN on the pseudo boxes of `pgt`, with RoI drop; then its detections on the split.
+
+On a train split: fit, then apply. On a test split: apply the train split's checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from stages.core.artifacts.coco_json import read_dataset, write_results
+from stages.core.config import StageConfig
+from stages.core.errors import ConfigError
+from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
+from stages.core.training.detection_data import PseudoTruthData
+from stages.core.training.detector_fit import total_steps, train_detector
+from stages.core.vision.detector_inference import detect_split
+from stages.core.vision.detectors import Detector, load_detector, save_detector
+from stages.retrain.config import RetrainConfig
+from stages.retrain.roi_drop import DropMeter, DropRule
+
+CHECKPOINT = "detector.safetensors"
+DETECTIONS = "detections.json"
+
+
+class RetrainStage:
+    """The room's face; see `stages.core.spec.Stage`."""
+
+    name: ClassVar[str] = "retrain"
+    summary: ClassVar[str] = "retrain Faster R-CNN on the pseudo boxes, dropping doubtful RoIs"
+    Config: ClassVar[type[StageConfig]] = RetrainConfig
+    inputs: ClassVar[tuple[InputSpec, ...]] = (
+        InputSpec("pgt", "pgt", "pgt.json", "own", ("train",)),
+        InputSpec("checkpoint", "retrain", CHECKPOINT, "train", ("test",)),
+    )
+    outputs: ClassVar[dict[Role, tuple[str, ...]]] = {
+        "train": (CHECKPOINT, DETECTIONS),
+        "test": (DETECTIONS,),
+    }
+    shardable: ClassVar[tuple[Role, ...]] = ("test",)
+
+    def plan(self, config: RetrainConfig, context: StageContext) -> Plan:
+        """Read the pseudo boxes, or the checkpoint's class list, and say how long the training is."""
+        check_thresholds(config)
+        if not trains(context):
+            load_detector(context.input("checkpoint"), "faster-rcnn", context.split.classes)
+            return Plan(len(context.split.ids), ("apply only",))
+        truth = read_dataset(context.input("pgt"), context.split)
+        usable = sum(len(boxes) > 0 for boxes in truth.values())
+        steps = total_steps(config, usable)
+        return Plan(len(context.split.ids), (f"{usable} images with pseudo boxes, {steps} steps",))
+
+    def run(self, config: RetrainConfig, context: StageContext) -> Counts:
+        """Fit on a train split, then apply."""
+        counts: Counts = {}
+        checkpoint = context.out / CHECKPOINT
+        if trains(context):
+            if not (context.resume and checkpoint.is_file()):
+                counts = self._fit(config, context)
+        else:
+            checkpoint = context.input("checkpoint")
+        detections = detect_split(context, checkpoint, "faster-rcnn")
+        if detections is not None:
+            write_results(context.out / DETECTIONS, context.split, detections)
+            counts["detections"] = sum(len(found) for found in detections.values())
+        return counts
+
+    def _fit(self, config: RetrainConfig, context: StageContext) -> Counts:
+        truth = read_dataset(context.input("pgt"), context.split)
+        data = PseudoTruthData(
+            context.split,
+            truth,
+            config.augmentation(),
+            context.seed,
+            with_masks=False,
+            failures=context.failures,
+        )
+        start = round(config.drop_start * total_steps(config, len(data.ids)))
+        meter = DropMeter(DropRule(config.drop, config.tau_cls, config.tau_reg, start))
+
+        def attach(model: Detector) -> None:
+            model.roi_heads.roi_weights = meter
+
+        def advance(step: int) -> None:
+            meter.step = step
+
+        def dropped() -> dict[str, Tensor]:
+            return {"_dropped_share": torch.tensor(meter.pop_share())}
+
+        model = train_detector(
+            config,
+            config.spec("faster-rcnn"),
+            data,
+            context,
+            prepare=attach,
+            before_step=advance,
+            after_step=dropped,
+        )
+        save_detector(context.out / CHECKPOINT, model, config.spec("faster-rcnn"), context.split.classes)
+        boxes = sum(len(truth[image_id]) for image_id in data.ids)
+        return {"training_images": len(data.ids), "pseudo_boxes": boxes}
+
+
+def trains(context: StageContext) -> bool:
+    """Whether this run fits: on a train split, unless a checkpoint was given by hand."""
+    return context.split.role == "train" and not context.has_input("checkpoint")
+
+
+def check_thresholds(config: RetrainConfig) -> None:
+    """Refuse thresholds outside [0, 1] for the rules that need them there.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    if config.drop not in ("normalised", "percentile"):
+        return
+    for name in ("tau_cls", "tau_reg"):
+        if getattr(config, name) > 1:
+            raise ConfigError(
+                f"{name} is {getattr(config, name)}, but drop = {config.drop} needs a value in [0, 1]",
+                where=name,
+                remedy=f"give --set retrain.{name}=0.98, or use drop = paper",
+            )
+
+
+STAGE = RetrainStage()
