@@ -59,8 +59,18 @@ class Trunk(nn.Module):
 
     def forward(self, images_BCHW: Tensor) -> list[Tensor]:
         """Return one map [B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])] per stride."""
-        features: list[Tensor] = self.body(images_BCHW)
+        # Depthwise convolutions run two to three times faster on a CPU with channels last.
+        features: list[Tensor] = self.body(images_BCHW.contiguous(memory_format=torch.channels_last))
         return features
+
+    def freeze_to(self, stride: int) -> None:
+        """Fix every parameter up to the last layer at `stride` (0: none): early layers are generic and costly."""
+        info: Any = self.body.feature_info
+        modules = [entry["module"] for entry in info.info if entry["reduction"] <= stride]
+        names = [name for name, _ in self.body.named_parameters()]
+        frozen = [i for i, name in enumerate(names) if modules and f"{modules[-1]}." in name]
+        for parameter in list(self.body.parameters())[: max(frozen, default=-1) + 1]:
+            parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Trunk:
         """Switch to training mode, except for batch normalisation when `frozen_bn` was asked for."""
@@ -118,6 +128,7 @@ def build_trunk(
         _load_pruned(body, embedded_weights(), EMBEDDED_FILE, in_chans)
     settings = timm.get_pretrained_cfg(architecture) or timm.models.PretrainedCfg()
     info = body.feature_info
+    body.to(memory_format=torch.channels_last)
     return Trunk(body, info.channels(), info.reduction(), settings.mean, settings.std, frozen_bn)
 
 

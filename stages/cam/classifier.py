@@ -1,0 +1,224 @@
+"""The multi-class-token vision transformer that turns image tags into maps (paper section 3.1).
+
+One learned token per class attends to the patches together with them; a class is present when its token says so and
+when a 3x3 convolution over the patch tokens says so somewhere. Two bodies share everything else: `hybrid`, a
+convolutional trunk under a few attention blocks, and any timm vision transformer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed, trunc_normal_
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stages.cam.attention import AttentionFusion, Fusion, RecordedBlocks, locality_bias
+from stages.core.errors import ConfigError, EnvironmentFault, did_you_mean
+from stages.core.vision.backbones import Trunk, build_trunk
+
+
+@dataclass
+class ClassifierOutput:
+    """One forward pass over B images with C classes on an h x w token grid.
+
+    Attributes:
+        class_logits_BC: mean channel of each final class token.
+        patch_logits_BC: pooled convolution map.
+        coarse_BCHW: ReLU of the convolution map (the coarse CAM).
+        features_BDHW: token embedding before any attention; local, hence fit for an affinity.
+        attention_BLHNN: attention of every layer and head, or None unless recorded.
+        fused_BNN: fused attention, or None unless recorded.
+    """
+
+    class_logits_BC: Tensor
+    patch_logits_BC: Tensor
+    coarse_BCHW: Tensor
+    features_BDHW: Tensor
+    attention_BLHNN: Tensor | None = None
+    fused_BNN: Tensor | None = None
+
+
+class TokenBody(Protocol):
+    """What differs between the two bodies: how an image becomes tokens, and what the class tokens start as."""
+
+    patch: int
+    dim: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def embed(self, images_BCHW: Tensor) -> Tensor:
+        """Return patch tokens as a map [B, D, H / patch, W / patch]."""
+        ...
+
+    def attention_bias(self, grid: tuple[int, int], num_classes: int) -> Tensor | None:
+        """Return additive attention logits [H, N, N] or None."""
+        ...
+
+
+class HybridBody(nn.Module):
+    """Trunk maps of several strides projected to one width and summed at the coarsest of them."""
+
+    def __init__(self, trunk: Trunk, dim: int, num_heads: int, locality: float, patches_see_classes: bool) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.dim, self.patch = dim, trunk.strides[-1]
+        self.mean, self.std = trunk.mean, trunk.std
+        self.num_heads, self.locality, self.patches_see_classes = num_heads, locality, patches_see_classes
+        self.laterals = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(channels, dim, 1, bias=False), nn.BatchNorm2d(dim)) for channels in trunk.channels
+        )
+
+    def embed(self, images_BCHW: Tensor) -> Tensor:
+        """Return the summed maps [B, D, h, w] on the coarsest grid."""
+        maps = self.trunk(images_BCHW)
+        size = maps[-1].shape[-2:]
+        parts = [
+            F.adaptive_avg_pool2d(lateral(features), size)
+            for lateral, features in zip(self.laterals, maps, strict=True)
+        ]
+        return torch.stack(parts).sum(dim=0)
+
+    def attention_bias(self, grid: tuple[int, int], num_classes: int) -> Tensor | None:
+        """Return the locality bias, or None if the body is not asked to be local."""
+        if self.locality == 0 and self.patches_see_classes:
+            return None
+        return locality_bias(grid, num_classes, self.num_heads, self.locality, self.patches_see_classes)
+
+
+class ViTBody(nn.Module):
+    """Patch embedding and position embedding of a timm vision transformer, at any grid size."""
+
+    def __init__(self, vit: VisionTransformer, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.patch_embed = vit.patch_embed
+        self.pos_embed = vit.pos_embed
+        self.prefix = 0 if vit.no_embed_class else int(vit.num_prefix_tokens)
+        self.native_grid = tuple(int(side) for side in vit.patch_embed.grid_size)
+        self.dim, self.patch = int(vit.embed_dim), int(vit.patch_embed.patch_size[0])
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def embed(self, images_BCHW: Tensor) -> Tensor:
+        """Return patch embeddings plus resampled positions [B, D, h, w]."""
+        tokens_BPD = self.patch_embed.proj(images_BCHW)
+        grid = tokens_BPD.shape[-2:]
+        positions = self.pos_embed[:, self.prefix :]
+        if grid != self.native_grid:
+            positions = resample_abs_pos_embed(
+                positions, list(grid), old_size=list(self.native_grid), num_prefix_tokens=0
+            )
+        return tokens_BPD + positions.transpose(1, 2).unflatten(-1, grid)
+
+    def attention_bias(self, grid: tuple[int, int], num_classes: int) -> Tensor | None:
+        """Return None: a pretrained transformer keeps the attention it learned."""
+        return None
+
+
+class MultiClassTokenClassifier(nn.Module):
+    """Image-level classifier with one token per class.
+
+    Args:
+        body: image to patch tokens.
+        blocks: transformer blocks over [C class tokens, P patch tokens].
+        class_tokens_CD: initial class tokens.
+        fusion: how attention is fused over layers and heads.
+    """
+
+    def __init__(
+        self, body: HybridBody | ViTBody, blocks: Sequence[nn.Module], class_tokens_CD: Tensor, fusion: Fusion
+    ) -> None:
+        super().__init__()
+        self.body = body
+        self.num_classes = class_tokens_CD.shape[0]
+        self.class_tokens = nn.Parameter(class_tokens_CD.clone())
+        self.encoder = RecordedBlocks(blocks)
+        self.fusion = AttentionFusion(len(blocks), self.encoder.num_heads, fusion)
+        self.head = nn.Conv2d(body.dim, self.num_classes, 3, padding=1)
+        self.register_buffer("mean", torch.tensor(body.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(body.std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def patch(self) -> int:
+        """Pixels per token; image sides must be multiples of it."""
+        return self.body.patch
+
+    def forward(self, images_BCHW: Tensor, record: bool = False) -> ClassifierOutput:
+        """Classify RGB images in [0, 1], sides multiples of `patch`; `record` also returns attention."""
+        assert all(side % self.patch == 0 for side in images_BCHW.shape[-2:]), "sides must be multiples of the patch"
+        features_BDHW = self.body.embed((images_BCHW - self.mean) / self.std)
+        grid = (features_BDHW.shape[-2], features_BDHW.shape[-1])
+        patches_BPD = features_BDHW.flatten(2).transpose(1, 2)
+        classes_BCD = self.class_tokens.expand(len(patches_BPD), -1, -1)
+        bias = self.body.attention_bias(grid, self.num_classes)
+        bias = None if bias is None else bias.to(patches_BPD.device)
+        tokens, attention = self.encoder(torch.cat([classes_BCD, patches_BPD], dim=1), bias, record)
+        final_BDHW = tokens[:, self.num_classes :].transpose(1, 2).unflatten(-1, grid)
+        map_BCHW = self.head(final_BDHW)
+        return ClassifierOutput(
+            class_logits_BC=tokens[:, : self.num_classes].mean(dim=-1),
+            patch_logits_BC=map_BCHW.mean(dim=(-2, -1)),
+            coarse_BCHW=map_BCHW.relu(),
+            features_BDHW=features_BDHW,
+            attention_BLHNN=attention,
+            fused_BNN=None if attention is None else self.fusion(attention),
+        )
+
+
+def build_hybrid(
+    num_classes: int,
+    backbone: str,
+    strides: Sequence[int],
+    pretrained: bool | Path,
+    dim: int,
+    depth: int,
+    num_heads: int,
+    locality: float,
+    patches_see_classes: bool,
+    fusion: Fusion,
+    drop_path: float = 0.1,
+) -> MultiClassTokenClassifier:
+    """Build the convolutional trunk under `depth` fresh attention blocks."""
+    trunk = build_trunk(backbone, strides, pretrained, frozen_bn=bool(pretrained))
+    body = HybridBody(trunk, dim, num_heads, locality, patches_see_classes)
+    rates = torch.linspace(0, drop_path, depth).tolist()
+    blocks = [Block(dim, num_heads, qkv_bias=True, drop_path=rate) for rate in rates]
+    # The class logit is the mean channel of a raw token: tokens start small so that logits start near zero.
+    tokens_CD = trunc_normal_(torch.empty(num_classes, dim), std=0.02)
+    return MultiClassTokenClassifier(body, blocks, tokens_CD, fusion)
+
+
+def build_vit(
+    num_classes: int, name: str, pretrained: bool, fusion: Fusion, drop_path: float = 0.1
+) -> MultiClassTokenClassifier:
+    """Build a multi-class-token version of a timm vision transformer, e.g. `deit_small_patch16_224`.
+
+    Its class token and that token's position are replicated once per class; only the loss tells the copies apart.
+
+    Raises:
+        ConfigError: the name is unknown or not a plain vision transformer.
+        EnvironmentFault: the pretrained weights cannot be fetched.
+    """
+    if not timm.is_model(name):
+        raise ConfigError(f"unknown model {name!r}", remedy=did_you_mean(name, timm.list_models("*vit*patch*")))
+    try:
+        vit: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, drop_path_rate=drop_path)
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise EnvironmentFault(
+            f"pretrained weights of {name!r} cannot be had ({type(error).__name__}: {error})",
+            remedy="connect once so that timm caches them, or use the embedded classifier (model: hybrid)",
+        ) from error
+    if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
+        raise ConfigError(f"{name!r} is not a vision transformer with a class token")
+    token_D = vit.cls_token[0, 0]
+    if not vit.no_embed_class:
+        token_D = token_D + vit.pos_embed[0, 0]
+    body = ViTBody(vit, vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"])
+    return MultiClassTokenClassifier(body, list(vit.blocks), token_D.detach().expand(num_classes, -1), fusion)
