@@ -1,0 +1,187 @@
+"""The catalog: from a split's name ``<dataset>_<subset>`` to its images and tags.
+
+Looked for, in this order: the embedded ``shapes`` set; ``<data>/<dataset>/dataset.yaml``; the layouts of
+:mod:`stages.core.datasets.layouts`; the official folders of voc07, voc12, coco14 and coco17.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from stages.core.datasets.coco import read_coco
+from stages.core.datasets.declared import FILE_NAME, read_declared
+from stages.core.datasets.folder import read_folder
+from stages.core.datasets.layouts import OFFICIAL, Dataset, Layout, Subset, scan, scan_official
+from stages.core.datasets.split import Listing, Role, WeakSplit, assemble
+from stages.core.datasets.subsets import train_subset_for
+from stages.core.datasets.voc import read_voc
+from stages.core.errors import ConfigError, MissingInputError, UsageError, did_you_mean
+
+EMBEDDED = ("shapes",)
+DATA_VARIABLE = "WEAKSAM_DATA"
+DEFAULT_DATA_ROOT = Path("data")
+
+
+@dataclass(frozen=True)
+class SplitSource:
+    """Where a split lies on disk. For the readers of tags and of ground truth; stages get a WeakSplit."""
+
+    name: str
+    subset_name: str
+    role: Role
+    dataset: Dataset
+    subset: Subset
+
+
+def data_root(given: Path | None = None) -> Path:
+    """The data folder: what was given, else ``$WEAKSAM_DATA``, else ``data``."""
+    if given is not None:
+        return given
+    return Path(os.environ.get(DATA_VARIABLE) or DEFAULT_DATA_ROOT)
+
+
+def open_split(
+    name: str, data_root: Path, *, layout: Layout | None = None, difficult_tags: bool = False
+) -> WeakSplit:
+    """Open a split by name.
+
+    Args:
+        name: ``<dataset>_<subset>``.
+        data_root: Folder of data sets.
+        layout: Read this layout where a folder holds several (default: dataset.yaml's, else VOC, COCO, CSV).
+        difficult_tags: VOC layout: let objects marked ``difficult`` give tags, too.
+
+    Raises:
+        UsageError: the name has no ``_``.
+        MissingInputError: no such data set, subset, file or folder; lists close matches or what there is.
+        ConfigError: a bad ``dataset.yaml``, or a subset whose role nothing tells.
+        SchemaError: bad annotations.
+    """
+    source = locate(name, data_root, layout)
+    train_split = name
+    if source.role == "test":
+        train = source.subset.train_subset or train_subset_for(source.subset_name, _trains(source.dataset))
+        train_split = f"{source.dataset.name}_{train or 'train'}"
+    listing = read_listing(source, tags=source.role == "train", difficult_tags=difficult_tags)
+    return assemble(name, source.subset_name, source.role, train_split, listing)
+
+
+def read_listing(source: SplitSource, *, tags: bool, difficult_tags: bool = False) -> Listing:
+    """List the images of a split with the reader of its layout."""
+    if source.dataset.layout == "voc":
+        return read_voc(source.dataset, source.subset, train=tags, difficult_tags=difficult_tags)
+    reader = read_coco if source.dataset.layout == "coco" else read_folder
+    return reader(source.dataset, source.subset, train=tags)
+
+
+def locate(name: str, data_root: Path, layout: Layout | None = None) -> SplitSource:
+    """Find a split on disk without reading it.
+
+    Raises:
+        UsageError, MissingInputError, ConfigError: as :func:`open_split`.
+    """
+    seen: Dataset | None = None
+    for dataset_name, subset_name in _cuts(name):
+        dataset = _find(dataset_name, data_root, layout)
+        if dataset is None:
+            continue
+        subset = dataset.subsets.get(subset_name)
+        if subset is not None:
+            return SplitSource(name, subset_name, _role(name, dataset, subset), dataset, subset)
+        seen = seen or dataset
+    if seen is not None:
+        options = [f"{seen.name}_{subset}" for subset in seen.subsets]
+        raise MissingInputError(
+            f"data set '{seen.name}' has no split '{name}'", where=seen.root, remedy=did_you_mean(name, options)
+        )
+    raise _nothing_found(name, data_root, layout)
+
+
+def list_splits(data_root: Path) -> tuple[str, ...]:
+    """Names of all splits under a data folder, sorted; the embedded ones always.
+
+    Data sets whose ``dataset.yaml`` is bad are passed over: this list serves the messages of other errors.
+    """
+    names = {"shapes_train", "shapes_val", "shapes_test"}
+    for dataset in _datasets(data_root):
+        names.update(f"{dataset.name}_{s}" for s, subset in dataset.subsets.items() if subset.role is not None)
+    return tuple(sorted(names))
+
+
+def _cuts(name: str) -> list[tuple[str, str]]:
+    """Every way to cut a name at an underscore, the last underscore first."""
+    words = name.split("_")
+    cuts = [("_".join(words[:i]), "_".join(words[i:])) for i in range(len(words) - 1, 0, -1)]
+    cuts = [(dataset, subset) for dataset, subset in cuts if dataset and subset]
+    if not cuts or "/" in name or "\\" in name:
+        raise UsageError(
+            f"'{name}' is not the name of a split", where="--split", remedy="write <dataset>_<subset>: voc07_trainval"
+        )
+    return cuts
+
+
+def _find(name: str, data_root: Path, layout: Layout | None) -> Dataset | None:
+    if name in EMBEDDED:
+        # Drawing needs OpenCV; the other data sets should not pay for that.
+        from stages.core.datasets.shapes import ensure_shapes
+
+        ensure_shapes(data_root)
+    return _found(name, data_root, layout)
+
+
+def _found(name: str, data_root: Path, layout: Layout | None = None) -> Dataset | None:
+    root = data_root / name
+    return (
+        read_declared(name, root, layout)
+        or (scan_official(name, data_root, layout) if name in OFFICIAL else None)
+        or scan(name, root, layout)
+    )
+
+
+def _trains(dataset: Dataset) -> list[str]:
+    return [name for name, subset in dataset.subsets.items() if subset.role == "train"]
+
+
+def _role(name: str, dataset: Dataset, subset: Subset) -> Role:
+    if subset.role is None:
+        raise ConfigError(
+            f"nothing says whether '{name}' is a train or a test split",
+            where=dataset.root / FILE_NAME,
+            remedy="name it train*, val* or test*, or write its role into dataset.yaml",
+        )
+    return subset.role
+
+
+def _datasets(data_root: Path) -> Iterator[Dataset]:
+    folders = sorted(p.name for p in data_root.iterdir() if p.is_dir()) if data_root.is_dir() else []
+    for name in sorted({*folders, *OFFICIAL}):
+        try:
+            dataset = _found(name, data_root)
+        except ConfigError:
+            continue
+        if dataset is not None:
+            yield dataset
+
+
+def _nothing_found(name: str, data_root: Path, layout: Layout | None) -> MissingInputError:
+    if not data_root.is_dir():
+        return MissingInputError(
+            f"the data folder does not exist, so split '{name}' cannot be found",
+            where=data_root,
+            remedy=f"set ${DATA_VARIABLE} or give --data; shapes_train and shapes_test need no data",
+        )
+    kind = "a" if layout is None else f"a {layout}-layout"
+    for dataset_name, _ in _cuts(name):
+        if (data_root / dataset_name).is_dir():
+            return MissingInputError(
+                f"this folder is not {kind} data set that is understood, so there is no split '{name}'",
+                where=data_root / dataset_name,
+                remedy="expected ImageSets/Main/<subset>.txt, annotations/instances_<subset>.json, <subset>.csv "
+                "with the columns file_name,tags, or a dataset.yaml",
+            )
+    return MissingInputError(
+        f"there is no split '{name}'", where=data_root, remedy=did_you_mean(name, list_splits(data_root))
+    )
