@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -195,17 +196,24 @@ def test_execute__sigterm_leaves_a_resumable_folder(request_: Request) -> None:
     assert execute(stage, ToyConfig(), replace(request_, resume=True)).status == "done"
 
 
-@pytest.mark.parametrize("make_file", [True, False])
-def test_execute__unwritable_output(request_: Request, tmp_path: Path, make_file: bool) -> None:
+def test_execute__a_file_where_the_run_folder_goes(request_: Request, tmp_path: Path) -> None:
     blocked = tmp_path / "blocked"
-    if make_file:
-        blocked.write_text("a file stands in the way")
-        with pytest.raises(EnvironmentFault) as caught:
-            execute(FirstStage(), ToyConfig(), replace(request_, run=blocked))
-        assert caught.value.exit_code == 5
-    else:
-        with pytest.raises(EnvironmentFault, match="cannot write"):
-            execute(FirstStage(), ToyConfig(), replace(request_, out=Path("/proc/weaksam")))
+    blocked.write_text("a file stands in the way")
+    with pytest.raises(EnvironmentFault, match="a file stands") as caught:
+        execute(FirstStage(), ToyConfig(), replace(request_, run=blocked))
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_execute__unwritable_output(request_: Request, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    with pytest.raises(EnvironmentFault, match="cannot write") as caught:
+        execute(FirstStage(), ToyConfig(), request_)
+    assert os.strerror(number) in str(caught.value)
+    assert caught.value.remedy
 
 
 def test_execute__sharding_a_training_stage(request_: Request) -> None:

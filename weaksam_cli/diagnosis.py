@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
 import os
 import shutil
@@ -43,6 +41,8 @@ def doctor(
 
 def diagnose(data: Path) -> tuple[dict[str, Any], list[str]]:
     """Facts and problems of this machine and installation."""
+    import importlib.util
+
     from stages.core.runtime.device import available_cores
     from stages.core.runtime.environment import RECORDED_PACKAGES, installed_versions, package_version
 
@@ -69,6 +69,8 @@ def diagnose(data: Path) -> tuple[dict[str, Any], list[str]]:
 
 def _headless(name: str) -> bool:
     # The headless build is the same library under another distribution name.
+    import importlib.metadata
+
     if name != "opencv-python":
         return False
     try:

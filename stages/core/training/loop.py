@@ -181,7 +181,7 @@ class Trainer(Generic[BatchT]):
 
     def _stop_diverged(self, ids: list[str], losses: dict[str, Tensor]) -> None:
         self.save()
-        bad = [name for name, value in losses.items() if not math.isfinite(float(value))]
+        bad = [name for name, value in losses.items() if not math.isfinite(float(value.detach()))]
         raise TrainingDivergedError(
             f"loss {bad or 'total'} is not finite at batch {self.done} of {self.settings.label} (images {ids})",
             where=self.state_path,

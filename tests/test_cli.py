@@ -1,0 +1,176 @@
+"""The door: help without heavy imports, flags made from settings, errors made into exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.core.config import STAGE_NAMES
+from weaksam_cli import main as entry
+from weaksam_cli.chain import chain_steps
+from weaksam_cli.stage_command import INPUT_FLAGS, SUMMARIES, load_config_class, stage_command
+from weaksam_cli.state import OPTIONS
+
+HEAVY = ("torch", "torchvision", "cv2", "h5py", "timm", "pycocotools", "segment_anything", "pydantic")
+
+
+def run(*arguments: str) -> int:
+    """Exit code of a command in this process."""
+    with pytest.raises(SystemExit) as caught:
+        entry.main(arguments)
+    code = caught.value.code
+    return code if isinstance(code, int) else 0 if code is None else 1
+
+
+def test_help__imports_nothing_heavy() -> None:
+    program = (
+        "import sys\nfrom weaksam_cli.main import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stderr.strip().splitlines()[-1] == "[]"
+    assert all(stage in result.stdout for stage in STAGE_NAMES)
+
+
+@pytest.mark.parametrize("stage", STAGE_NAMES)
+def test_stage_help__needs_no_torch_and_names_every_setting(stage: str) -> None:
+    program = (
+        "import sys\nfrom weaksam_cli.main import main\n"
+        f"try:\n    main(['{stage}', '--help'])\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('torch', 'cv2', 'timm') if m in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"COLUMNS": "200", "PATH": ""},
+    )
+    assert result.stderr.strip().splitlines()[-1] == "[]"
+    for name in load_config_class(stage).model_fields:
+        assert f"--{name.replace('_', '-')}"[:40] in result.stdout
+
+
+@pytest.mark.parametrize("stage", STAGE_NAMES)
+def test_stage_command__flags_do_not_collide(stage: str) -> None:
+    import inspect
+
+    flags: list[str] = []
+    for parameter in inspect.signature(stage_command(stage)).parameters.values():
+        for declared in parameter.default.param_decls:
+            flags += declared.split("/")
+    assert len(flags) == len(set(flags)), f"{stage}: two options of one name"
+
+
+@pytest.mark.parametrize("stage", STAGE_NAMES)
+def test_stages__keep_the_protocol(stage: str) -> None:
+    room = importlib.import_module(f"stages.{stage}.stage").STAGE
+    assert room.name == stage
+    assert room.Config is load_config_class(stage)
+    assert tuple(spec.name for spec in room.inputs) == INPUT_FLAGS[stage]
+    assert set(room.outputs) == {"train", "test"}
+    assert callable(importlib.import_module(f"stages.{stage}.viz").draw)
+    folder = Path(importlib.import_module(f"stages.{stage}").__path__[0])
+    for name in ("config.py", "stage.py", "viz.py", "README.md"):
+        assert (folder / name).is_file()
+    for name, field in room.Config.model_fields.items():
+        assert field.description, f"{stage}.{name} has no description"
+
+
+@pytest.mark.parametrize("producer", ["own", "train"])
+def test_stages__inputs_are_outputs_of_their_producers(producer: str) -> None:
+    rooms = {s: importlib.import_module(f"stages.{s}.stage").STAGE for s in STAGE_NAMES}
+    for room in rooms.values():
+        for spec in room.inputs:
+            made = rooms[spec.producer].outputs
+            if spec.split == producer:
+                roles = ("train",) if producer == "train" else spec.roles
+                assert all(spec.file_name in made[role] for role in roles), (room.name, spec)
+
+
+def test_chain_steps__test_split_follows_train_split() -> None:
+    steps = [(s.stage, s.split) for s in chain_steps("x_train", "x_test", 3, 2)]
+    assert steps[0] == ("cam", "x_train")
+    assert ("pgt", "x_test") not in steps
+    assert steps.index(("wsod", "x_test")) > steps.index(("wsod", "x_train"))
+    assert len(steps) == 2 * len(SUMMARIES) - 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["cam"], 2, "--split"),  # a missing option
+        (["camm"], 2, "camm"),  # an unknown command
+        (["cam", "--split", "shapes_train", "--no-such-flag"], 2, "no-such-flag"),
+        (["cam", "--split", "nothing_train"], 3, "nothing"),
+        (["prompt", "--split", "shapes_train", "--set", "kernl=3"], 2, "kernl"),
+        (["pgt", "--split", "shapes_train", "--recipe", "shapez"], 2, "did you mean 'shapes'"),
+        (["cam", "--split", "shapes_train", "--device", "toaster"], 2, "toaster"),
+        (["cam", "--split", "shapes_train", "--shard", "3/2"], 2, "shard"),
+        (["cam", "--split", "shapes_train", "--config", "absent.yaml"], 3, "absent.yaml"),
+        (["inspect", "absent.h5"], 3, "absent.h5"),
+        (["evaluate"], 2, "--dataset"),
+    ],
+)
+def test_main__errors_become_exit_codes(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*arguments) == code
+    captured = capsys.readouterr()
+    assert captured.out == "", "results only on stdout"
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_main__a_bug_is_exit_1_with_a_short_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("surprise")
+
+    monkeypatch.setattr("weaksam_cli.inspection.describe", broken)
+    assert run("inspect", "x.h5") == 1
+    assert "a bug in weaksam: RuntimeError: surprise" in capsys.readouterr().err
+
+
+def test_main__cuda_absent_is_exit_5(capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    index = torch.cuda.device_count() + 3
+    assert run("cam", "--split", "shapes_train", "--device", f"cuda:{index}") == 5
+    assert "CUDA" in capsys.readouterr().err
+
+
+def test_inspect__manifest_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import numpy as np
+
+    from stages.core.artifacts.schemas import PROMPTS
+    from stages.core.artifacts.table import ImageRows, gather, write_table
+
+    columns = {name: np.zeros(2, dtype=dtype) for name, dtype in PROMPTS.columns.items()}
+    rows = {"a": ImageRows(columns, {"image_h": 4, "image_w": 5})}
+    write_table(tmp_path / "prompts.h5", PROMPTS, gather(PROMPTS, rows))
+    assert run("inspect", str(tmp_path / "prompts.h5"), "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["images"], facts["rows"]) == (1, 2)
+    assert run("inspect", str(tmp_path / "prompts.h5"), "--image", "b") == 3
+
+
+def test_quiet_and_verbose__set_the_level() -> None:
+    run("-q", "inspect", "absent")
+    assert OPTIONS.verbosity == -1
+    run("-v", "inspect", "absent")
+    assert OPTIONS.verbosity == 1
+
+
+def test_doctor__ready_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("doctor", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["problems"] == []
+    assert "cpu" in facts["devices"]
