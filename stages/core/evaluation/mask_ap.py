@@ -1,0 +1,69 @@
+"""Instance mask AP at IoU .25, .5, .7 and .75, in both conventions in use.
+
+Weakly supervised instance segmentation reports AP25/50/70/75 without saying how precision is averaged: COCO's
+101 recall points with 100 detections per image (``COCOeval`` with its thresholds set), or the area under VOC's
+monotone precision-recall curve. The two differ; both are given, COCO's is the headline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from stages.core.artifacts.coco_json import Detections
+from stages.core.evaluation.coco_ap import COCO_IOUS, Backend, CocoAp, coco_ap
+from stages.core.evaluation.matching import match_by_class
+from stages.core.evaluation.overlap import mask_overlap
+from stages.core.evaluation.truth import ImageTruth
+from stages.core.evaluation.voc_ap import VocAp, ap_of_matches
+
+MASK_IOUS = (0.25, 0.5, 0.7, 0.75)
+
+
+@dataclass(frozen=True)
+class MaskAp:
+    """Mask AP.
+
+    Attributes:
+        coco: COCO-style AP at ``MASK_IOUS`` and COCO's ten thresholds together.
+        voc: IoU threshold -> VOC AP of masks (its ``area`` is the usual one).
+    """
+
+    coco: CocoAp
+    voc: Mapping[float, VocAp]
+
+    @property
+    def coco_mean(self) -> float:
+        """COCO's AP, the mean over .5:.05:.95."""
+        return sum(self.coco.mean_at(iou) for iou in COCO_IOUS) / len(COCO_IOUS)
+
+
+def mask_ap(
+    detections: Mapping[str, Detections],
+    truth: Mapping[str, ImageTruth],
+    num_classes: int,
+    iou_thresholds: Sequence[float] = MASK_IOUS,
+    backend: Backend = "auto",
+) -> MaskAp:
+    """Mask AP of segmentations (image id -> detections with masks).
+
+    Raises:
+        SchemaError: unknown images or classes, masks missing or of another size than their image.
+        InputError: an image of the truth has objects and no masks; see :func:`images_with_masks`.
+    """
+    thresholds = tuple(sorted({*iou_thresholds, *COCO_IOUS}))
+    matches = match_by_class(detections, truth, num_classes, mask_overlap)
+    return MaskAp(
+        coco=coco_ap(detections, truth, num_classes, "segm", thresholds, backend),
+        voc={iou: ap_of_matches(matches, iou) for iou in iou_thresholds},
+    )
+
+
+def images_with_masks(truth: Mapping[str, ImageTruth]) -> dict[str, ImageTruth]:
+    """Images on which masks can be judged: those with masks, and those without objects.
+
+    VOC segments only part of its images. Empty when no image has a mask.
+    """
+    if not any(true.masks for true in truth.values()):
+        return {}
+    return {name: true for name, true in truth.items() if true.masks is not None or not len(true)}

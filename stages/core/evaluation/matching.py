@@ -1,0 +1,170 @@
+"""PASCAL VOC's assignment of detections to true objects, shared by AP, mask AP and pseudo-box quality.
+
+Within a class, detections of all images are taken by descending score. Each looks at the one true object
+it overlaps most; at a threshold it is *right* if that IoU is reached and the object is not yet taken, a
+*false positive* if it falls short or comes second (a duplicate), and *ignored* if the object is difficult
+or a crowd. Everingham et al., "The PASCAL VOC Challenge", IJCV 2010, section 4.2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.core.artifacts.coco_json import Detections
+from stages.core.artifacts.table import Table
+from stages.core.errors import SchemaError
+from stages.core.evaluation.overlap import BoolArray, FloatArray, box_overlap
+from stages.core.evaluation.truth import ImageTruth
+
+IntArray = NDArray[np.int64]
+Overlap = Callable[[Detections, ImageTruth], FloatArray]
+
+
+def ignored_objects(true: ImageTruth) -> BoolArray:
+    """Objects ``(m,)`` that count neither for nor against: difficult (VOC) or crowd (COCO)."""
+    ignored: BoolArray = np.asarray(true.difficult, dtype=np.bool_) | np.asarray(true.crowd, dtype=np.bool_)
+    return ignored
+
+
+def class_mean(values: FloatArray) -> float:
+    """Mean over the classes that have a value; nan when none has."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def check_images(found: Iterable[str], truth: Mapping[str, ImageTruth], what: str) -> None:
+    """Refuse results for images that the truth does not hold.
+
+    Raises:
+        SchemaError: naming the first of them.
+    """
+    unknown = sorted(set(found) - set(truth))
+    if unknown:
+        raise SchemaError(
+            f"{len(unknown)} images have {what} but are not in the split: {', '.join(unknown[:5])}",
+            remedy="evaluate on the split the file was made for",
+        )
+
+
+def images_with_rows(table: Table) -> list[str]:
+    """Ids of the images for which a table holds anything."""
+    counts = np.diff(table.offsets)
+    return [name for name, count in zip(table.ids, counts.tolist(), strict=True) if count]
+
+
+def check_detections(
+    detections: Mapping[str, Detections], truth: Mapping[str, ImageTruth], num_classes: int
+) -> None:
+    """Refuse detections that cannot be of these images and classes.
+
+    Raises:
+        SchemaError: an image the truth does not hold, a class outside ``0..num_classes - 1``, or a box or
+            score that is not finite.
+    """
+    check_images((name for name, found in detections.items() if len(found)), truth, "detections")
+    for image_id in sorted(detections):
+        found = detections[image_id]
+        if not (len(found.boxes_xyxy) == len(found.classes) == len(found.scores)):
+            raise SchemaError(f"image {image_id}: boxes, classes and scores differ in number")
+        if len(found) and not (found.classes.min() >= 0 and found.classes.max() < num_classes):
+            raise SchemaError(
+                f"image {image_id}: class index outside 0..{num_classes - 1}",
+                remedy="use detections made for this data set's class list",
+            )
+        if not (np.isfinite(found.boxes_xyxy).all() and np.isfinite(found.scores).all()):
+            raise SchemaError(f"image {image_id}: a box or score is not a finite number")
+
+
+@dataclass(frozen=True)
+class ClassMatches:
+    """Detections of one class by descending score, each with the true object it overlaps most.
+
+    Attributes:
+        scores: (n,) descending; equal scores in the order of image ids, then of the list.
+        iou: (n,) with that object; 0 where the image has none of this class.
+        objects: (n,) number of the object, unique over all images and classes; -1 for none.
+        ignored: (n,) the object is difficult or a crowd.
+        positives: objects of this class that count.
+    """
+
+    scores: FloatArray
+    iou: FloatArray
+    objects: IntArray
+    ignored: BoolArray
+    positives: int
+
+    def outcomes(self, iou_threshold: float) -> tuple[BoolArray, BoolArray]:
+        """True and false positives ``(n,)`` at a threshold in (0, 1]; what is neither was ignored."""
+        hit = (self.iou >= iou_threshold) & (self.objects >= 0)
+        counted = np.flatnonzero(hit & ~self.ignored)
+        _, first = np.unique(self.objects[counted], return_index=True)
+        right = np.zeros(len(hit), dtype=np.bool_)
+        right[counted[first]] = True
+        return right, ~right & ~(hit & self.ignored)
+
+
+def match_by_class(
+    detections: Mapping[str, Detections],
+    truth: Mapping[str, ImageTruth],
+    num_classes: int,
+    overlap: Overlap = box_overlap,
+) -> list[ClassMatches]:
+    """Match detections with the truth, class by class.
+
+    Args:
+        detections: Image id -> detections; an image without an entry has none.
+        truth: Image id -> objects, for every image of the split.
+        num_classes: Classes are ``0..num_classes - 1``.
+        overlap: IoU of detections and objects of one image; boxes by default.
+
+    Raises:
+        SchemaError: see :func:`check_detections`.
+    """
+    check_detections(detections, truth, num_classes)
+    found: list[tuple[IntArray, FloatArray, FloatArray, IntArray, BoolArray]] = []
+    positives = np.zeros(num_classes, dtype=np.int64)
+    first_object = 0
+    for image_id in sorted(truth):
+        true = truth[image_id]
+        skip = ignored_objects(true)
+        positives += np.bincount(true.classes[~skip].astype(np.int64), minlength=num_classes)
+        boxes = detections.get(image_id)
+        if boxes is not None and len(boxes):
+            iou, index = _best_object(boxes, true, overlap)
+            ignored = skip[index] & (index >= 0) if len(skip) else np.zeros(len(index), dtype=np.bool_)
+            objects = np.where(index >= 0, index + first_object, -1)
+            found.append((boxes.classes, boxes.scores.astype(np.float64), iou, objects, ignored))
+        first_object += len(true)
+    classes, scores, iou, objects, ignored = _stack(found)
+    matches = []
+    for label in range(num_classes):
+        members = np.flatnonzero(classes == label)
+        order = members[np.argsort(-scores[members], kind="stable")]
+        matches.append(
+            ClassMatches(scores[order], iou[order], objects[order], ignored[order], int(positives[label]))
+        )
+    return matches
+
+
+def _best_object(found: Detections, true: ImageTruth, overlap: Overlap) -> tuple[FloatArray, IntArray]:
+    """Highest IoU with an object of the same class and that object's index (-1 where there is none)."""
+    if not len(true):
+        return np.zeros(len(found)), np.full(len(found), -1, dtype=np.int64)
+    same = found.classes[:, None] == np.asarray(true.classes)[None, :]
+    iou = np.where(same, overlap(found, true), -1.0)
+    index = iou.argmax(axis=1).astype(np.int64)
+    best = iou[np.arange(len(found)), index]
+    return np.maximum(best, 0.0), np.where(best >= 0, index, -1)
+
+
+def _stack(
+    found: Iterable[tuple[IntArray, FloatArray, FloatArray, IntArray, BoolArray]],
+) -> tuple[IntArray, FloatArray, FloatArray, IntArray, BoolArray]:
+    empty = (np.zeros(0, np.int64), np.zeros(0), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.bool_))
+    columns = list(zip(empty, *found, strict=True))
+    classes, scores, iou, objects, ignored = (np.concatenate(column) for column in columns)
+    return classes, scores, iou, objects, ignored

@@ -1,0 +1,142 @@
+"""All figures of a run folder: every finished stage on its train and test split, in one ``evaluation.json``.
+
+Rows keep how they were made (command, seed, fingerprint of the settings, hash of the artifact) beside what they
+scored, so that a figure can be traced and repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from stages.core.artifacts.files import write_json
+from stages.core.artifacts.manifest import MANIFEST_NAME, Manifest, check_input, read_manifest
+from stages.core.errors import MissingInputError
+from stages.core.evaluation.report import Report, finite
+from stages.core.evaluation.tasks import Ground, load_ground, measure
+
+EVALUATION_NAME = "evaluation.json"
+EVALUATION_VERSION = 1
+
+ARTIFACTS: dict[str, dict[str, str]] = {
+    "cam": {"cams.h5": "cams"},
+    "prompt": {"prompts.h5": "prompts"},
+    "propose": {"proposals.h5": "proposals"},
+    "wsod": {"detections.json": "detections"},
+    "pgt": {"pgt.json": "pgt"},
+    "retrain": {"detections.json": "detections"},
+    "wsis": {"pgt_masks.json": "pgt", "segmentations.json": "segmentations"},
+}
+"""Stage -> artifact -> task, in the order of the chain."""
+
+HEADLINES: dict[str, tuple[str, ...]] = {
+    "cams": ("pointing_coarse", "pointing_fine", "pointing_cross"),
+    "prompts": ("precision_coarse", "precision_fine", "precision_cross", "object_recall", "points_per_image"),
+    "proposals": ("recall50", "recall75", "recall90", "boxes_per_image"),
+    "detections": ("ap50", "ap50_11point", "corloc", "coco_ap"),
+    "pgt": ("precision50", "recall50", "mask_precision50", "mask_recall50", "boxes_per_image"),
+    "segmentations": ("mask_ap25", "mask_ap50", "mask_ap70", "mask_ap75", "box_ap50"),
+}
+"""Task -> the figures shown for it in a table of the whole run, where the report has them."""
+
+
+def evaluate_run(run: Path, data_root: Path, train: str, test: str = "") -> dict[str, Any]:
+    """Measure every finished stage of a run and write ``<run>/evaluation.json`` atomically.
+
+    Args:
+        run: Run folder, ``<run>/<stage>/<split>/manifest.json``.
+        data_root: Folder of data sets.
+        train: Name of the train split.
+        test: Name of the test split; empty for data sets without one.
+
+    Returns:
+        What the file holds: ``rows`` (one per artifact, with ``metrics`` the headline figures and ``report`` all
+        of them) and ``metrics``, flat, named ``<stage>.<split>.<figure>``; undefined figures are None.
+
+    Raises:
+        MissingInputError: no stage has finished in this run.
+        InputError: an artifact is damaged or differs from its manifest.
+    """
+    grounds: dict[tuple[str, int | None], Ground | str] = {}
+    rows: list[dict[str, Any]] = []
+    for stage, artifacts in ARTIFACTS.items():
+        for split in filter(None, (train, test)):
+            folder = run / stage / split
+            if not (folder / MANIFEST_NAME).is_file():
+                continue
+            manifest = read_manifest(folder)
+            key = (split, manifest.limit)
+            if key not in grounds:
+                grounds[key] = _ground(split, data_root, manifest.limit)
+            for name in (name for name in artifacts if name in manifest.outputs):
+                rows.append(_row(run, folder / name, artifacts[name], manifest, grounds[key]))
+    if not rows:
+        raise MissingInputError(
+            f"no stage has finished on {' or '.join(filter(None, (train, test)))}",
+            where=run,
+            remedy="run the chain first, or name another run with --run",
+        )
+    result = {
+        "schema_version": EVALUATION_VERSION,
+        "run": run.resolve().name,
+        "train": train,
+        "test": test,
+        "rows": rows,
+        "metrics": _flat(rows),
+    }
+    write_json(run / EVALUATION_NAME, result, indent=2)
+    return result
+
+
+def _ground(split: str, data_root: Path, limit: int | None) -> Ground | str:
+    """The truth of a split, or why there is none (folders of images with tags only have none)."""
+    try:
+        return load_ground(split, data_root, limit)
+    except MissingInputError as error:
+        return error.what
+
+
+def _row(run: Path, artifact: Path, task: str, manifest: Manifest, ground: Ground | str) -> dict[str, Any]:
+    digest = check_input(artifact, run, manifest.stage)
+    row: dict[str, Any] = {
+        "stage": manifest.stage,
+        "split": manifest.split,
+        "artifact": artifact.relative_to(run).as_posix(),
+        "artifact_sha256": digest,
+        "task": task,
+        "metrics": {},
+        "report": None,
+        "problem": ground if isinstance(ground, str) else None,
+        "command": manifest.command,
+        "seed": manifest.seed,
+        "limit": manifest.limit,
+        "config_sha256": config_fingerprint(manifest.config),
+        "version": manifest.version,
+        "wall_seconds": manifest.wall_seconds,
+        "images_per_second": manifest.images_per_second,
+    }
+    if isinstance(ground, Ground):
+        report = measure(task, artifact, ground)
+        row["metrics"] = finite(_headline(report))
+        row["report"] = report.as_json()
+    return row
+
+
+def _headline(report: Report) -> dict[str, float]:
+    return {name: report.metrics[name] for name in HEADLINES[report.task] if name in report.metrics}
+
+
+def _flat(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Every figure of every row; the two artifacts of wsis differ in the names of their figures."""
+    flat: dict[str, float | None] = {}
+    for row in rows:
+        for name, value in (row["report"] or {"metrics": {}})["metrics"].items():
+            flat[f"{row['stage']}.{row['split']}.{name}"] = value
+    return flat
+
+
+def config_fingerprint(config: dict[str, Any]) -> str:
+    """SHA-256 of resolved settings, the same for the same values in any order."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()

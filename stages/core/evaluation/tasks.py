@@ -1,0 +1,302 @@
+"""Measure one artifact against the truth of its split: which metrics belong to which file.
+
+============== ================================ ====================================================
+task           artifact                         figures
+============== ================================ ====================================================
+cams           cams.h5                          pointing accuracy per kind of map
+prompts        prompts.h5                       points on objects, objects with a point
+proposals      proposals.h5                     recall at IoU .5/.75/.9, boxes per image
+detections     detections.json                  VOC AP50 (area, 11-point), COCO AP; CorLoc on train splits
+pgt            pgt.json, pgt_masks.json         precision and recall of pseudo boxes (and masks)
+segmentations  segmentations.json               mask AP25/50/70/75 (COCO, VOC area), COCO mask AP
+============== ================================ ====================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from stages.core.artifacts.coco_json import Detections, read_dataset, read_results
+from stages.core.artifacts.files import read_json
+from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
+from stages.core.artifacts.schemas import CAMS, MAP_KINDS, PROMPTS, PROPOSALS, SOURCE_BITS
+from stages.core.artifacts.table import Array, read_table
+from stages.core.datasets.catalog import open_split
+from stages.core.datasets.split import WeakSplit
+from stages.core.errors import MissingInputError, SchemaError, UsageError, did_you_mean
+from stages.core.evaluation.coco_ap import coco_ap
+from stages.core.evaluation.corloc import corloc
+from stages.core.evaluation.mask_ap import MASK_IOUS, images_with_masks, mask_ap
+from stages.core.evaluation.overlap import FloatArray, mask_overlap
+from stages.core.evaluation.pgt_quality import pgt_quality
+from stages.core.evaluation.pointing import pointing_accuracy
+from stages.core.evaluation.prompt_quality import prompt_quality
+from stages.core.evaluation.recall import IOU_THRESHOLDS, SIZE_BOUNDS, proposal_recall
+from stages.core.evaluation.report import Report
+from stages.core.evaluation.truth import ImageTruth, load_truth
+from stages.core.evaluation.voc_ap import voc_ap
+
+__all__ = ["TASKS", "Ground", "Report", "evaluate", "infer_task", "load_ground", "measure"]
+
+BOX_ONLY = "the split has no masks: only boxes were measured"
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What artifacts of a split are measured against.
+
+    Attributes:
+        split: Images, cut to ``--limit`` as the artifact was.
+        images: Image id -> true objects, for every image of ``split`` that can be read.
+    """
+
+    split: WeakSplit
+    images: dict[str, ImageTruth]
+
+
+def load_ground(split_name: str, data_root: Path, limit: int | None = None) -> Ground:
+    """Open a split and its truth.
+
+    Raises:
+        InputError: the split or its ground truth does not exist or is damaged.
+    """
+    split = open_split(split_name, data_root)
+    split = split if limit is None else split.limited(limit)
+    truth = load_truth(split_name, data_root).images
+    return Ground(split, {name: truth[name] for name in split.ids if name in truth})
+
+
+def evaluate(
+    task: str | None, artifact: Path, split_name: str, data_root: Path, *, limit: int | None = None
+) -> Report:
+    """Measure an artifact against the truth of a split.
+
+    Args:
+        task: One of ``TASKS``; None takes it from the file.
+        artifact: File written by a stage.
+        split_name: Split it was made for.
+        data_root: Folder of data sets.
+        limit: First images in id order; by default as many as the manifest beside the artifact says.
+
+    Raises:
+        UsageError: unknown task, or one the file's name and content do not tell.
+        InputError: artifact, split or truth missing, damaged, or not of one another.
+    """
+    if not artifact.is_file():
+        raise MissingInputError("no such file", where=artifact, remedy="run the stage that writes it")
+    if limit is None and (artifact.parent / MANIFEST_NAME).is_file():
+        limit = read_manifest(artifact.parent).limit
+    chosen = infer_task(artifact) if task is None else task
+    return measure(chosen, artifact, load_ground(split_name, data_root, limit))
+
+
+def measure(task: str, artifact: Path, ground: Ground) -> Report:
+    """Measure an artifact against truth already at hand; arguments and errors as for :func:`evaluate`."""
+    if task not in TASKS:
+        raise UsageError(f"unknown task '{task}'", where="--task", remedy=did_you_mean(task, TASKS))
+    try:
+        return TASKS[task](artifact, ground)
+    except SchemaError as error:
+        if error.where is not None:
+            raise
+        # Metrics do not know files; say which one it was.
+        raise SchemaError(error.what, where=artifact, remedy=error.remedy) from error
+
+
+def infer_task(artifact: Path) -> str:
+    """Task of a file, by its name, else by what it holds.
+
+    Raises:
+        UsageError: neither tells.
+    """
+    by_name = {"pgt_masks": "pgt"}
+    stem = by_name.get(artifact.stem, artifact.stem)
+    if stem in TASKS:
+        return stem
+    found = _task_of_content(artifact)
+    if found is None:
+        raise UsageError(
+            "cannot tell what this file holds", where=artifact, remedy=f"add --task {'|'.join(TASKS)}"
+        )
+    return found
+
+
+def _task_of_content(artifact: Path) -> str | None:
+    if h5py.is_hdf5(artifact):
+        with h5py.File(artifact, "r") as file:
+            name = str(file.attrs.get("weaksam_artifact", ""))
+        return name if name in TASKS else None
+    if artifact.suffix != ".json":
+        return None
+    loaded = read_json(artifact)
+    if isinstance(loaded, dict) and "annotations" in loaded:
+        return "pgt"
+    if isinstance(loaded, list) and loaded and isinstance(loaded[0], dict):
+        return "segmentations" if "segmentation" in loaded[0] else "detections"
+    return None
+
+
+def _report(
+    task: str,
+    artifact: Path,
+    ground: Ground,
+    metrics: dict[str, float],
+    per_class: dict[str, Array] | None = None,
+    notes: tuple[str, ...] = (),
+) -> Report:
+    by_class: dict[str, dict[str, float]] = {}
+    if per_class:
+        for i, name in enumerate(ground.split.classes):
+            by_class[name] = {figure: float(values[i]) for figure, values in per_class.items()}
+    unread = len(ground.split) - len(ground.images)
+    if unread:
+        notes = (*notes, f"{unread} images have no usable ground truth and were left out")
+    return Report(task, artifact.name, ground.split.name, len(ground.images), metrics, by_class, notes)
+
+
+def _known(found: dict[str, Detections], ground: Ground) -> dict[str, Detections]:
+    """Detections on images with truth; the report notes how many images have none."""
+    return {name: boxes for name, boxes in found.items() if name in ground.images}
+
+
+def _per_image(found: dict[str, Detections], ground: Ground) -> float:
+    return sum(map(len, found.values())) / len(ground.images) if ground.images else float("nan")
+
+
+def _cams(artifact: Path, ground: Ground) -> Report:
+    table = read_table(artifact, CAMS)
+    result = pointing_accuracy(table, ground.images, len(ground.split.classes))
+    metrics = {f"pointing_{kind}": result.accuracy(kind) for kind in result.kinds}
+    metrics |= {f"pointing_{kind}_class_mean": result.class_mean(kind) for kind in result.kinds}
+    for layer, (hits, maps) in result.cross_layers.items():
+        metrics[f"pointing_cross_layer{layer}"] = hits / maps
+    metrics["maps_per_image"] = result.maps_per_image
+    per_class = {f"pointing_{kind}": result.class_accuracy(kind) for kind in result.kinds}
+    return _report("cams", artifact, ground, metrics, per_class)
+
+
+def _prompts(artifact: Path, ground: Ground) -> Report:
+    result = prompt_quality(read_table(artifact, PROMPTS), ground.images)
+    used = [kind for i, kind in enumerate(MAP_KINDS) if result.points[i]]
+    metrics = {"object_recall": result.object_recall(), "points_per_image": result.points_per_image}
+    metrics |= {f"precision_{kind}": result.precision(kind) for kind in used}
+    metrics |= {f"object_recall_{kind}": result.object_recall(kind) for kind in used}
+    return _report("prompts", artifact, ground, metrics)
+
+
+def _proposals(artifact: Path, ground: Ground) -> Report:
+    table = read_table(artifact, PROPOSALS)
+    boxes: dict[str, FloatArray] = {}
+    sources: dict[str, Array] = {}
+    for name in table.ids:
+        rows = table.rows(name)
+        # Best first by SAM's own estimate, so that the curve asks what a cap on the number would cost.
+        order = np.argsort(-np.nan_to_num(rows["predicted_iou"].astype(np.float64), nan=-1.0), kind="stable")
+        corners = np.stack([rows[c].astype(np.float64) for c in ("x1", "y1", "x2", "y2")], axis=1)
+        boxes[name], sources[name] = corners[order], rows["source"][order]
+    result = proposal_recall(boxes, ground.images)
+    metrics = {f"recall{100 * iou:.0f}": result.at(iou) for iou in IOU_THRESHOLDS}
+    metrics["boxes_per_image"] = result.boxes_per_image
+    for size in SIZE_BOUNDS:
+        metrics |= {f"recall{100 * iou:.0f}_{size}": result.at(iou, size) for iou in IOU_THRESHOLDS}
+    for iou in IOU_THRESHOLDS:
+        metrics |= {f"recall{100 * iou:.0f}_at_{n}": value for n, value in result.curve(iou).items()}
+    for source, bit in SOURCE_BITS.items():
+        own = {name: boxes[name][(sources[name] & bit) != 0] for name in boxes}
+        if any(map(len, own.values())):
+            alone = proposal_recall(own, ground.images, ())
+            metrics |= {f"recall{100 * iou:.0f}_{source}": alone.at(iou) for iou in IOU_THRESHOLDS}
+            metrics[f"boxes_per_image_{source}"] = alone.boxes_per_image
+    return _report("proposals", artifact, ground, metrics)
+
+
+def _detections(artifact: Path, ground: Ground) -> Report:
+    classes = len(ground.split.classes)
+    found = _known(read_results(artifact, ground.split), ground)
+    voc = voc_ap(found, ground.images, classes)
+    coco = coco_ap(found, ground.images, classes)
+    metrics = {"ap50": voc.mean_area, "ap50_11point": voc.mean_eleven_point}
+    per_class: dict[str, Array] = {"ap50": voc.area, "ap50_11point": voc.eleven_point}
+    if ground.split.role == "train":
+        located = corloc(found, ground.images, classes)
+        metrics["corloc"] = located.mean
+        per_class["corloc"] = located.per_class
+    metrics |= {"coco_ap": coco.mean, "coco_ap50": coco.mean_at(0.5), "coco_ap75": coco.mean_at(0.75)}
+    metrics |= {f"coco_ap_{size}": float(_mean(values)) for size, values in coco.by_size.items()}
+    metrics |= {"coco_ar100": coco.mean_recall, "boxes_per_image": _per_image(found, ground)}
+    per_class |= {
+        "coco_ap": coco.per_class.mean(axis=0),
+        "coco_ap50": coco.at(0.5),
+        "coco_ap75": coco.at(0.75),
+    }
+    return _report("detections", artifact, ground, metrics, per_class)
+
+
+def _mean(values: FloatArray) -> float:
+    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+
+
+def _pgt(artifact: Path, ground: Ground) -> Report:
+    classes = len(ground.split.classes)
+    found = _known(read_dataset(artifact, ground.split), ground)
+    metrics: dict[str, float] = {}
+    per_class: dict[str, Array] = {}
+    for iou in (0.5, 0.75):
+        result, at = pgt_quality(found, ground.images, classes, iou), f"{100 * iou:.0f}"
+        metrics |= {f"precision{at}": result.precision, f"recall{at}": result.recall, f"f1_{at}": result.f1}
+        per_class |= {f"precision{at}": result.class_precision, f"recall{at}": result.class_recall}
+    metrics["boxes_per_image"] = _per_image(found, ground)
+    notes: tuple[str, ...] = ()
+    if any(boxes.masks is not None for boxes in found.values()):
+        annotated = images_with_masks(ground.images)
+        notes = _mask_notes(annotated, ground)
+        if annotated:
+            masks = {name: boxes for name, boxes in found.items() if name in annotated}
+            for iou in (0.5, 0.75):
+                result, at = pgt_quality(masks, annotated, classes, iou, mask_overlap), f"{100 * iou:.0f}"
+                metrics |= {f"mask_precision{at}": result.precision, f"mask_recall{at}": result.recall}
+    return _report("pgt", artifact, ground, metrics, per_class, notes)
+
+
+def _mask_notes(annotated: dict[str, Any], ground: Ground) -> tuple[str, ...]:
+    if not annotated:
+        return (BOX_ONLY,)
+    if len(annotated) < len(ground.images):
+        return (f"masks were measured on the {len(annotated)} images that have true masks",)
+    return ()
+
+
+def _segmentations(artifact: Path, ground: Ground) -> Report:
+    classes = len(ground.split.classes)
+    found = _known(read_results(artifact, ground.split), ground)
+    annotated = images_with_masks(ground.images)
+    metrics: dict[str, float] = {}
+    per_class: dict[str, Array] = {}
+    if annotated:
+        masks = {name: boxes for name, boxes in found.items() if name in annotated}
+        result = mask_ap(masks, annotated, classes)
+        for iou in MASK_IOUS:
+            metrics[f"mask_ap{100 * iou:.0f}"] = result.coco.mean_at(iou)
+            per_class[f"mask_ap{100 * iou:.0f}"] = result.coco.at(iou)
+        metrics["mask_ap"] = result.coco_mean
+        metrics |= {f"mask_ap{100 * iou:.0f}_area": result.voc[iou].mean_area for iou in MASK_IOUS}
+    boxes = voc_ap(found, ground.images, classes)
+    metrics |= {"box_ap50": boxes.mean_area, "instances_per_image": _per_image(found, ground)}
+    per_class["box_ap50"] = boxes.area
+    return _report("segmentations", artifact, ground, metrics, per_class, _mask_notes(annotated, ground))
+
+
+TASKS: dict[str, Callable[[Path, Ground], Report]] = {
+    "cams": _cams,
+    "prompts": _prompts,
+    "proposals": _proposals,
+    "detections": _detections,
+    "pgt": _pgt,
+    "segmentations": _segmentations,
+}
