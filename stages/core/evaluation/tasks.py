@@ -68,8 +68,7 @@ def load_ground(split_name: str, data_root: Path, limit: int | None = None) -> G
     """
     split = open_split(split_name, data_root)
     split = split if limit is None else split.limited(limit)
-    truth = load_truth(split_name, data_root).images
-    return Ground(split, {name: truth[name] for name in split.ids if name in truth})
+    return Ground(split, load_truth(split_name, data_root, ids=frozenset(split.ids)).images)
 
 
 def evaluate(
