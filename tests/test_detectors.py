@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.roi_heads import fastrcnn_loss
+from torchvision.ops import MultiScaleRoIAlign
 
 from stages.core.errors import ConfigError, MissingInputError, SchemaError
 from stages.core.vision.detector_inference import detect
@@ -46,10 +47,11 @@ def test_build_detector__losses_equal_torchvision_without_hook() -> None:
     theirs = FasterRCNN(
         ours.backbone, min_size=64, max_size=64, image_mean=ours.transform.image_mean,
         image_std=ours.transform.image_std, rpn_anchor_generator=ours.rpn.anchor_generator,
-        box_roi_pool=ours.roi_heads.box_roi_pool, box_head=ours.roi_heads.box_head,
+        box_roi_pool=MultiScaleRoIAlign(["0", "1"], 7, 2), box_head=ours.roi_heads.box_head,
         box_predictor=ours.roi_heads.box_predictor, rpn_head=ours.rpn.head, rpn_pre_nms_top_n_train=50,
         rpn_post_nms_top_n_train=25, box_batch_size_per_image=16, _skip_resize=True,
     )  # fmt: skip
+    theirs.roi_heads.box_roi_pool = ours.roi_heads.box_roi_pool  # its constructor accepts only its own class
     images, targets = batch()
     torch.manual_seed(1)
     mine = ours.train()(images, targets)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from stages.core.training.detector_settings import PAPER as PAPER_DETECTOR
 from stages.core.training.detector_settings import DetectorSettings
+
+PAPER: Final[dict[str, Any]] = {
+    **PAPER_DETECTOR,
+    "drop": "paper",
+    "tau_cls": 4.0,
+    "tau_reg": 4.0,
+    "drop_start": 0.22,
+}
+"""Published settings on VOC07. VOC12: lr 0.015, 16,000 steps, no drop; COCO14: tau_cls 5, drop_start 0.12."""
 
 
 class RetrainConfig(DetectorSettings):

@@ -6,7 +6,7 @@ set; the published values are the recipe `paper` (R50-FPN, 16 images, SGD 0.02, 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,34 @@ from stages.core.config import StageConfig
 from stages.core.training.detection_data import Augmentation
 from stages.core.vision.detectors import DetectorSpec, Kind
 from stages.core.vision.roi_heads import BoxLoss
+
+PAPER: Final[dict[str, Any]] = {
+    "backbone": "resnet50-fpn",
+    "strides": (4, 8, 16, 32),
+    "frozen_through": 4,
+    "fpn_channels": 256,
+    "anchor_sizes": (32, 64, 128, 256, 512),
+    "test_size": 688,
+    "max_size": 2000,
+    "train_sizes": tuple(range(480, 1217, 32)),
+    "photometric": 0.0,
+    "rpn_candidates": 2000,
+    "rois_per_image": 512,
+    "head_width": 1024,
+    "epochs": 29,
+    "batch_size": 16,
+    "optimizer": "sgd",
+    "lr": 0.02,
+    "lr_batch": 16,
+    "trunk_lr_factor": 1.0,
+    "weight_decay": 1e-4,
+    "schedule": "steps",
+    "milestones": (0.667, 0.889),
+    "warmup": 0.0033,
+    "clip_norm": 0.0,
+    "ema_decay": 0.0,
+}
+"""Published settings on VOC07: 9,000 steps of 16 images, drops at 6,000 and 8,000, 30 steps of warm-up."""
 
 
 class DetectorSettings(StageConfig):

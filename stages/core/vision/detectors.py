@@ -21,13 +21,13 @@ from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
-from torchvision.ops import MultiScaleRoIAlign
 
 from stages.core.errors import ConfigError, SchemaError
 from stages.core.training.weights_io import load_weights, read_metadata, save_weights
 from stages.core.vision.backbones import build_trunk
-from stages.core.vision.pyramid import PyramidBackbone, freeze_through
+from stages.core.vision.pyramid import PyramidBackbone
 from stages.core.vision.roi_heads import BoxLoss, TopKMatcher, WeightedRoIHeads
+from stages.core.vision.roi_pooling import PyramidRoIPool
 
 Kind = Literal["faster-rcnn", "mask-rcnn"]
 ALIASES = {"resnet50-fpn": "resnet50.tv_in1k"}
@@ -105,12 +105,12 @@ def build_detector(spec: DetectorSpec, classes: Sequence[str], pretrained: bool 
     trunk = build_trunk(
         ALIASES.get(spec.backbone, spec.backbone), spec.strides, pretrained=pretrained, frozen_bn=True
     )
-    freeze_through(trunk, spec.frozen_through)
+    trunk.freeze_to(spec.frozen_through)
     backbone = PyramidBackbone(trunk, spec.fpn_channels, extra_level)
     transform = GeneralizedRCNNTransform(
         spec.test_size, spec.max_size, list(trunk.mean), list(trunk.std), _skip_resize=True
     )  # training images arrive resized, see detection_data
-    model = Detector(backbone, _build_rpn(spec), _build_heads(spec, backbone, len(classes) + 1), transform)
+    model = Detector(backbone, _build_rpn(spec), _build_heads(spec, len(classes) + 1), transform)
     model.spec, model.classes = spec, tuple(classes)
     return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
 
@@ -144,18 +144,17 @@ def _build_rpn(spec: DetectorSpec) -> nn.Module:
     return rpn
 
 
-def _build_heads(spec: DetectorSpec, backbone: PyramidBackbone, outputs: int) -> WeightedRoIHeads:
-    levels = list(backbone.level_names)
+def _build_heads(spec: DetectorSpec, outputs: int) -> WeightedRoIHeads:
     masks: dict[str, nn.Module] = {}
     if spec.kind == "mask-rcnn":
         width = spec.mask_channels
         masks = {
-            "mask_roi_pool": MultiScaleRoIAlign(levels, output_size=14, sampling_ratio=2),
+            "mask_roi_pool": PyramidRoIPool(spec.strides, 14),
             "mask_head": MaskRCNNHeads(spec.fpn_channels, (width,) * 4, 1),
             "mask_predictor": MaskRCNNPredictor(width, width, outputs),
         }
     heads = WeightedRoIHeads(
-        MultiScaleRoIAlign(levels, output_size=7, sampling_ratio=2),
+        PyramidRoIPool(spec.strides, 7),
         TwoMLPHead(spec.fpn_channels * 49, spec.head_width),
         FastRCNNPredictor(spec.head_width, outputs),
         0.5,

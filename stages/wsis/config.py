@@ -1,0 +1,49 @@
+"""Settings of `wsis`: how boxes become masks, and the Mask R-CNN trained on them."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from pydantic import Field
+
+from stages.core.training.detector_settings import PAPER as PAPER_DETECTOR
+from stages.core.training.detector_settings import DetectorSettings
+from stages.wsis.box_to_mask import MaskRule
+
+PAPER: Final[dict[str, Any]] = {
+    **PAPER_DETECTOR,
+    "train_sizes": (640, 672, 704, 736, 768, 800),
+    "max_size": 1333,
+    "test_size": 800,
+    "epochs": 14,
+    "milestones": (0.667, 0.889),
+    "warmup": 0.111,
+    "mask_channels": 256,
+    "segmenter": "sam-vit-h",
+}
+"""The published settings on VOC12 trainaug: 9,000 steps of 16 images, 1,000 of warm-up, drops at 6,000 and 8,000."""
+
+
+class WsisConfig(DetectorSettings):
+    """Pseudo masks from pseudo boxes, then Mask R-CNN."""
+
+    segmenter: str = Field("sam-nano", description="promptable segmenter: sam-nano (shipped), sam-vit-b, ...")
+    segmenter_checkpoint: str = Field(
+        "", description="file of segmenter weights; empty takes the shipped or cached ones"
+    )
+    mask_choice: Literal["single", "best-of-three"] = Field(
+        "single", description="ask for one mask per box, or for three and take the highest predicted IoU"
+    )
+    box_margin: float = Field(
+        0.05, ge=0, le=1, description="mask may exceed its box by this share of the side, on each side"
+    )
+    largest_piece: bool = Field(True, description="keep only the largest connected piece of a mask")
+    min_area: float = Field(0.01, ge=0, lt=1, description="smallest mask, as a share of its box")
+    boxes_per_batch: int = Field(32, ge=1, description="boxes per decoder call")
+    mask_channels: int = Field(64, ge=8, description="channels of the mask head")
+
+    def rule(self) -> MaskRule:
+        """How a mask is made from a box."""
+        return MaskRule(
+            self.mask_choice, self.box_margin, self.largest_piece, self.min_area, self.boxes_per_batch
+        )

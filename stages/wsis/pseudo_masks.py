@@ -1,0 +1,102 @@
+"""Pseudo masks of a whole split: resumable, sharded by image, one segmenter per process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from stages.core.artifacts.coco_json import Detections, read_dataset
+from stages.core.artifacts.detection_rows import DETECTION_ROWS, from_table, to_rows
+from stages.core.artifacts.table import ImageRows
+from stages.core.datasets.images import image_size, load_image
+from stages.core.datasets.split import WeakSplit
+from stages.core.ops.rle import encode_masks
+from stages.core.runtime.parts import ImageFunction, map_images
+from stages.core.spec import Counts, StageContext
+from stages.wsis.box_to_mask import FROM_BOX, FROM_SECOND_TRY, MaskRule, mask_box, masks_of_boxes
+from stages.wsis.config import WsisConfig
+
+
+@dataclass(frozen=True)
+class PseudoMasks:
+    """Masks of a split.
+
+    Attributes:
+        masks: image id -> masks, their tight boxes, classes and scores of the pseudo boxes.
+        sizes: image id -> (height, width), pixels.
+        counts: for the manifest.
+    """
+
+    masks: dict[str, Detections]
+    sizes: dict[str, tuple[int, int]]
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class MaskFactory:
+    """Builds the per-image function inside a worker process."""
+
+    pgt: Path
+    split: WeakSplit
+    segmenter: str
+    checkpoint: str
+    rule: MaskRule
+    device: str
+
+    def __call__(self) -> ImageFunction:
+        """Load pseudo boxes and segmenter once and return image id -> rows."""
+        from stages.core.vision.segmenters import load_segmenter
+
+        truth = read_dataset(self.pgt, self.split)
+        segmenter = load_segmenter(
+            self.segmenter, Path(self.checkpoint) if self.checkpoint else None, self.device
+        )
+
+        def rows(image_id: str) -> ImageRows:
+            boxes = truth.get(image_id, Detections.empty())
+            path = self.split.image_path(image_id)
+            if len(boxes) == 0:
+                return to_rows(Detections.empty(), *image_size(path))
+            pixels = load_image(path)
+            found = masks_of_boxes(segmenter, pixels, boxes.boxes_xyxy, self.rule)
+            masks = Detections(
+                np.stack([mask_box(one.mask_HW) for one in found]),
+                boxes.classes,
+                boxes.scores,
+                encode_masks(np.stack([one.mask_HW for one in found])),
+            )
+            origin = np.array([one.origin for one in found], dtype=np.int8)
+            return to_rows(masks, pixels.shape[0], pixels.shape[1], origin)
+
+        return rows
+
+
+def make_pseudo_masks(context: StageContext, config: WsisConfig) -> PseudoMasks:
+    """Prompt the segmenter with every pseudo box of the context's split.
+
+    Raises:
+        SchemaError: the pseudo boxes are of another data set.
+        EnvironmentFault: the segmenter's weights cannot be had.
+    """
+    factory = MaskFactory(
+        context.input("pgt"),
+        context.split,
+        config.segmenter,
+        config.segmenter_checkpoint,
+        config.rule(),
+        context.device,
+    )
+    # The detector's own parts lie in <out>/parts; these need another folder.
+    inside = replace(context, out=context.out / "parts" / "masks", shard=(0, 1))
+    table = map_images(inside, DETECTION_ROWS, factory, "masks")
+    assert table is not None, "a run without shards does all parts"
+    origin = table.columns["origin"]
+    sizes = {i: (row["image_h"], row["image_w"]) for i in table.ids for row in [table.image_row(i)]}
+    counts: Counts = {
+        "pseudo_masks": table.num_rows,
+        "masks_at_second_try": int((origin == FROM_SECOND_TRY).sum()),
+        "masks_filled_box": int((origin == FROM_BOX).sum()),
+    }
+    return PseudoMasks(from_table(table, with_masks=True), sizes, counts)

@@ -1,0 +1,86 @@
+"""`wsis`: pseudo boxes -> pseudo masks -> Mask R-CNN -> instance masks on the split.
+
+On a train split: masks, fit, then apply. On a test split: apply the train split's checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from stages.core.artifacts.coco_json import read_dataset, write_dataset, write_results
+from stages.core.config import StageConfig
+from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
+from stages.core.training.detection_data import PseudoTruthData
+from stages.core.training.detector_fit import total_steps, train_detector
+from stages.core.vision.detector_inference import detect_split
+from stages.core.vision.detectors import load_detector, save_detector
+from stages.wsis.config import WsisConfig
+from stages.wsis.pseudo_masks import make_pseudo_masks
+
+CHECKPOINT = "segmenter.safetensors"
+MASKS = "pgt_masks.json"
+SEGMENTATIONS = "segmentations.json"
+
+
+class WsisStage:
+    """The room's face; see `stages.core.spec.Stage`."""
+
+    name: ClassVar[str] = "wsis"
+    summary: ClassVar[str] = "turn pseudo boxes into masks and train Mask R-CNN on them"
+    Config: ClassVar[type[StageConfig]] = WsisConfig
+    inputs: ClassVar[tuple[InputSpec, ...]] = (
+        InputSpec("pgt", "pgt", "pgt.json", "own", ("train",)),
+        InputSpec("checkpoint", "wsis", CHECKPOINT, "train", ("test",)),
+    )
+    outputs: ClassVar[dict[Role, tuple[str, ...]]] = {
+        "train": (MASKS, CHECKPOINT, SEGMENTATIONS),
+        "test": (SEGMENTATIONS,),
+    }
+    shardable: ClassVar[tuple[Role, ...]] = ("test",)
+
+    def plan(self, config: WsisConfig, context: StageContext) -> Plan:
+        """Read the pseudo boxes, or the checkpoint's class list, and say how long the training is."""
+        if context.split.role == "test":
+            load_detector(context.input("checkpoint"), "mask-rcnn", context.split.classes)
+            return Plan(len(context.split.ids), ("apply only",))
+        truth = read_dataset(context.input("pgt"), context.split)
+        usable = sum(len(boxes) > 0 for boxes in truth.values())
+        boxes = sum(len(found) for found in truth.values())
+        steps = total_steps(config, usable)
+        return Plan(len(context.split.ids), (f"{boxes} boxes on {usable} images to mask, {steps} steps",))
+
+    def run(self, config: WsisConfig, context: StageContext) -> Counts:
+        """Make masks and fit on a train split, then apply."""
+        counts: Counts = {}
+        checkpoint = context.out / CHECKPOINT
+        if context.split.role == "train":
+            counts = self._fit(config, context)
+        else:
+            checkpoint = context.input("checkpoint")
+        found = detect_split(context, checkpoint, "mask-rcnn")
+        if found is not None:
+            write_results(context.out / SEGMENTATIONS, context.split, found)
+            counts["segmentations"] = sum(len(one) for one in found.values())
+        return counts
+
+    def _fit(self, config: WsisConfig, context: StageContext) -> Counts:
+        made = make_pseudo_masks(context, config)
+        write_dataset(context.out / MASKS, context.split, made.masks, made.sizes)
+        counts = dict(made.counts)
+        data = PseudoTruthData(
+            context.split,
+            made.masks,
+            config.augmentation(),
+            context.seed,
+            with_masks=True,
+            failures=context.failures,
+        )
+        counts["training_images"] = len(data.ids)
+        spec = config.spec("mask-rcnn", config.mask_channels)
+        if not (context.resume and (context.out / CHECKPOINT).is_file()):
+            model = train_detector(config, spec, data, context)
+            save_detector(context.out / CHECKPOINT, model, spec, context.split.classes)
+        return counts
+
+
+STAGE = WsisStage()
