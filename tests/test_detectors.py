@@ -13,14 +13,15 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from stages.core.errors import ConfigError, MissingInputError, SchemaError
 from stages.core.vision.detector_inference import detect
-from stages.core.vision.detectors import DetectorSpec, Kind, build_detector, load_detector, save_detector
+from stages.core.vision.detector_spec import DetectorSpec, Kind
+from stages.core.vision.detectors import build_detector, load_detector, save_detector
 from stages.core.vision.roi_heads import SMOOTH_L1_BETA, TopKMatcher, roi_losses
 
 CLASSES = ("circle", "square")
 TINY = DetectorSpec(
     backbone="resnet10t", strides=(8, 16), frozen_through=8, fpn_channels=16, anchor_sizes=(16, 32),
     test_size=64, max_size=64, rpn_candidates=50, rois_per_image=16, head_width=32, mask_channels=8,
-    score_threshold=0.0, detections=5,
+    score_threshold=0.0, max_detections=5,
 )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from stages.core.training.detector_settings import PAPER as PAPER_DETECTOR
 from stages.core.training.detector_settings import DetectorSettings
-from stages.wsis.box_to_mask import MaskRule
 
 PAPER: Final[dict[str, Any]] = {
     **PAPER_DETECTOR,
@@ -41,9 +40,3 @@ class WsisConfig(DetectorSettings):
     min_area: float = Field(0.01, ge=0, lt=1, description="smallest mask, as a share of its box")
     boxes_per_batch: int = Field(32, ge=1, description="boxes per decoder call")
     mask_channels: int = Field(64, ge=8, description="channels of the mask head")
-
-    def rule(self) -> MaskRule:
-        """How a mask is made from a box."""
-        return MaskRule(
-            self.mask_choice, self.box_margin, self.largest_piece, self.min_area, self.boxes_per_batch
-        )

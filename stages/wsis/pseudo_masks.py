@@ -73,6 +73,13 @@ class MaskFactory:
         return rows
 
 
+def mask_rule(config: WsisConfig) -> MaskRule:
+    """How a mask is made from a box."""
+    return MaskRule(
+        config.mask_choice, config.box_margin, config.largest_piece, config.min_area, config.boxes_per_batch
+    )
+
+
 def make_pseudo_masks(context: StageContext, config: WsisConfig) -> PseudoMasks:
     """Prompt the segmenter with every pseudo box of the context's split.
 
@@ -85,7 +92,7 @@ def make_pseudo_masks(context: StageContext, config: WsisConfig) -> PseudoMasks:
         context.split,
         config.segmenter,
         config.segmenter_checkpoint,
-        config.rule(),
+        mask_rule(config),
         context.device,
     )
     # The detector's own parts lie in <out>/parts; these need another folder.

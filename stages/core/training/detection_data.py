@@ -24,26 +24,10 @@ from stages.core.errors import ImageError, InputError, SchemaError
 from stages.core.ops.rle import decode_masks
 from stages.core.runtime.seeding import derive_seed
 from stages.core.spec import FailureLog
+from stages.core.training.detector_settings import Augmentation
 
 MIN_SIDE = 1.0
 """Boxes with a shorter side (pixels, after resizing) are left out of the targets."""
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What happens to a training image.
-
-    Attributes:
-        short_sides: one is drawn per image, pixels.
-        max_size: limit of the long side, pixels.
-        flip: probability of a horizontal flip.
-        photometric: strength of brightness, contrast, saturation and hue jitter, 0 (none) to 1.
-    """
-
-    short_sides: tuple[int, ...]
-    max_size: int
-    flip: float = 0.5
-    photometric: float = 0.0
 
 
 @dataclass

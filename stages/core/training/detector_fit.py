@@ -17,8 +17,8 @@ from stages.core.training.detection_data import DetectionBatch, PseudoTruthData
 from stages.core.training.detector_settings import DetectorSettings
 from stages.core.training.loop import FitSettings, Trainer, steps_per_epoch
 from stages.core.training.schedule import Schedule, warmup_cosine, warmup_steps
+from stages.core.vision.detector_spec import DetectorSpec
 from stages.core.vision.detectors import Detector, build_detector
-from stages.core.vision.detectors import DetectorSpec as Spec
 
 SGD_MOMENTUM = 0.9
 BeforeStep = Callable[[int], None]
@@ -32,7 +32,7 @@ def total_steps(settings: DetectorSettings, images: int) -> int:
 
 def train_detector(
     settings: DetectorSettings,
-    spec: Spec,
+    spec: DetectorSpec,
     data: PseudoTruthData,
     context: StageContext,
     *,

@@ -6,14 +6,13 @@ set; the published values are the recipe `paper` (R50-FPN, 16 images, SGD 0.02, 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from pydantic import Field
 
 from stages.core.config import StageConfig
-from stages.core.training.detection_data import Augmentation
-from stages.core.vision.detectors import DetectorSpec, Kind
-from stages.core.vision.roi_heads import BoxLoss
+from stages.core.vision.detector_spec import BoxLoss, DetectorSpec, Kind
 
 PAPER: Final[dict[str, Any]] = {
     "backbone": "resnet50-fpn",
@@ -42,6 +41,23 @@ PAPER: Final[dict[str, Any]] = {
     "ema_decay": 0.0,
 }
 """Published settings on VOC07: 9,000 steps of 16 images, drops at 6,000 and 8,000, 30 steps of warm-up."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a training image.
+
+    Attributes:
+        short_sides: one is drawn per image, pixels.
+        max_size: limit of the long side, pixels.
+        flip: probability of a horizontal flip.
+        photometric: strength of brightness, contrast, saturation and hue jitter, 0 (none) to 1.
+    """
+
+    short_sides: tuple[int, ...]
+    max_size: int
+    flip: float = 0.5
+    photometric: float = 0.0
 
 
 class DetectorSettings(StageConfig):
@@ -85,7 +101,7 @@ class DetectorSettings(StageConfig):
     match_top_k: int = Field(3, ge=1, description="k of the top-k matcher")
     score_threshold: float = Field(0.05, ge=0, lt=1, description="detections below are not written")
     nms_iou: float = Field(0.5, gt=0, le=1, description="IoU of the final per-class NMS")
-    detections: int = Field(100, ge=1, description="detections kept per image")
+    max_detections: int = Field(100, ge=1, description="detections kept per image")
 
     epochs: int = Field(10, ge=1, description="passes over the images with pseudo boxes")
     batch_size: int = Field(4, ge=1, description="images per step")

@@ -19,7 +19,8 @@ from stages.core.ops.rle import encode_masks
 from stages.core.runtime.device import Precision, autocast
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import StageContext
-from stages.core.vision.detectors import Detector, Kind, load_detector
+from stages.core.vision.detector_spec import Kind
+from stages.core.vision.detectors import Detector, load_detector
 
 MASK_THRESHOLD = 0.5
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -25,60 +25,12 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from stages.core.errors import ConfigError, SchemaError
 from stages.core.training.weights_io import load_weights, read_metadata, save_weights
 from stages.core.vision.backbones import build_trunk
+from stages.core.vision.detector_spec import ALIASES, DetectorSpec, Kind
 from stages.core.vision.pyramid import PyramidBackbone
-from stages.core.vision.roi_heads import BoxLoss, TopKMatcher, WeightedRoIHeads
+from stages.core.vision.roi_heads import TopKMatcher, WeightedRoIHeads
 from stages.core.vision.roi_pooling import PyramidRoIPool
 
-Kind = Literal["faster-rcnn", "mask-rcnn"]
-ALIASES = {"resnet50-fpn": "resnet50.tv_in1k"}
-"""Names users know from detection code, and the timm weights they stand for."""
-
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-
-
-class DetectorSpec(BaseModel):
-    """Everything a detector is built from, except its class names.
-
-    Attributes:
-        kind: with or without a mask head.
-        backbone: trunk name (`lite0-embedded`, `resnet50-fpn`, any timm feature model).
-        strides: trunk maps under the pyramid, pixels per cell, ascending.
-        frozen_through: trunk layers up to this stride stay as pretrained; 0 trains all.
-        fpn_channels: channels of every pyramid level.
-        anchor_sizes: square-root area of the anchors, pixels, one per level; one more than `strides` adds a
-            pooled level.
-        anchor_ratios: height / width of the anchors.
-        test_size, max_size: short and long side at test, pixels.
-        rpn_candidates: proposals per level before their NMS in training; half as many before it at test, and
-            per image after it.
-        rois_per_image: RoIs sampled for the second stage in training.
-        head_width: units of the two fully connected layers.
-        mask_channels: channels of the four mask convolutions.
-        box_loss, matcher, match_top_k: see `roi_heads`.
-        score_threshold, nms_iou, detections: what leaves the detector, per image.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: Kind = "faster-rcnn"
-    backbone: str = "lite0-embedded"
-    strides: tuple[int, ...] = (4, 8, 16, 32)
-    frozen_through: int = 4
-    fpn_channels: int = 256
-    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
-    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-    test_size: int = 800
-    max_size: int = 1333
-    rpn_candidates: int = 2000
-    rois_per_image: int = 512
-    head_width: int = 1024
-    mask_channels: int = 256
-    box_loss: BoxLoss = "l1"
-    matcher: Literal["iou", "top-k"] = "iou"
-    match_top_k: int = 3
-    score_threshold: float = 0.05
-    nms_iou: float = 0.5
-    detections: int = 100
 
 
 class Detector(GeneralizedRCNN):  # type: ignore[misc]
@@ -164,7 +116,7 @@ def _build_heads(spec: DetectorSpec, outputs: int) -> WeightedRoIHeads:
         BOX_WEIGHTS,
         spec.score_threshold,
         spec.nms_iou,
-        spec.detections,
+        spec.max_detections,
         **masks,
     )
     heads.box_loss = spec.box_loss

@@ -8,17 +8,17 @@ regression (the paper's setting), and a top-k matcher for ablation.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss
 
+from stages.core.vision.detector_spec import BoxLoss
+
 RoiWeights = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(classification loss [R], regression loss [R], foreground [R]) -> weights of the two losses, each [R]."""
 
-BoxLoss = Literal["l1", "smooth-l1"]
 Targets = list[dict[str, Tensor]]
 
 SMOOTH_L1_BETA = 1 / 9

@@ -1,0 +1,57 @@
+"""What a two-stage detector is built from; plain data, so that settings can be read without loading torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+BoxLoss = Literal["l1", "smooth-l1"]
+Kind = Literal["faster-rcnn", "mask-rcnn"]
+ALIASES = {"resnet50-fpn": "resnet50.tv_in1k"}
+"""Names users know from detection code, and the timm weights they stand for."""
+
+
+class DetectorSpec(BaseModel):
+    """Everything a detector is built from, except its class names.
+
+    Attributes:
+        kind: with or without a mask head.
+        backbone: trunk name (`lite0-embedded`, `resnet50-fpn`, any timm feature model).
+        strides: trunk maps under the pyramid, pixels per cell, ascending.
+        frozen_through: trunk layers up to this stride stay as pretrained; 0 trains all.
+        fpn_channels: channels of every pyramid level.
+        anchor_sizes: square-root area of the anchors, pixels, one per level; one more than `strides` adds a
+            pooled level.
+        anchor_ratios: height / width of the anchors.
+        test_size, max_size: short and long side at test, pixels.
+        rpn_candidates: proposals per level before their NMS in training; half as many before it at test, and
+            per image after it.
+        rois_per_image: RoIs sampled for the second stage in training.
+        head_width: units of the two fully connected layers.
+        mask_channels: channels of the four mask convolutions.
+        box_loss, matcher, match_top_k: see `roi_heads`.
+        score_threshold, nms_iou, max_detections: what leaves the detector, per image.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Kind = "faster-rcnn"
+    backbone: str = "lite0-embedded"
+    strides: tuple[int, ...] = (4, 8, 16, 32)
+    frozen_through: int = 4
+    fpn_channels: int = 256
+    anchor_sizes: tuple[int, ...] = (32, 64, 128, 256, 512)
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    test_size: int = 800
+    max_size: int = 1333
+    rpn_candidates: int = 2000
+    rois_per_image: int = 512
+    head_width: int = 1024
+    mask_channels: int = 256
+    box_loss: BoxLoss = "l1"
+    matcher: Literal["iou", "top-k"] = "iou"
+    match_top_k: int = 3
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    max_detections: int = 100
