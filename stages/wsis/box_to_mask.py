@@ -1,7 +1,7 @@
 """From pseudo boxes to pseudo masks: every box prompts a segmenter, one image encoding for all of them.
 
 The paper's extension to instance segmentation. The released code leaves this step out; decided here:
-1. one mask per box (or the best of three by predicted IoU), cut at logit 0;
+1. one mask per box (or the best of three by predicted IoU), cut at the segmenter's threshold (logit 0);
 2. what lies outside the slightly enlarged box is cleared, and only the largest connected piece is kept;
 3. a mask smaller than `min_area` of its box is no mask of the object: the three-mask output is asked, and its mask
    of highest predicted IoU that is large enough is taken;
@@ -102,7 +102,7 @@ def _prompt(
         if not rows:
             break
         chosen: Tensor = decoded.low_res_logits[rows, order_PM[rows, rank]]
-        full = (segmenter.upscale(chosen, encoded) > 0).cpu().numpy()
+        full = (segmenter.upscale(chosen, encoded) > segmenter.mask_threshold).cpu().numpy()
         for row, mask_HW in zip(rows, full, strict=True):
             clean = clean_mask(mask_HW, boxes_P4[row], rule)
             if clean.sum() >= max(1.0, rule.min_area * _area(boxes_P4[row])):

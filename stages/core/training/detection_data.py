@@ -115,7 +115,7 @@ class PseudoTruthData:
         found = self.truth[image_id]
         boxes = torch.from_numpy(found.boxes_xyxy.copy())
         item: dict[str, Any] = {
-            "image": tv_tensors.Image(torch.from_numpy(pixels).permute(2, 0, 1)),
+            "image": tv_tensors.Image(torch.from_numpy(pixels.copy()).permute(2, 0, 1)),
             "boxes": tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)),
             "labels": torch.from_numpy(found.classes + 1),
         }

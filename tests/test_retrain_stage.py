@@ -1,0 +1,248 @@
+"""`retrain` and `wsis` as rooms: fit and apply on tiny images, refuse what does not fit, resume, repeat."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from stages.core.artifacts.coco_json import Detections, read_dataset, read_results, write_dataset
+from stages.core.config import StageConfig
+from stages.core.datasets.catalog import open_split
+from stages.core.datasets.split import WeakSplit
+from stages.core.errors import ConfigError, InputError, SchemaError
+from stages.core.spec import Stage, StageContext
+from stages.core.training.loop import TrainingDivergedError
+from stages.retrain.config import RetrainConfig
+from stages.retrain.stage import RetrainStage
+from stages.wsis.config import WsisConfig
+from stages.wsis.stage import WsisStage
+from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
+
+TINY: dict[str, Any] = {
+    "backbone": "resnet10t", "strides": (8, 16), "frozen_through": 8, "fpn_channels": 8, "anchor_sizes": (16, 32),
+    "test_size": 32, "max_size": 64, "train_sizes": (32,), "rpn_candidates": 20, "rois_per_image": 8,
+    "head_width": 16, "epochs": 2, "batch_size": 2, "score_threshold": 0.0, "max_detections": 3, "threads": 1,
+}  # fmt: skip
+MASKED = TINY | {"mask_channels": 8}
+
+
+@pytest.fixture(autouse=True)
+def no_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random trunks: what the tests look at does not depend on pretraining."""
+
+    def random_trunk(*arguments: Any, **options: Any) -> Any:
+        return build_trunk(*arguments, **options | {"pretrained": False})
+
+    monkeypatch.setattr("stages.core.vision.detectors.build_trunk", random_trunk)
+
+
+def context(tmp_path: Path, subset: str, stage: str, **inputs: Path) -> StageContext:
+    if not (tmp_path / "data" / "tiny").exists():
+        make_voc(tmp_path / "data")
+    out = tmp_path / stage / subset
+    out.mkdir(parents=True, exist_ok=True)
+    split = open_split(f"tiny_{subset}", tmp_path / "data")
+    return StageContext(split=split, run=tmp_path, out=out, inputs=inputs)
+
+
+def write_pgt(tmp_path: Path, split: WeakSplit, skip: tuple[str, ...] = ()) -> Path:
+    """Pseudo boxes equal to the objects that were drawn."""
+    boxes = {}
+    for image_id, objects in SCENES["train"].items():
+        classes = [split.classes.index(o.name) for o in objects]
+        corners = np.array([o.box_xyxy for o in objects], np.float32).reshape(-1, 4)
+        found = Detections(corners, np.array(classes, np.int64), np.ones(len(objects), np.float32))
+        boxes[image_id] = Detections.empty() if image_id in skip else found
+    path = tmp_path / "pgt.json"
+    write_dataset(path, split, boxes, dict.fromkeys(boxes, (HEIGHT, WIDTH)))
+    return path
+
+
+def run(stage: Stage, config: StageConfig, at: StageContext) -> dict[str, int | float]:
+    stage.plan(config, at)
+    return stage.run(config, at)
+
+
+def test_retrain__fit_then_apply_on_train_and_test(tmp_path: Path) -> None:
+    lines: list[dict[str, Any]] = []
+    train = context(tmp_path, "train", "retrain")
+    train.inputs = {"pgt": write_pgt(tmp_path, train.split, skip=("img_3",))}
+    train.metrics_fn = lambda values: lines.append(dict(values))
+    counts = run(RetrainStage(), RetrainConfig(**TINY), train)
+    assert counts["training_images"] == 2  # the image without a pseudo box is left out
+    assert counts["pseudo_boxes"] == 4
+    assert {"loss_classifier", "loss_box_reg", "dropped_share"} <= set(lines[0])
+    found = read_results(train.out / "detections.json", train.split)
+    assert counts["detections"] == sum(len(one) for one in found.values()) > 0
+    checkpoint = train.out / "detector.safetensors"
+    test = context(tmp_path, "test", "retrain", checkpoint=checkpoint)
+    counts = run(RetrainStage(), RetrainConfig(**TINY), test)
+    assert set(counts) == {"detections"}
+    assert read_results(test.out / "detections.json", test.split).keys() == {"img_4", "img_5"}
+
+
+def test_retrain__same_seed_same_bytes_and_resume_equals_uninterrupted(tmp_path: Path) -> None:
+    results = []
+    for name in ("first", "second"):
+        at = context(tmp_path, "train", name)
+        at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
+        run(RetrainStage(), RetrainConfig(**TINY), at)
+        results.append(
+            (at.out / "detector.safetensors").read_bytes() + (at.out / "detections.json").read_bytes()
+        )
+    assert results[0] == results[1]
+
+    stopped = context(tmp_path, "train", "stopped")
+    stopped.inputs = {"pgt": write_pgt(tmp_path, stopped.split)}
+    steps: list[int] = []
+
+    def interrupt() -> None:
+        steps.append(1)
+        if len(steps) == 1:
+            raise InputError("stop now")
+
+    stopped.interrupted_fn = interrupt
+    with pytest.raises(InputError, match="stop now"):
+        run(RetrainStage(), RetrainConfig(**TINY), stopped)
+    assert not (stopped.out / "detector.safetensors").exists()
+    stopped.resume = True
+    run(RetrainStage(), RetrainConfig(**TINY), stopped)
+    resumed = (stopped.out / "detector.safetensors").read_bytes() + (
+        stopped.out / "detections.json"
+    ).read_bytes()
+    assert resumed == results[0]
+
+
+def test_retrain__drop_changes_the_detector(tmp_path: Path) -> None:
+    weights = []
+    for name, drop in (("off", "off"), ("on", "paper")):
+        at = context(tmp_path, "train", name)
+        at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
+        settings = TINY | {"drop": drop, "tau_cls": 0.0, "tau_reg": 0.0, "drop_start": 0.0}
+        run(RetrainStage(), RetrainConfig(**settings), at)
+        weights.append((at.out / "detector.safetensors").read_bytes())
+    assert weights[0] != weights[1]
+
+
+def test_retrain__unreadable_image_is_recorded_and_replaced(tmp_path: Path) -> None:
+    at = context(tmp_path, "train", "retrain")
+    at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
+    at.split.image_path("img_2").write_bytes(b"")
+    run(RetrainStage(), RetrainConfig(**TINY), at)
+    assert list(at.failures.entries) == ["img_2"]
+    assert (at.out / "detector.safetensors").is_file()
+
+
+def test_retrain__no_pseudo_box_at_all(tmp_path: Path) -> None:
+    at = context(tmp_path, "train", "retrain")
+    at.inputs = {"pgt": write_pgt(tmp_path, at.split, skip=tuple(SCENES["train"]))}
+    with pytest.raises(InputError, match="pseudo box"):
+        run(RetrainStage(), RetrainConfig(**TINY), at)
+
+
+def test_retrain__not_finite_loss_names_step_and_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = context(tmp_path, "train", "retrain")
+    at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
+    import stages.core.vision.roi_heads as roi_heads
+
+    def broken(*arguments: Any) -> tuple[Tensor, Tensor]:
+        nan = torch.full((len(arguments[2]),), float("nan"), requires_grad=True)
+        return nan, nan
+
+    monkeypatch.setattr(roi_heads, "roi_losses", broken)
+    with pytest.raises(TrainingDivergedError, match="img_"):
+        run(RetrainStage(), RetrainConfig(**TINY), at)
+
+
+def test_retrain__checkpoint_of_other_classes(tmp_path: Path) -> None:
+    train = context(tmp_path, "train", "retrain")
+    train.inputs = {"pgt": write_pgt(tmp_path, train.split)}
+    run(RetrainStage(), RetrainConfig(**TINY), train)
+    other = {"test": {"img_9": SCENES["test"]["img_4"]}, "train": {"img_8": SCENES["train"]["img_3"]}}
+    make_voc(tmp_path / "data", "other", other)
+    split = open_split("other_test", tmp_path / "data")
+    checkpoint = train.out / "detector.safetensors"
+    at = StageContext(split=split, run=tmp_path, out=tmp_path / "o", inputs={"checkpoint": checkpoint})
+    with pytest.raises(SchemaError, match="classes"):
+        RetrainStage().plan(RetrainConfig(**TINY), at)
+
+
+def test_retrain__relative_thresholds_must_be_shares(tmp_path: Path) -> None:
+    at = context(tmp_path, "train", "retrain")
+    at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
+    with pytest.raises(ConfigError, match="tau_cls"):
+        RetrainStage().plan(RetrainConfig(**TINY, drop="percentile"), at)
+
+
+@dataclass
+class BoxSegmenter:
+    """Every mask is the left half of its box; counts encodings."""
+
+    encodings: int = 0
+    mask_threshold: float = 0.0
+
+    def encode(self, pixels_HW3: Any) -> tuple[int, int]:
+        self.encodings += 1
+        return pixels_HW3.shape[0], pixels_HW3.shape[1]
+
+    def decode(
+        self, encoded: tuple[int, int], points: None, labels: None, boxes: Tensor, *, multimask: bool
+    ) -> Any:
+        logits = torch.full((len(boxes), 3 if multimask else 1, *encoded), -1.0)
+        for row, (x1, y1, x2, y2) in enumerate(boxes.int().tolist()):
+            logits[row, :, y1:y2, x1 : (x1 + x2) // 2] = 1.0
+        ious = torch.ones(logits.shape[:2])
+        return type("Decoded", (), {"low_res_logits": logits, "predicted_iou": ious})
+
+    def upscale(self, logits: Tensor, encoded: tuple[int, int]) -> Tensor:
+        return logits
+
+
+def test_wsis__masks_fit_and_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import stages.core.vision.segmenters as segmenters
+
+    segmenter = BoxSegmenter()
+    monkeypatch.setattr(segmenters, "load_segmenter", lambda *arguments, **options: segmenter)
+    train = context(tmp_path, "train", "wsis")
+    train.inputs = {"pgt": write_pgt(tmp_path, train.split, skip=("img_3",))}
+    counts = run(WsisStage(), WsisConfig(**MASKED), train)
+    assert segmenter.encodings == 2  # one per image with boxes
+    assert counts["pseudo_masks"] == 4
+    assert counts["masks_filled_box"] == 0
+    masks = read_dataset(train.out / "pgt_masks.json", train.split)
+    assert masks["img_1"].boxes_xyxy[0].tolist() == [4, 6, 14, 26]  # the tight box of the mask
+    raw = json.loads((train.out / "pgt_masks.json").read_text())
+    assert raw["annotations"][0]["area"] == 10 * 20
+    assert {entry["iscrowd"] for entry in raw["annotations"]} == {0}
+    assert len(raw["images"]) == 3
+    checkpoint = train.out / "segmenter.safetensors"
+    test = context(tmp_path, "test", "wsis", checkpoint=checkpoint)
+    run(WsisStage(), WsisConfig(**MASKED), test)
+    found = read_results(test.out / "segmentations.json", test.split)
+    assert found["img_4"].masks is not None
+    assert found["img_4"].masks[0]["size"] == [HEIGHT, WIDTH]
+
+
+def test_wsis__masks_are_not_made_again_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import stages.core.vision.segmenters as segmenters
+
+    segmenter = BoxSegmenter()
+    monkeypatch.setattr(segmenters, "load_segmenter", lambda *arguments, **options: segmenter)
+    at = context(tmp_path, "train", "wsis")
+    at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
+    run(WsisStage(), WsisConfig(**MASKED), at)
+    before = (at.out / "segmentations.json").read_bytes()
+    encodings = segmenter.encodings
+    at.resume = True
+    run(WsisStage(), WsisConfig(**MASKED), at)
+    assert segmenter.encodings == encodings
+    assert (at.out / "segmentations.json").read_bytes() == before
