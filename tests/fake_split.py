@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
+
+from stages.core.datasets.split import WeakSplit
 
 
 @dataclass(frozen=True)
@@ -29,3 +32,8 @@ class FakeSplit:
 
     def limited(self, count: int) -> FakeSplit:
         return FakeSplit(self.ids[:count], self.name, self.role)
+
+
+def weak(split: FakeSplit) -> WeakSplit:
+    """The fake under the name of the real thing."""
+    return cast("WeakSplit", split)

@@ -15,7 +15,7 @@ from stages.core.errors import ImageError, PreemptedError, UsageError
 from stages.core.runtime import parts
 from stages.core.runtime.parts import ImageFunction, map_images, parse_shard
 from stages.core.spec import StageContext
-from tests.fake_split import FakeSplit
+from tests.fake_split import FakeSplit, weak
 
 SCHEMA = TableSchema("toy", 1, {"x": "float32"}, {"length": "int32"})
 SPLIT = FakeSplit(ids=tuple("abcdefghij"))
@@ -36,7 +36,7 @@ def build(bad: str, log: Path | None) -> ImageFunction:
 
 
 def context(out: Path, **changes: Any) -> StageContext:
-    return replace(StageContext(split=SPLIT, run=out, out=out), **changes)  # type: ignore[arg-type]
+    return replace(StageContext(split=weak(SPLIT), run=out, out=out), **changes)
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from stages.core.training.ema import ModelEma
 from stages.core.training.loop import FitSettings, Trainer, TrainingDivergedError, epoch_batches
 from stages.core.training.schedule import warmup_cosine, warmup_steps
 from stages.core.training.weights_io import load_weights, read_metadata, save_weights
-from tests.fake_split import FakeSplit
+from tests.fake_split import FakeSplit, weak
 
 ITEMS = tuple("abcdefghij")
 
@@ -33,12 +33,12 @@ def trainer(
             raise PreemptedError("stop")
 
     context = StageContext(
-        split=FakeSplit(),
+        split=weak(FakeSplit()),
         run=out,
         out=out,
         resume=resume,
         interrupted_fn=interrupted,
-        seed=3,  # type: ignore[arg-type]
+        seed=3,
     )
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
@@ -75,7 +75,7 @@ def test_fit__accumulation_equals_the_larger_batch(tmp_path: Path) -> None:
     def linear(out: Path, batch: int, accumulate: int) -> Tensor:
         torch.manual_seed(0)
         model = nn.Linear(4, 1)
-        context = StageContext(split=FakeSplit(), run=out, out=out)  # type: ignore[arg-type]
+        context = StageContext(split=weak(FakeSplit()), run=out, out=out)
 
         def load(ids: list[str], epoch: int) -> Tensor:
             return torch.tensor([[float(ord(i)) / 100, epoch, 1, 0] for i in ids])
@@ -83,7 +83,7 @@ def test_fit__accumulation_equals_the_larger_batch(tmp_path: Path) -> None:
         settings = FitSettings(epochs=2, batch_size=batch, accumulate=accumulate)
         fitted = Trainer(
             context, model, torch.optim.SGD(model.parameters(), lr=0.1), lambda step: 1.0, ITEMS[:8], load,
-            lambda b, s: {"loss": model(b).square().mean()}, settings,
+            lambda b, s: {"loss": model.forward(b).square().mean()}, settings,
         ).fit()  # fmt: skip
         return flat(fitted)
 

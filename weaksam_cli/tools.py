@@ -28,7 +28,7 @@ def evaluate(
     task: Annotated[
         str | None,
         typer.Option(
-            "--task", help="cams, proposals, detections, pgt or segmentations; default from the file."
+            "--task", help="cams, prompts, proposals, detections, pgt or segmentations; default from the file."
         ),
     ] = None,
     dataset: Annotated[
