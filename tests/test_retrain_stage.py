@@ -19,6 +19,7 @@ from stages.core.datasets.split import WeakSplit
 from stages.core.errors import ConfigError, InputError, SchemaError
 from stages.core.spec import Stage, StageContext
 from stages.core.training.loop import TrainingDivergedError
+from stages.core.vision.backbones import build_trunk
 from stages.retrain.config import RetrainConfig
 from stages.retrain.stage import RetrainStage
 from stages.wsis.config import WsisConfig

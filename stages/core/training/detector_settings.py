@@ -51,7 +51,7 @@ class Augmentation:
         short_sides: one is drawn per image, pixels.
         max_size: limit of the long side, pixels.
         flip: probability of a horizontal flip.
-        photometric: strength of brightness, contrast, saturation and hue jitter, 0 (none) to 1.
+        photometric: strength of brightness, contrast and saturation jitter, 0 (none) to 1.
     """
 
     short_sides: tuple[int, ...]

@@ -26,6 +26,7 @@ from stages.core.errors import ConfigError, SchemaError
 from stages.core.training.weights_io import load_weights, read_metadata, save_weights
 from stages.core.vision.backbones import build_trunk
 from stages.core.vision.detector_spec import ALIASES, DetectorSpec, Kind
+from stages.core.vision.folding import fold_batch_norms
 from stages.core.vision.pyramid import PyramidBackbone
 from stages.core.vision.roi_heads import TopKMatcher, WeightedRoIHeads
 from stages.core.vision.roi_pooling import PyramidRoIPool
@@ -58,6 +59,7 @@ def build_detector(spec: DetectorSpec, classes: Sequence[str], pretrained: bool 
         ALIASES.get(spec.backbone, spec.backbone), spec.strides, pretrained=pretrained, frozen_bn=True
     )
     trunk.freeze_to(spec.frozen_through)
+    fold_batch_norms(trunk)
     backbone = PyramidBackbone(trunk, spec.fpn_channels, extra_level)
     transform = GeneralizedRCNNTransform(
         spec.test_size, spec.max_size, list(trunk.mean), list(trunk.std), _skip_resize=True
