@@ -95,7 +95,9 @@ def locate(name: str, data_root: Path, layout: Layout | None = None) -> SplitSou
     if seen is not None:
         options = [f"{seen.name}_{subset}" for subset in seen.subsets]
         raise MissingInputError(
-            f"data set '{seen.name}' has no split '{name}'", where=seen.root, remedy=did_you_mean(name, options)
+            f"data set '{seen.name}' has no split '{name}'",
+            where=seen.root,
+            remedy=did_you_mean(name, options),
         )
     raise _nothing_found(name, data_root, layout)
 
@@ -107,8 +109,47 @@ def list_splits(data_root: Path) -> tuple[str, ...]:
     """
     names = {"shapes_train", "shapes_val", "shapes_test"}
     for dataset in _datasets(data_root):
-        names.update(f"{dataset.name}_{s}" for s, subset in dataset.subsets.items() if subset.role is not None)
+        names.update(
+            f"{dataset.name}_{s}" for s, subset in dataset.subsets.items() if subset.role is not None
+        )
     return tuple(sorted(names))
+
+
+def main_splits(dataset: str, data_root: Path) -> tuple[str, str]:
+    """The train and the test split that a run on a whole data set uses.
+
+    The test subset is the first of test, minival and val that exists, else any other test subset; the train
+    split is the one that goes with it.
+
+    Returns:
+        names of both splits; the second is empty if the data set has no test subset.
+
+    Raises:
+        MissingInputError: no such data set, or nothing in it to train on.
+    """
+    found = _find(dataset, data_root, None)
+    if found is None:
+        names = [source.name for source in _datasets(data_root)]
+        raise MissingInputError(
+            f"no data set is called '{dataset}'",
+            where=data_root,
+            remedy=did_you_mean(dataset, [*EMBEDDED, *names]),
+        )
+    tests = [name for name, subset in found.subsets.items() if subset.role == "test"]
+    preferred = [
+        *[n for kind in ("test", "minival", "val") for n in sorted(tests) if n.startswith(kind)],
+        *sorted(tests),
+    ]
+    test = preferred[0] if preferred else ""
+    declared = found.subsets[test].train_subset if test else None
+    train = declared or train_subset_for(test or "test", _trains(found))
+    if train is None:
+        raise MissingInputError(
+            f"data set '{dataset}' has no train split",
+            where=found.root,
+            remedy="name a subset train*, or see dataset.yaml",
+        )
+    return f"{dataset}_{train}", f"{dataset}_{test}" if test else ""
 
 
 def _cuts(name: str) -> list[tuple[str, str]]:
@@ -118,7 +159,9 @@ def _cuts(name: str) -> list[tuple[str, str]]:
     cuts = [(dataset, subset) for dataset, subset in cuts if dataset and subset]
     if not cuts or "/" in name or "\\" in name:
         raise UsageError(
-            f"'{name}' is not the name of a split", where="--split", remedy="write <dataset>_<subset>: voc07_trainval"
+            f"'{name}' is not the name of a split",
+            where="--split",
+            remedy="write <dataset>_<subset>: voc07_trainval",
         )
     return cuts
 
