@@ -65,14 +65,17 @@ class TokenBody(Protocol):
 class HybridBody(nn.Module):
     """Trunk maps of several strides projected to one width and summed at the coarsest of them."""
 
-    def __init__(self, trunk: Trunk, dim: int, num_heads: int, locality: float, patches_see_classes: bool) -> None:
+    def __init__(
+        self, trunk: Trunk, dim: int, num_heads: int, locality: float, patches_see_classes: bool
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.dim, self.patch = dim, trunk.strides[-1]
         self.mean, self.std = trunk.mean, trunk.std
         self.num_heads, self.locality, self.patches_see_classes = num_heads, locality, patches_see_classes
         self.laterals = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, dim, 1, bias=False), nn.BatchNorm2d(dim)) for channels in trunk.channels
+            nn.Sequential(nn.Conv2d(channels, dim, 1, bias=False), nn.BatchNorm2d(dim))
+            for channels in trunk.channels
         )
 
     def embed(self, images_BCHW: Tensor) -> Tensor:
@@ -150,7 +153,9 @@ class MultiClassTokenClassifier(nn.Module):
 
     def forward(self, images_BCHW: Tensor, record: bool = False) -> ClassifierOutput:
         """Classify RGB images in [0, 1], sides multiples of `patch`; `record` also returns attention."""
-        assert all(side % self.patch == 0 for side in images_BCHW.shape[-2:]), "sides must be multiples of the patch"
+        assert all(side % self.patch == 0 for side in images_BCHW.shape[-2:]), (
+            "sides must be multiples of the patch"
+        )
         features_BDHW = self.body.embed((images_BCHW - self.mean) / self.std)
         grid = (features_BDHW.shape[-2], features_BDHW.shape[-1])
         patches_BPD = features_BDHW.flatten(2).transpose(1, 2)
@@ -205,7 +210,9 @@ def build_vit(
         EnvironmentFault: the pretrained weights cannot be fetched.
     """
     if not timm.is_model(name):
-        raise ConfigError(f"unknown model {name!r}", remedy=did_you_mean(name, timm.list_models("*vit*patch*")))
+        raise ConfigError(
+            f"unknown model {name!r}", remedy=did_you_mean(name, timm.list_models("*vit*patch*"))
+        )
     try:
         vit: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, drop_path_rate=drop_path)
     except Exception as error:

@@ -1,0 +1,90 @@
+"""From settings to a classifier, from a classifier to a file, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.cam.classifier import MultiClassTokenClassifier, build_hybrid, build_vit
+from stages.cam.config import CamConfig
+from stages.cam.maps import MapRule
+from stages.core.errors import ConfigError, SchemaError
+from stages.core.training.weights_io import load_weights, read_metadata, save_weights
+
+KIND = "multi-class-token classifier"
+ARCHITECTURE = (
+    "model", "backbone", "strides", "dim", "depth", "heads", "locality", "patches_see_classes", "fusion",
+)  # fmt: skip
+"""Settings from which the model of a checkpoint is rebuilt."""
+
+
+def build_classifier(config: CamConfig, num_classes: int, pretrained: bool) -> MultiClassTokenClassifier:
+    """Build the classifier that the settings describe.
+
+    Raises:
+        ConfigError: unknown model or backbone, or a cross layer that it does not have.
+        EnvironmentFault: pretrained weights cannot be had.
+    """
+    if config.model != "hybrid":
+        model = build_vit(num_classes, config.model, pretrained, config.fusion)
+    else:
+        model = build_hybrid(
+            num_classes,
+            config.backbone,
+            config.strides,
+            pretrained,
+            config.dim,
+            config.depth,
+            config.heads,
+            config.locality,
+            config.patches_see_classes,
+            config.fusion,
+        )
+    depth = len(model.encoder.blocks)
+    if any(layer >= depth for layer in config.cross_layers):
+        raise ConfigError(
+            f"cross_layers {config.cross_layers} of a classifier with {depth} layers",
+            where="cam.cross_layers",
+            remedy=f"layers are counted from 0: use values below {depth}, or none for all",
+        )
+    return model
+
+
+def map_rule(config: CamConfig) -> MapRule:
+    """How maps are made."""
+    return MapRule(
+        config.scales, config.flip, config.max_side, config.cells_per_token, config.affinity, config.temperature,
+        config.cross_layers, config.test_logit,
+    )  # fmt: skip
+
+
+def save_classifier(
+    path: Path, model: MultiClassTokenClassifier, config: CamConfig, classes: Sequence[str]
+) -> None:
+    """Write weights with everything the model is rebuilt from."""
+    settings = config.model_dump(mode="json")
+    architecture = {name: settings[name] for name in ARCHITECTURE}
+    save_weights(path, model, {"kind": KIND, "classes": list(classes), "architecture": architecture})
+
+
+def load_classifier(path: Path, config: CamConfig, classes: Sequence[str]) -> MultiClassTokenClassifier:
+    """Read a classifier in evaluation mode; the checkpoint, not the settings, says what it is.
+
+    Raises:
+        MissingInputError: no such file.
+        SchemaError: not a classifier, of other classes, or damaged.
+        ConfigError: a cross layer is asked for that it does not have.
+    """
+    metadata = read_metadata(path)
+    architecture: Any = metadata.get("architecture")
+    if metadata.get("kind") != KIND or not isinstance(architecture, dict):
+        raise SchemaError(
+            f"holds {metadata.get('kind')!r}, {KIND!r} expected",
+            where=path,
+            remedy="give a checkpoint of cam",
+        )
+    saved = CamConfig.model_validate(config.model_dump() | architecture)
+    model = build_classifier(saved, len(classes), pretrained=False)
+    load_weights(path, model, {"classes": list(classes)})
+    return model.eval()

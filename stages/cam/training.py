@@ -1,0 +1,244 @@
+"""Training of the classifier on image tags, and the choice of its epoch without any box or mask.
+
+A tenth of the train split is held out; the epoch with the best mean average precision on it is kept. Average
+precision is per class, over images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from stages.cam.building import build_classifier
+from stages.cam.classifier import HybridBody, MultiClassTokenClassifier
+from stages.cam.config import CamConfig
+from stages.cam.losses import tag_losses
+from stages.cam.maps import view_sizes
+from stages.core.artifacts.files import read_json, write_json
+from stages.core.datasets.images import load_image
+from stages.core.errors import ImageError, InputError
+from stages.core.runtime.device import autocast, torch_threads
+from stages.core.runtime.seeding import derive_seed, numpy_generator
+from stages.core.spec import Counts, StageContext
+from stages.core.training.loop import FitSettings, Trainer, steps_per_epoch
+from stages.core.training.schedule import warmup_cosine
+from stages.core.training.weights_io import load_state, save_state
+
+MIN_HELD_OUT = 8
+"""Fewer held-out images cannot rank epochs; the last epoch is taken then."""
+ASPECT = 0.15
+"""Largest change of a crop's aspect ratio, in logarithms."""
+
+
+@dataclass
+class TagBatch:
+    """Images [B, 3, S, S] in [0, 1] and tags [B, C] in {0, 1}."""
+
+    images: Tensor
+    tags: Tensor
+
+
+class TagData:
+    """Augmented training crops with their tags; what is drawn depends on (seed, epoch, image id) alone."""
+
+    def __init__(self, context: StageContext, config: CamConfig, ids: Sequence[str]) -> None:
+        self.context, self.config, self.ids = context, config, list(ids)
+        self._position = {image_id: i for i, image_id in enumerate(self.ids)}
+
+    def load(self, ids: Sequence[str], epoch: int) -> TagBatch:
+        """Read a step's images; an unreadable one is recorded and the next readable one takes its place.
+
+        Raises:
+            InputError: no image can be read.
+        """
+        samples = [self._readable(image_id, epoch) for image_id in ids]
+        return TagBatch(
+            torch.cat([image for image, _ in samples]), torch.stack([tags for _, tags in samples])
+        )
+
+    def _readable(self, wanted: str, epoch: int) -> tuple[Tensor, Tensor]:
+        start = self._position[wanted]
+        for image_id in self.ids[start:] + self.ids[:start]:
+            if image_id in self.context.failures.entries:
+                continue
+            try:
+                pixels = load_image(self.context.split.image_path(image_id))
+            except ImageError as error:
+                self.context.failures.record(image_id, str(error))
+                continue
+            crop = random_crop(
+                pixels, self.config, numpy_generator(self.context.seed, "crop", epoch, image_id)
+            )
+            return crop, tag_vector(self.context, image_id)
+        raise InputError("none of the training images can be read", where=self.context.split.name)
+
+
+def tag_vector(context: StageContext, image_id: str) -> Tensor:
+    """Return the image's tags as a 0/1 vector [C]."""
+    tags_C = torch.zeros(len(context.split.classes))
+    tags_C[list(context.split.tags(image_id))] = 1.0
+    return tags_C
+
+
+def random_crop(pixels: NDArray[np.uint8], config: CamConfig, rng: np.random.Generator) -> Tensor:
+    """Return a random part of the image, resized to the training square and perhaps mirrored, [1, 3, S, S]."""
+    height, width = pixels.shape[:2]
+    side, aspect = math.sqrt(rng.uniform(config.min_area, 1.0)), math.exp(rng.uniform(-ASPECT, ASPECT))
+    rows = max(1, min(height, round(height * side * aspect)))
+    columns = max(1, min(width, round(width * side / aspect)))
+    top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
+    part = torch.from_numpy(pixels[top : top + rows, left : left + columns].copy()).permute(2, 0, 1)[None]
+    size = (config.train_size, config.train_size)
+    crop = F.interpolate(part.float() / 255.0, size, mode="bilinear", antialias=True, align_corners=False)
+    return crop.flip(-1) if rng.random() < 0.5 else crop
+
+
+class EpochChoice:
+    """Scores the model on held-out tags after each epoch and remembers the best weights, across restarts too."""
+
+    def __init__(
+        self, context: StageContext, config: CamConfig, model: MultiClassTokenClassifier, ids: Sequence[str]
+    ) -> None:
+        self.context, self.config, self.model, self.ids = context, config, model, list(ids)
+        self.folder: Path = context.out / "state"
+        self.scores: dict[int, float] = {}
+        if context.resume and (self.folder / "held_out.json").is_file():
+            self.scores = {int(k): float(v) for k, v in read_json(self.folder / "held_out.json").items()}
+
+    @property
+    def active(self) -> bool:
+        """Whether there are enough held-out images to choose by."""
+        return len(self.ids) >= MIN_HELD_OUT
+
+    def finished(self, epoch: int) -> None:
+        """Score the weights as they are at the end of `epoch`; on a tie the later epoch wins."""
+        if not self.active or epoch < 0 or epoch in self.scores:
+            return
+        score = self._score()
+        if score >= max(self.scores.values(), default=0.0):
+            save_state(self.folder / "best.pt", {"epoch": epoch, "model": self.model.state_dict()})
+        self.scores[epoch] = score
+        write_json(self.folder / "held_out.json", {str(k): v for k, v in self.scores.items()})
+        self.context.metrics({"phase": "held-out", "epoch": epoch, "mean_average_precision": score})
+
+    def restore_best(self) -> tuple[int, float] | None:
+        """Load the best epoch's weights into the model; return it and its score, or None without a choice."""
+        if not self.scores:
+            return None
+        best = load_state(self.folder / "best.pt")
+        self.model.load_state_dict(best["model"])
+        return int(best["epoch"]), self.scores[int(best["epoch"])]
+
+    @torch.no_grad()
+    def _score(self) -> float:
+        self.model.eval()
+        scores, tags = [], []
+        for image_id in self.ids:
+            try:
+                pixels = load_image(self.context.split.image_path(image_id))
+            except ImageError as error:
+                self.context.failures.record(image_id, str(error))
+                continue
+            size = view_sizes(
+                pixels.shape[0], pixels.shape[1], (1.0,), self.config.max_side, self.model.patch
+            )[0]
+            image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(self.context.device).float() / 255.0
+            output = self.model(
+                F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
+            )
+            scores.append(torch.stack([output.class_logits_BC[0], output.patch_logits_BC[0]]).cpu().numpy())
+            tags.append(tag_vector(self.context, image_id).numpy())
+        self.model.train()
+        both = np.stack(scores)
+        return float(np.mean([mean_average_precision(both[:, head], np.stack(tags)) for head in range(2)]))
+
+
+def mean_average_precision(scores_NC: NDArray[np.float32], tags_NC: NDArray[np.float32]) -> float:
+    """Mean over the classes that occur of the average precision of their ranking of the images, in [0, 1]."""
+    values = []
+    for scores, tags in zip(scores_NC.T, tags_NC.T, strict=True):
+        ranked = tags[np.argsort(-scores, kind="stable")]
+        if ranked.sum() > 0:
+            precision = np.cumsum(ranked) / np.arange(1, len(ranked) + 1)
+            values.append(float((precision * ranked).sum() / ranked.sum()))
+    return float(np.mean(values)) if values else 0.0
+
+
+def held_out_ids(ids: Sequence[str], share: float, seed: int) -> list[str]:
+    """Return the held-out images, sorted; none if they would be too few to choose by."""
+    count = round(len(ids) * share)
+    if count < MIN_HELD_OUT:
+        return []
+    order = numpy_generator(seed, "held out").permutation(len(ids))[:count]
+    return sorted(ids[i] for i in order)
+
+
+def train_classifier(context: StageContext, config: CamConfig) -> tuple[MultiClassTokenClassifier, Counts]:
+    """Train on the context's train split; resumable.
+
+    Raises:
+        TrainingDivergedError: a loss is not finite.
+    """
+    torch.manual_seed(derive_seed(context.seed, "fresh layers"))
+    model = build_classifier(config, len(context.split.classes), config.pretrained).to(context.device)
+    if isinstance(model.body, HybridBody):
+        model.body.trunk.freeze_to(config.frozen_to)
+    held_out = held_out_ids(context.split.ids, config.holdout, context.seed)
+    data = TagData(context, config, sorted(set(context.split.ids) - set(held_out)))
+    choice = EpochChoice(context, config, model, held_out)
+
+    def load(ids: list[str], epoch: int) -> TagBatch:
+        choice.finished(epoch - 1)
+        return data.load(ids, epoch)
+
+    def step(batch: TagBatch, number: int) -> dict[str, Tensor]:
+        with autocast(context.device, context.precision):
+            output = model(batch.images.to(context.device))
+        return tag_losses(output, batch.tags.to(context.device))
+
+    steps = config.epochs * steps_per_epoch(len(data.ids), config.batch_size)
+    with torch_threads(config.threads):
+        trainer = Trainer(
+            context=context,
+            model=model,
+            optimizer=_optimizer(model, config),
+            schedule=warmup_cosine(steps, round(config.warmup * steps)),
+            items=data.ids,
+            load=load,
+            step=step,
+            settings=FitSettings(config.epochs, config.batch_size, label="classifier"),
+        )
+        trainer.fit()
+        choice.finished(config.epochs - 1)
+    counts: Counts = {"training_images": len(data.ids), "held_out_images": len(held_out)}
+    best = choice.restore_best()
+    if best is not None:
+        counts |= {"best_epoch": best[0], "held_out_map": round(best[1], 4)}
+    return model.eval(), counts
+
+
+def _optimizer(model: MultiClassTokenClassifier, config: CamConfig) -> torch.optim.Optimizer:
+    """AdamW: the trunk at its own rate; biases, norms, tokens and positions without weight decay."""
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            plain = parameter.ndim <= 1 or name in ("class_tokens", "body.pos_embed")
+            groups.setdefault((name.startswith("body.trunk."), plain), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {
+                "params": members,
+                "lr": config.trunk_lr if in_trunk else config.lr,
+                "weight_decay": 0.0 if plain else config.weight_decay,
+            }
+            for (in_trunk, plain), members in groups.items()
+        ]
+    )
