@@ -41,5 +41,7 @@ def test_bag_softmax__large_logits_stay_finite() -> None:
 
 
 def test_bag_softmax__gradient_is_that_of_softmax() -> None:
-    logits = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    logits = torch.randn(
+        5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True
+    )
     assert torch.autograd.gradcheck(lambda x: bag_softmax(x, torch.tensor([0, 0, 1, 1, 1]), 2), (logits,))

@@ -66,7 +66,12 @@ PGF = Rule(mode="pgf", tau_s=0.2, tau_o=0.85)
         # The whole replaces several parts that are not the best box.
         ([APART, INNER, INNER2, BIG], [0.9, 0.8, 0.7, 0.6], IMPROVED, [0, 3]),
         # drop_lower keeps the parts instead.
-        ([APART, INNER, INNER2, BIG], [0.9, 0.8, 0.7, 0.6], Rule(nms_iou=1.0, policy="drop_lower"), [0, 1, 2]),
+        (
+            [APART, INNER, INNER2, BIG],
+            [0.9, 0.8, 0.7, 0.6],
+            Rule(nms_iou=1.0, policy="drop_lower"),
+            [0, 1, 2],
+        ),
         # NMS of the improved rule: IoU of BIG and its shifted twin is .92.
         ([BIG, NEAR_BIG], [0.9, 0.8], Rule(mode="improved", nms_iou=0.3, tau_o=1.0), [0]),
         # Raw threshold of pgf; the first box is unconditional.
@@ -91,7 +96,10 @@ def test_select__other_classes_are_ignored_and_missing_tags_named() -> None:
     chosen = select(boxes, np.array([0.9, 0.8]), np.array([1, 2]), [2, 0], Rule())
     assert chosen.rows.tolist() == [1]
     assert chosen.missing == (0,)
-    assert [(s.class_index, s.detected, s.above_threshold) for s in chosen.per_class] == [(0, 0, 0), (2, 1, 1)]
+    assert [(s.class_index, s.detected, s.above_threshold) for s in chosen.per_class] == [
+        (0, 0, 0),
+        (2, 1, 1),
+    ]
 
 
 def test_select__a_class_does_not_remove_boxes_of_another() -> None:
@@ -104,7 +112,9 @@ def test_select__a_class_does_not_remove_boxes_of_another() -> None:
 def test_simultaneous__a_ring_of_removals_leaves_the_best() -> None:
     # a in c, c in b (better), b mostly in a: each is removed by another one.
     a, b, c = (0.0, 0.0, 84.0, 10.0), (0.0, 0.0, 100.0, 10.0), (7.5, 0.0, 97.5, 10.0)
-    assert share(a, b) >= 0.85 > share(b, a) and share(b, c) >= 0.85 and share(c, a) >= 0.85
+    assert share(a, b) >= 0.85 > share(b, a)
+    assert share(b, c) >= 0.85
+    assert share(c, a) >= 0.85
     keep = simultaneous(np.array([a, c, b]), 0.85)
     assert keep.tolist() == [True, False, False]
 
@@ -152,7 +162,9 @@ def test_select__paper_matches_the_slow_version(
     image: list[tuple[Box, int]], tau_s: float, tau_o: float
 ) -> None:
     boxes, scores = [b for b, _ in image], [s / 16 for _, s in image]
-    assert kept(boxes, scores, Rule(mode="paper", tau_s=tau_s, tau_o=tau_o)) == slow_paper(boxes, scores, tau_s, tau_o)
+    assert kept(boxes, scores, Rule(mode="paper", tau_s=tau_s, tau_o=tau_o)) == slow_paper(
+        boxes, scores, tau_s, tau_o
+    )
 
 
 @settings(max_examples=150, deadline=None)
@@ -182,5 +194,5 @@ def test_select__every_mode_keeps_a_box_for_a_detected_tag(image: list[tuple[Box
 def test_scores__scales() -> None:
     assert normalised_scores(np.array([3.0, 1.0, 2.0])).tolist() == [1.0, 0.0, 0.5]
     assert relative_scores(np.array([0.5, 0.25])).tolist() == [1.0, 0.5]
-    # The published code's range scaling would call .30, .29 and .28 all certain; relative scores just say they are close.
+    # Range scaling as released would call .30, .29 and .28 all certain; relative scores say they are close.
     assert relative_scores(np.array([0.30, 0.29, 0.28])).tolist() == pytest.approx([1.0, 29 / 30, 28 / 30])

@@ -28,7 +28,8 @@ def test_image_bce__hopeless_scores_stay_finite() -> None:
     scores = torch.tensor([[0.0, 1.0]], requires_grad=True)
     loss = image_bce(scores, torch.tensor([[1, 0]]))
     (slope,) = torch.autograd.grad(loss, scores)
-    assert torch.isfinite(loss) and torch.isfinite(slope).all()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(slope).all()
 
 
 @settings(max_examples=30, deadline=None)
@@ -53,8 +54,12 @@ def test_branch_losses__mean_over_images_of_means_over_proposals(seed: int, coun
                 gap = abs(deltas[r, label, d].item() - targets[r, d].item())
                 distance += weight * (gap * gap / 2 if gap < 1 else gap - 0.5)
         start += count
-    assert refinement_loss(logits, labels, weights, shares).item() == pytest.approx(entropy, rel=1e-4, abs=1e-6)
-    assert regression_loss(deltas, labels, targets, weights, shares).item() == pytest.approx(distance, rel=1e-4)
+    assert refinement_loss(logits, labels, weights, shares).item() == pytest.approx(
+        entropy, rel=1e-4, abs=1e-6
+    )
+    assert regression_loss(deltas, labels, targets, weights, shares).item() == pytest.approx(
+        distance, rel=1e-4
+    )
 
 
 def test_heads__shapes() -> None:

@@ -29,7 +29,11 @@ def problem(seed: int, boxes: int, classes: int = 3) -> tuple[Tensor, Tensor, Te
 
 def as_set(seeds: Seeds) -> Found:
     rows = zip(
-        seeds.index_S.tolist(), seeds.classes_S.tolist(), seeds.scores_S.tolist(), seeds.valid_S.tolist(), strict=True
+        seeds.index_S.tolist(),
+        seeds.classes_S.tolist(),
+        seeds.scores_S.tolist(),
+        seeds.valid_S.tolist(),
+        strict=True,
     )
     return {(i, c, s) for i, c, s, valid in rows if valid}
 
@@ -106,7 +110,9 @@ def test_multi_instance__a_suppressed_box_still_suppresses() -> None:
     assert {index for index, _, _ in found} == {0}
 
 
-@pytest.mark.parametrize(("boxes", "expected"), [(1, 1), (6, 1), (9, 1), (10, 1), (13, 1), (14, 2), (200, 30)])
+@pytest.mark.parametrize(
+    ("boxes", "expected"), [(1, 1), (6, 1), (9, 1), (10, 1), (13, 1), (14, 2), (200, 30)]
+)
 def test_candidate_count__never_none(boxes: int, expected: int) -> None:
     assert candidate_count(boxes) == expected
 
@@ -130,6 +136,8 @@ def test_assign_labels__matches_the_slow_version(seed: int, boxes: int, ignore: 
 
 def test_by_score__a_shared_proposal_goes_to_the_surer_class() -> None:
     iou = torch.eye(2)
-    seeds = Seeds(torch.tensor([0, 0]), torch.tensor([3, 5]), torch.tensor([0.2, 0.7]), torch.tensor([True, True]))
+    seeds = Seeds(
+        torch.tensor([0, 0]), torch.tensor([3, 5]), torch.tensor([0.2, 0.7]), torch.tensor([True, True])
+    )
     assert int(assign_labels(iou, seeds).labels_N[0]) == 4
     assert int(assign_labels(iou, by_score(seeds)).labels_N[0]) == 6

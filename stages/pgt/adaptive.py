@@ -1,7 +1,8 @@
 """Adaptive pseudo ground truth: which detections of a tagged image become training boxes (paper Algorithm 2).
 
-Rules work on the detections of one class in one image, in descending score. `paper` is Algorithm 2; `improved` scales scores by the best
-instead of by their range; `topk` and `pgf` are there for comparison (method digest section 5).
+Rules work on the detections of one class in one image, in descending score. `paper` is Algorithm 2;
+`improved` scales scores by the best instead of by their range; `topk` and `pgf` are there for comparison
+(method digest section 5).
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ class Rule:
 
     mode: Mode = "improved"
     tau_s: float = 0.3
-    """paper: normalised score must exceed it; improved: relative score must reach it; pgf: raw score must exceed it. In [0, 1]."""
+    """paper: normalised score must exceed it; improved: relative score must reach it; pgf: raw score must
+    exceed it. In [0, 1].
+    """
     tau_o: float = 0.85
     """paper, improved, pgf: containment from which a box counts as inside another, in (0, 1]."""
     nms_iou: float = 0.3
@@ -77,8 +80,8 @@ def select(
 ) -> ImageSelection:
     """Apply `rule` to the detections of one image.
 
-    boxes_xyxy: (n, 4) half-open pixels; scores: (n,); classes: (n,) 0-based; tags: the classes the image is known to hold.
-    Detections of other classes are ignored.
+    boxes_xyxy: (n, 4) half-open pixels; scores: (n,); classes: (n,) 0-based; tags: the classes the image is
+    known to hold. Detections of other classes are ignored.
     """
     usable = np.isfinite(boxes_xyxy).all(axis=1) & np.isfinite(scores)
     usable[usable] = box_area(torch.from_numpy(boxes_xyxy[usable])).numpy() > 0
@@ -86,7 +89,9 @@ def select(
     for tag in sorted(set(tags)):
         rows = np.flatnonzero(usable & (classes == tag))
         rows = rows[np.argsort(-scores[rows], kind="stable")]
-        kept, above = _select_class(boxes_xyxy[rows].astype(np.float64), scores[rows].astype(np.float64), tag, rule)
+        kept, above = _select_class(
+            boxes_xyxy[rows].astype(np.float64), scores[rows].astype(np.float64), tag, rule
+        )
         per_class.append(ClassSelection(tag, len(rows), above, rows[kept]))
     return ImageSelection(tuple(per_class), int((~usable).sum()))
 
@@ -102,7 +107,8 @@ def normalised_scores(scores: Floats) -> Floats:
 def relative_scores(scores: Floats) -> Floats:
     """Scores over the class's best, which needs no second box and does not move with the detector's cut-off.
 
-    With a best score of 0 nothing distinguishes the boxes: those at the maximum get 1, the others (negative) 0.
+    With a best score of 0 nothing distinguishes the boxes: those at the maximum get 1, the others
+    (negative) 0.
     """
     best = scores.max()
     if best <= 0:

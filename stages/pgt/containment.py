@@ -1,6 +1,7 @@
 """Containment: the share of one box that lies inside another, and the rules that remove boxes by it.
 
-A part of an object scores high but lies inside the box of the whole: |a and b| / |a| near 1 names it (Algorithm 2, last step).
+A part of an object scores high but lies inside the box of the whole: |a and b| / |a| near 1 names it
+(Algorithm 2, last step).
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ def containment(boxes_xyxy: Floats) -> Floats:
 def simultaneous(boxes_xyxy: Floats, tau_o: float) -> NDArray[np.bool_]:
     """Algorithm 2: keep b_j if every other b_k covers less than `tau_o` of it; boxes come in descending score.
 
-    Decided where the pseudo-code is silent: of two boxes that contain *each other* the better one wins instead of both going, and should
-    all boxes still be removed in a ring, the best one stays, since Algorithm 2 never means to empty a class.
+    Decided where the pseudo-code is silent: of two boxes that contain *each other* the better one wins
+    instead of both going, and should all boxes still be removed in a ring, the best one stays, since
+    Algorithm 2 never means to empty a class.
     """
     covered_JK = containment(boxes_xyxy) >= tau_o
     np.fill_diagonal(covered_JK, False)
@@ -45,9 +47,10 @@ def ordered(
 ) -> NDArray[np.bool_]:
     """Containment in descending score: each box is judged only against boxes accepted so far.
 
-    drop_inner: a box inside an accepted one is refused; accepted boxes inside a new one are taken back (the whole replaces its parts).
-    drop_lower: whichever of the two scores lower goes. protect_top1: the class's best box is never taken back; a box that would have
-    replaced it is refused. At least one box always survives.
+    drop_inner: a box inside an accepted one is refused; accepted boxes inside a new one are taken back (the
+    whole replaces its parts).
+    drop_lower: whichever of the two scores lower goes. protect_top1: the class's best box is never taken
+    back; a box that would have replaced it is refused. At least one box always survives.
     """
     covered_JK = containment(boxes_xyxy) >= tau_o
     keep = np.zeros(len(boxes_xyxy), dtype=bool)

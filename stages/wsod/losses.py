@@ -1,6 +1,7 @@
 """Losses of weakly supervised detection, each a pure function (method digest sections 3.4 and 4.4).
 
-Refinement losses divide by the number of proposals of the image, then by the number of images, so that a batch equals the mean of its images.
+Refinement losses divide by the number of proposals of the image, then by the number of images, so that a
+batch equals the mean of its images.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Pseudo seeds and the labels they give to proposals, shared by every miner (digest sections 3.3 and 4.3).
 
-Seeds have a fixed size with a validity mask instead of a data-dependent length, so that mining never waits for the device.
+Seeds have a fixed size with a validity mask instead of a data-dependent length, so that mining never waits
+for the device.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Targets:
 
 def by_score(seeds: Seeds) -> Seeds:
     """Reorder seeds by descending score (stable), so that ties of overlap go to the surer class."""
-    order_S = torch.sort(seeds.scores_S.masked_fill(~seeds.valid_S, -1.0), descending=True, stable=True).indices
+    order_S = torch.sort(
+        seeds.scores_S.masked_fill(~seeds.valid_S, -1.0), descending=True, stable=True
+    ).indices
     return Seeds(
         seeds.index_S[order_S], seeds.classes_S[order_S], seeds.scores_S[order_S], seeds.valid_S[order_S]
     )
@@ -50,9 +53,9 @@ def assign_labels(
 ) -> Targets:
     """Give every proposal the class, score and box of the seed it overlaps most.
 
-    Foreground means IoU >= `fg_iou`. With `ignore_iou` proposals below that overlap get weight 0 (the band of the
-    first OICR); without it all background carries its seed's score, as in the published configurations. Equal overlaps go
-    to the earlier seed. At least one seed must be valid.
+    Foreground means IoU >= `fg_iou`. With `ignore_iou` proposals below that overlap get weight 0 (the band
+    of the first OICR); without it all background carries its seed's score, as in the published
+    configurations. Equal overlaps go to the earlier seed. At least one seed must be valid.
     """
     overlap_NS = iou_NN[:, seeds.index_S].masked_fill(~seeds.valid_S, -1.0)
     best_N = overlap_NS.amax(dim=1)

@@ -1,7 +1,7 @@
 """MIST pseudo labels: several instances per class from the top p of the proposals (Ren et al., CVPR 2020).
 
-Keep rule of method digest section 4.3: a proposal survives only when it overlaps *every* higher-ranked one by less than the threshold,
-kept or not, which is stricter than greedy NMS.
+Keep rule of method digest section 4.3: a proposal survives only when it overlaps *every* higher-ranked one
+by less than the threshold, kept or not, which is stricter than greedy NMS.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def multi_instance(
 ) -> Seeds:
     """Top `portion` of every positive class, each kept if its IoU with all better ones is below `keep_iou`.
 
-    scores_NC: source branch without its background column; classes_P: positive 0-based classes. Returns P * k seeds, class by
-    class in descending score; the suppressed ones are marked invalid.
+    scores_NC: source branch without its background column; classes_P: positive 0-based classes. Returns P *
+    k seeds, class by class in descending score; the suppressed ones are marked invalid.
     """
     count = candidate_count(scores_NC.shape[0], portion)
     scores_PN = scores_NC[:, classes_P].T
@@ -35,5 +35,8 @@ def multi_instance(
     iou_PKK = iou_NN[order_PK[:, :, None], order_PK[:, None, :]]
     suppressed_PK = torch.tril(iou_PKK >= keep_iou, diagonal=-1).any(dim=2)
     return Seeds(
-        order_PK.reshape(-1), classes_P.repeat_interleave(count), ranked_PK.reshape(-1), ~suppressed_PK.reshape(-1)
+        order_PK.reshape(-1),
+        classes_P.repeat_interleave(count),
+        ranked_PK.reshape(-1),
+        ~suppressed_PK.reshape(-1),
     )

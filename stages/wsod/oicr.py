@@ -1,7 +1,7 @@
 """Online instance classifier refinement: K heads, each taught by the scores of the one before (Tang et al., CVPR 2017).
 
-Miners here: `top1` (the original) and `near_top` (all proposals scoring at least 0.9 of the class maximum, then NMS; the published
-WeakSAM configuration). See method digest section 3.3.
+Miners here: `top1` (the original) and `near_top` (all proposals scoring at least 0.9 of the class maximum,
+then NMS; the published WeakSAM configuration). See method digest section 3.3.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ class RefinementHeads(nn.Module):
     """K linear classifiers over C + 1 columns (column 0 is background), optionally with class-wise box deltas."""
 
     def __init__(
-        self, in_features: int, num_classes: int, branches: int = 3, regression: bool = False, init_std: float = 0.01
+        self,
+        in_features: int,
+        num_classes: int,
+        branches: int = 3,
+        regression: bool = False,
+        init_std: float = 0.01,
     ) -> None:
         """`regression` adds 4 (C + 1) deltas per branch; weights start at N(0, init_std), deltas at a tenth of it."""
         super().__init__()
@@ -60,9 +65,10 @@ def near_top(
 ) -> Seeds:
     """All proposals within `ratio` of their class maximum, after greedy NMS (overlap > `nms_iou` is suppressed).
 
-    class_agnostic: the published variant, where a proposal of one class may delete another class's; otherwise each class is
-    pruned by itself. At most `max_seeds` seeds are picked (per class unless class-agnostic), highest score first; picking instead of
-    listing keeps the output size fixed, and each pick works on all classes at once.
+    class_agnostic: the published variant, where a proposal of one class may delete another class's;
+    otherwise each class is pruned by itself. At most `max_seeds` seeds are picked (per class unless
+    class-agnostic), highest score first; picking instead of listing keeps the output size fixed, and each
+    pick works on all classes at once.
     """
     scores_PN = scores_NC[:, classes_P].T
     alive_PN = scores_PN >= ratio * scores_PN.amax(dim=1, keepdim=True)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class TwoStreamHead(nn.Module):
     """Class stream and detection stream over the same proposal features.
 
-    With `background` both streams get a further column 0 that stands for "no object" (the MIST configuration); without it the
-    columns are the C classes (OICR).
+    With `background` both streams get a further column 0 that stands for "no object" (the MIST
+    configuration); without it the columns are the C classes (OICR).
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """RoIAlign (He et al., ICCV 2017) that is fast on a CPU: every bin is a weighted sum of feature rows.
 
-Bilinear sampling and averaging are linear, so a bin is an `embedding_bag` over the cells it touches. On a CPU this runs about ten times
-faster forward and backward than torchvision's operator, which is used on other devices; both give the same values.
+Bilinear sampling and averaging are linear, so a bin is an `embedding_bag` over the cells it touches. On a
+CPU this runs about ten times faster forward and backward than torchvision's operator, which is used on
+other devices; both give the same values.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ def roi_align(
 
 
 def _cells(low_N: Tensor, high_N: Tensor, points: int, extent: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cells beside each sampling point along one axis: lower, upper, share of the upper, 1 inside and 0 outside; all (N, points)."""
+    """Cells beside the sampling points of one axis, each (N, points).
+
+    Returns the lower and the upper cell, the share of the upper, and 1 where a point counts, 0 outside.
+    """
     at = (torch.arange(points, dtype=low_N.dtype) + 0.5) / points
     position = low_N[:, None] + at * (high_N - low_N)[:, None]
     inside = ((position >= -1.0) & (position <= extent)).to(low_N.dtype)

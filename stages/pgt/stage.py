@@ -1,0 +1,97 @@
+"""`pgt`: keep, of a train split's detections, the boxes worth training on (paper Algorithm 2)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from stages.core.artifacts.coco_json import Detections, read_results, write_dataset
+from stages.core.config import StageConfig
+from stages.core.datasets.images import image_size
+from stages.core.errors import ConfigError, ImageError, InputError, UsageError, did_you_mean
+from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
+from stages.pgt.adaptive import ImageSelection, select
+from stages.pgt.config import PgtConfig
+from stages.pgt.statistics import class_statistics, reasons
+
+PSEUDO_TRUTH = "pgt.json"
+
+
+class PgtStage:
+    """The room's face; see `stages.core.spec.Stage`."""
+
+    name: ClassVar[str] = "pgt"
+    summary: ClassVar[str] = "turn detections of the train split into pseudo ground truth (Algorithm 2)"
+    Config: ClassVar[type[StageConfig]] = PgtConfig
+    inputs: ClassVar[tuple[InputSpec, ...]] = (
+        InputSpec("detections", "wsod", "detections.json", "own", ("train",)),
+    )
+    outputs: ClassVar[dict[Role, tuple[str, ...]]] = {"train": (PSEUDO_TRUTH,), "test": ()}
+    shardable: ClassVar[tuple[Role, ...]] = ()
+
+    def plan(self, config: PgtConfig, context: StageContext) -> Plan:
+        """Check the split's role, class names and that the detections belong to the split."""
+        if not context.split.has_tags:
+            raise UsageError(
+                f"{context.split.name} is a test split: its tags are not for training",
+                where="--split",
+                remedy=f"use {context.split.train_split}",
+            )
+        for name in config.exempt:
+            if name not in context.split.classes:
+                raise ConfigError(
+                    f"'{name}' is not a class of {context.split.name}",
+                    where="exempt",
+                    remedy=did_you_mean(name, context.split.classes),
+                )
+        found = read_results(context.input("detections"), context.split)
+        total = sum(len(boxes) for boxes in found.values())
+        return Plan(len(context.split.ids), (f"{total} detections", f"rule: {config.mode}"))
+
+    def run(self, config: PgtConfig, context: StageContext) -> Counts:
+        """Select, write `pgt.json`, and report per class."""
+        split, rule = context.split, config.rule(context.split.classes)
+        found = read_results(context.input("detections"), split)
+        selections: dict[str, ImageSelection] = {}
+        boxes: dict[str, Detections] = {}
+        sizes: dict[str, tuple[int, int]] = {}
+        for image_id in context.progress(split.ids, len(split.ids), "select"):
+            context.interrupted()
+            try:
+                sizes[image_id] = image_size(split.image_path(image_id))
+            except ImageError as error:
+                context.failures.record(image_id, str(error))
+                continue
+            own = found[image_id]
+            chosen = select(own.boxes_xyxy, own.scores, own.classes, split.tags(image_id), rule)
+            selections[image_id] = chosen
+            rows = chosen.rows
+            boxes[image_id] = Detections(own.boxes_xyxy[rows], own.classes[rows], own.scores[rows])
+        without = reasons(selections, split.classes)
+        for image_id, reason in without.items():
+            context.failures.record(image_id, reason)
+        statistics = [entry.as_dict() for entry in class_statistics(selections, split.classes)]
+        self._report(statistics, context)
+        info = {"rule": config.model_dump(mode="json"), "classes": statistics, "without_boxes": without}
+        write_dataset(context.out / PSEUDO_TRUTH, split, boxes, sizes, info)
+        total = sum(len(kept) for kept in boxes.values())
+        return {"pseudo_boxes": total, "images_without_boxes": len(without)}
+
+    def _report(self, statistics: list[dict[str, int | float | str]], context: StageContext) -> None:
+        """Log each class; a run that found nothing at all is an error, a class without boxes a warning."""
+        for entry in statistics:
+            context.metrics({"phase": "classes", **entry})
+            if entry["tagged_images"] and not entry["boxes"]:
+                context.log.warning(
+                    "pgt: class %s has %s tagged images and no pseudo box",
+                    entry["class"],
+                    entry["tagged_images"],
+                )
+        if not any(entry["boxes"] for entry in statistics):
+            raise InputError(
+                "no image has a detection of one of its tags, so there is no pseudo ground truth",
+                where=context.input("detections"),
+                remedy="look at the detections (weaksam evaluate --task detections), or train wsod longer",
+            )
+
+
+STAGE = PgtStage()

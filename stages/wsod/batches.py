@@ -1,0 +1,141 @@
+"""Training batches: augmented images padded to one size, their proposals in the same pixels, their tags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms import v2
+
+from stages.core.datasets.images import load_image
+from stages.core.datasets.split import WeakSplit
+from stages.core.errors import ImageError, InputError
+from stages.core.runtime.seeding import derive_seed, numpy_generator
+from stages.core.spec import FailureLog
+from stages.wsod.config import WsodConfig
+from stages.wsod.criterion import Bags
+from stages.wsod.proposals import ProposalSource
+from stages.wsod.tta import View, mirror_boxes
+
+PAD_MULTIPLE = 32
+
+
+@dataclass(frozen=True)
+class WsodBatch:
+    """Images (B, 3, H, W) uint8, zero-padded at right and bottom, and what is known of each."""
+
+    images_BCHW: Tensor
+    bags: Bags
+
+    def to(self, device: str) -> WsodBatch:
+        """The same batch on another device."""
+        boxes = [part.to(device) for part in self.bags.boxes_xyxy]
+        return WsodBatch(self.images_BCHW.to(device), Bags(boxes, self.bags.tags))
+
+
+class WeakData:
+    """Images of a train split with tags and proposals; no other truth.
+
+    Images without tags or proposals are left out up front and recorded as failures, so that no step ever meets one.
+
+    Raises:
+        InputError: nothing is left.
+    """
+
+    def __init__(
+        self, split: WeakSplit, proposals: ProposalSource, config: WsodConfig, seed: int, failures: FailureLog
+    ) -> None:
+        self.split, self.config, self.seed, self.failures = split, config, seed, failures
+        self.proposals = proposals
+        self.ids: list[str] = []
+        for image_id in split.ids:
+            if not split.tags(image_id):
+                failures.record(image_id, "no tag: nothing to learn from")
+            elif not len(proposals.boxes(image_id)):
+                failures.record(image_id, "no usable proposal")
+            else:
+                self.ids.append(image_id)
+        if not self.ids:
+            raise InputError(
+                f"no image of split {split.name} has both a tag and a proposal",
+                where="--proposals",
+                remedy="look at the proposals, or lower wsod.min_side",
+            )
+        self._position = {image_id: i for i, image_id in enumerate(self.ids)}
+        strength = config.photometric
+        self._jitter = v2.ColorJitter(0.4 * strength, 0.4 * strength, 0.4 * strength, 0.1 * strength)
+
+    def load(self, ids: Sequence[str], epoch: int) -> WsodBatch:
+        """Read and augment the images of a step; what is drawn depends on (seed, epoch, id) alone."""
+        images, boxes, tags = [], [], []
+        for wanted in ids:
+            used, pixels_CHW = self._readable(wanted)
+            image, own = self._augment(used, pixels_CHW, epoch)
+            images.append(image)
+            boxes.append(own)
+            tags.append(self.split.tags(used))
+        return WsodBatch(pad_batch(images), Bags(boxes, tags))
+
+    def _augment(self, image_id: str, pixels_CHW: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        generator = numpy_generator(self.seed, "augment", epoch, image_id)
+        size = int(generator.choice(self.config.train_sizes))
+        view = View(size, bool(generator.random() < self.config.flip))
+        boxes = torch.from_numpy(self.proposals.boxes(image_id))
+        image, boxes = render(pixels_CHW, boxes, view, self.config.max_size)
+        if self.config.photometric > 0:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive_seed(self.seed, "jitter", epoch, image_id))
+                image = self._jitter(image)
+        return image, boxes
+
+    def _readable(self, wanted: str) -> tuple[str, Tensor]:
+        """The wanted image, or the next of the list that can be read: a batch never shrinks."""
+        start = self._position[wanted]
+        for image_id in self.ids[start:] + self.ids[:start]:
+            if image_id in self.failures.entries:
+                continue
+            try:
+                pixels_HWC = load_image(self.split.image_path(image_id))
+            except ImageError as error:
+                self.failures.record(image_id, str(error))
+                continue
+            return image_id, torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)
+        raise InputError("none of the training images can be read", where=self.split.name)
+
+
+def render(pixels_CHW: Tensor, boxes_xyxy: Tensor, view: View, max_size: int) -> tuple[Tensor, Tensor]:
+    """Image and boxes as a view shows them: short side `view.size`, long side at most `max_size`, perhaps mirrored.
+
+    pixels_CHW: uint8. Boxes are scaled by the exact ratio of the rounded sizes on each axis.
+    """
+    height, width = pixels_CHW.shape[-2:]
+    scale = min(view.size / min(height, width), max_size / max(height, width))
+    new_height, new_width = max(1, round(height * scale)), max(1, round(width * scale))
+    image = pixels_CHW
+    if (new_height, new_width) != (height, width):
+        image = v2.functional.resize(pixels_CHW, [new_height, new_width], antialias=True)
+    boxes = boxes_xyxy * boxes_xyxy.new_tensor((new_width / width, new_height / height) * 2)
+    if view.flip:
+        image, boxes = image.flip(-1), mirror_boxes(boxes, new_width)
+    return image, boxes
+
+
+def unrender_boxes(boxes: Tensor, view: View, image_CHW: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Boxes (..., 4) of a rendered view back in original pixels."""
+    height, width = image_CHW.shape[-2:]
+    if view.flip:
+        boxes = mirror_boxes(boxes, width)
+    return boxes * boxes.new_tensor((size_hw[1] / width, size_hw[0] / height) * 2)
+
+
+def pad_batch(images: Sequence[Tensor]) -> Tensor:
+    """Stack (3, H, W) images, zero-padded at right and bottom to a common multiple of 32."""
+    height, width = (
+        -(-max(image.shape[side] for image in images) // PAD_MULTIPLE) * PAD_MULTIPLE for side in (-2, -1)
+    )
+    return torch.stack(
+        [F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images]
+    )

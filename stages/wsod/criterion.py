@@ -1,0 +1,109 @@
+"""From a batch's scores to its losses: image loss, then K rounds of mining, labelling and refinement.
+
+Method digest sections 3.3, 3.4 and 4.2 to 4.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stages.core.ops.boxes import encode_deltas, pairwise_iou
+from stages.core.ops.mil import bag_index, image_scores, two_stream_scores
+from stages.wsod.config import WsodConfig
+from stages.wsod.detector import ProposalOutputs
+from stages.wsod.losses import image_bce, refinement_loss, regression_loss, row_shares
+from stages.wsod.mining import Seeds, Targets, assign_labels, by_score
+from stages.wsod.mist import multi_instance
+from stages.wsod.oicr import near_top, top1
+
+DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+"""Published scale of regression targets."""
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Which rows of a batch belong to which image, and what is known of each image."""
+
+    boxes_xyxy: Sequence[Tensor]
+    """(n_b, 4) input pixels per image; none empty."""
+    tags: Sequence[Sequence[int]]
+    """0-based positive classes per image; none empty."""
+
+    @property
+    def counts(self) -> list[int]:
+        """Proposals per image."""
+        return [len(boxes) for boxes in self.boxes_xyxy]
+
+
+def wsod_losses(outputs: ProposalOutputs, bags: Bags, config: WsodConfig) -> dict[str, Tensor]:
+    """Named losses of a batch; their sum is minimised. Names starting with `_` are only for the log."""
+    device = outputs.cls_logits_NC.device
+    num_images = len(bags.counts)
+    bag_N = bag_index(bags.counts, device)
+    scores_NC = two_stream_scores(outputs.cls_logits_NC, outputs.det_logits_NC, bag_N, num_images)
+    tags_BC = _tag_matrix(bags.tags, scores_NC, config.background_column)
+    losses = {"image": image_bce(image_scores(scores_NC, bag_N, num_images), tags_BC, config.bce_reduction)}
+    if not outputs.refine_logits:
+        return losses
+    shares_N = row_shares(torch.tensor(bags.counts, device=device), bag_N)
+    ious = [pairwise_iou(boxes, boxes) for boxes in bags.boxes_xyxy]
+    source_NC = scores_NC.detach()[:, int(config.background_column) :]
+    for k, logits_NK in enumerate(outputs.refine_logits):
+        targets = _batch_targets(source_NC, ious, bags, config)
+        weights_N = targets.weights_N * config.branch_weights[k]
+        losses[f"refine{k + 1}"] = refinement_loss(logits_NK, targets.labels_N, weights_N, shares_N)
+        if outputs.deltas:
+            boxes_N4 = torch.cat(list(bags.boxes_xyxy))
+            deltas_N4 = encode_deltas(boxes_N4, boxes_N4[targets.matched_N], DELTA_WEIGHTS)
+            losses[f"box{k + 1}"] = regression_loss(
+                outputs.deltas[k], targets.labels_N, deltas_N4, weights_N, shares_N
+            )
+        losses[f"_foreground{k + 1}"] = (targets.labels_N > 0).float().mean()
+        source_NC = torch.softmax(logits_NK.detach().float(), dim=1)[:, 1:]
+    return losses
+
+
+def mine(scores_NC: Tensor, classes_P: Tensor, iou_NN: Tensor, config: WsodConfig) -> Seeds:
+    """Seeds of one image by the configured miner."""
+    if config.method == "mist":
+        seeds = multi_instance(scores_NC, classes_P, iou_NN, config.mist_portion, config.mist_iou)
+    elif config.miner == "top1":
+        seeds = top1(scores_NC, classes_P)
+    else:
+        seeds = near_top(
+            scores_NC,
+            classes_P,
+            iou_NN,
+            config.near_top_ratio,
+            config.near_top_nms,
+            config.class_agnostic_nms,
+        )
+    return by_score(seeds) if config.score_ties else seeds
+
+
+def _batch_targets(source_NC: Tensor, ious: Sequence[Tensor], bags: Bags, config: WsodConfig) -> Targets:
+    """Mine and label image by image; rows of `matched_N` point into the whole batch."""
+    parts, start = [], 0
+    for iou_NN, count, tags in zip(ious, bags.counts, bags.tags, strict=True):
+        classes_P = torch.tensor(list(tags), device=source_NC.device)
+        seeds = mine(source_NC[start : start + count], classes_P, iou_NN, config)
+        own = assign_labels(iou_NN, seeds, config.fg_iou, config.ignore_iou or None)
+        parts.append(Targets(own.labels_N, own.weights_N, own.matched_N + start))
+        start += count
+    return Targets(
+        torch.cat([part.labels_N for part in parts]),
+        torch.cat([part.weights_N for part in parts]),
+        torch.cat([part.matched_N for part in parts]),
+    )
+
+
+def _tag_matrix(tags: Sequence[Sequence[int]], scores_NC: Tensor, background: bool) -> Tensor:
+    """Multi-hot tags (B, C); a background column is never present in an image's tags."""
+    matrix = torch.zeros(len(tags), scores_NC.shape[1])
+    for row, classes in zip(matrix, tags, strict=True):
+        row[[c + int(background) for c in classes]] = 1.0
+    return matrix.to(scores_NC.device)

@@ -1,0 +1,79 @@
+"""From refinement scores to detections: average over branches and views, class-wise NMS, cap.
+
+Method digest sections 3.7 and 4.8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.core.artifacts.coco_json import Detections
+from stages.core.ops.boxes import clip_boxes, decode_deltas
+from stages.core.ops.mil import bag_index, two_stream_scores
+from stages.core.ops.nms import class_wise_nms
+from stages.wsod.criterion import DELTA_WEIGHTS
+from stages.wsod.detector import ProposalOutputs
+
+
+@dataclass(frozen=True)
+class ScoredProposals:
+    """Class scores and class-wise boxes of the proposals of one image."""
+
+    scores_NC: Tensor
+    """In [0, 1], without background."""
+    boxes_NC4: Tensor
+    """Half-open pixels, one box per class; the same box C times without regression."""
+
+
+def score_proposals(
+    outputs: ProposalOutputs, boxes_xyxy: Sequence[Tensor], num_classes: int
+) -> list[ScoredProposals]:
+    """Mean softmax over refinement branches (two-stream scores where there are none), and decoded boxes, per image."""
+    counts = [len(boxes) for boxes in boxes_xyxy]
+    if outputs.refine_logits:
+        scores_NC = torch.stack([torch.softmax(logits, dim=1) for logits in outputs.refine_logits]).mean(
+            dim=0
+        )
+    else:
+        bag_N = bag_index(counts, outputs.cls_logits_NC.device)
+        scores_NC = two_stream_scores(outputs.cls_logits_NC, outputs.det_logits_NC, bag_N, len(counts))
+    # A background column, where there is one, comes first: the last C columns are the classes.
+    boxes_N4 = torch.cat(list(boxes_xyxy))
+    if outputs.deltas:
+        deltas_NC4 = torch.stack(outputs.deltas).mean(dim=0)[:, -num_classes:]
+        boxes_NC4 = decode_deltas(boxes_N4, deltas_NC4.flatten(1), DELTA_WEIGHTS).reshape(deltas_NC4.shape)
+    else:
+        boxes_NC4 = boxes_N4[:, None].expand(-1, num_classes, -1)
+    scores = torch.split(scores_NC[:, -num_classes:], counts)
+    return [
+        ScoredProposals(own_scores, own_boxes)
+        for own_scores, own_boxes in zip(scores, torch.split(boxes_NC4, counts), strict=True)
+    ]
+
+
+def detect(
+    scored: ScoredProposals,
+    height: int,
+    width: int,
+    nms_iou: float = 0.3,
+    score_threshold: float = 0.0,
+    max_detections: int = 100,
+) -> Detections:
+    """Clip, threshold (strict), class-wise NMS, and keep the best `max_detections` over all classes."""
+    boxes_NC4 = clip_boxes(scored.boxes_NC4, height, width)
+    sides = boxes_NC4[..., 2:] - boxes_NC4[..., :2]
+    rows, classes = torch.nonzero(
+        (scored.scores_NC > score_threshold) & (sides > 0).all(dim=-1), as_tuple=True
+    )
+    boxes, scores = boxes_NC4[rows, classes], scored.scores_NC[rows, classes]
+    keep = class_wise_nms(boxes, scores, classes, nms_iou)[:max_detections]
+    return Detections(
+        boxes[keep].cpu().numpy().astype(np.float32),
+        classes[keep].cpu().numpy().astype(np.int64),
+        scores[keep].float().cpu().numpy(),
+    )

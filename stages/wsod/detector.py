@@ -1,0 +1,133 @@
+"""The weakly supervised detector: trunk, fused feature map, RoI pooling, two fully connected layers, heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import roi_pool
+
+from stages.core.ops.roi_align import roi_align
+from stages.core.vision.backbones import Trunk, build_trunk
+from stages.wsod import vgg
+from stages.wsod.config import WsodConfig
+from stages.wsod.oicr import RefinementHeads
+from stages.wsod.wsddn import TwoStreamHead
+
+
+@dataclass(frozen=True)
+class ProposalOutputs:
+    """What the heads say about all proposals of a batch, image after image."""
+
+    cls_logits_NC: Tensor
+    """Class stream; with a background column, that is column 0."""
+    det_logits_NC: Tensor
+    """Detection stream, the same columns."""
+    refine_logits: list[Tensor]
+    """Per branch (N, C + 1), column 0 background; empty for wsddn."""
+    deltas: list[Tensor]
+    """Per branch (N, C + 1, 4), or empty."""
+
+
+class FusedMap(nn.Module):
+    """Sum of 1x1-projected maps at the resolution of the finest."""
+
+    def __init__(self, channels: Sequence[int], out_channels: int) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Conv2d(c, out_channels, kernel_size=1) for c in channels)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Fuse maps (B, c_i, H_i, W_i), finest first, into (B, out_channels, H_0, W_0)."""
+        projected = [lateral(feats) for lateral, feats in zip(self.laterals, maps, strict=True)]
+        fused: Tensor = projected[0]
+        for coarse in projected[1:]:
+            fused = fused + F.interpolate(coarse, size=fused.shape[-2:], mode="bilinear", align_corners=False)
+        return F.relu(fused)
+
+
+class WsodDetector(nn.Module):
+    """Scores (and moves) given proposals; learns from image tags alone.
+
+    Args:
+        config: Architecture settings; training settings are not read.
+        num_classes: Number of classes C.
+        pretrained: False where weights will be loaded anyway.
+    """
+
+    def __init__(self, config: WsodConfig, num_classes: int, pretrained: bool = True) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.pool, self.pool_size = config.pool, config.pool_size
+        self.trunk, fc_state = _build_trunk(config, pretrained)
+        self.trunk.freeze_to(config.freeze_stride)
+        self.stride = self.trunk.strides[0]
+        fuse = config.fused_channels > 0
+        self.fuse = FusedMap(self.trunk.channels, config.fused_channels) if fuse else None
+        channels = config.fused_channels if fuse else self.trunk.channels[0]
+        self.neck = nn.Sequential(
+            nn.Linear(channels * self.pool_size**2, config.hidden),
+            nn.ReLU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(config.hidden, config.hidden),
+            nn.ReLU(),
+            nn.Dropout(config.dropout),
+        )
+        _load_fc(self.neck, fc_state)
+        self.two_stream = TwoStreamHead(config.hidden, num_classes, config.background_column, config.init_std)
+        branches = 0 if config.method == "wsddn" else config.branches
+        self.refinement = RefinementHeads(
+            config.hidden, num_classes, branches, config.uses_regression, config.init_std
+        )
+        statistics = torch.tensor((self.trunk.mean, self.trunk.std)).reshape(2, 1, 3, 1, 1)
+        self.register_buffer("statistics", statistics, persistent=False)
+        self.statistics: Tensor
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """Feature map (B, channels, H / stride, W / stride) of uint8 or float images in [0, 255]."""
+        mean, std = self.statistics
+        images = (images_BCHW.float() / 255 - mean) / std
+        maps: list[Tensor] = self.trunk(images)
+        return self.fuse(maps) if self.fuse is not None else maps[0]
+
+    def pooled(self, feats_BCHW: Tensor, boxes_xyxy: Sequence[Tensor]) -> Tensor:
+        """RoI features (N, size, size, channels) for input-pixel boxes, one tensor per image."""
+        if self.pool == "align":
+            return roi_align(feats_BCHW, boxes_xyxy, self.pool_size, self.stride)
+        pooled: Tensor = roi_pool(feats_BCHW, list(boxes_xyxy), self.pool_size, 1.0 / self.stride)
+        return pooled.permute(0, 2, 3, 1)
+
+    def heads(self, pooled_NSSC: Tensor) -> ProposalOutputs:
+        """Scores and deltas of pooled proposals."""
+        feats_ND = self.neck(pooled_NSSC.flatten(1))
+        cls_logits, det_logits = self.two_stream(feats_ND)
+        refine_logits, deltas = self.refinement(feats_ND)
+        return ProposalOutputs(cls_logits, det_logits, refine_logits, deltas)
+
+    def forward(self, images_BCHW: Tensor, boxes_xyxy: Sequence[Tensor]) -> ProposalOutputs:
+        """Images (B, 3, H, W) in [0, 255], RGB; boxes (n_b, 4) half-open input pixels of each image."""
+        return self.heads(self.pooled(self.features(images_BCHW), boxes_xyxy))
+
+
+def _build_trunk(config: WsodConfig, pretrained: bool) -> tuple[Trunk, dict[str, Tensor]]:
+    source: bool | Path = pretrained and config.pretrained
+    if source and config.weights is not None:
+        source = Path(config.weights)
+    if config.trunk == vgg.NAME:
+        return vgg.build_vgg16_d8(source)
+    return build_trunk(config.trunk, config.out_strides, source, frozen_bn=config.frozen_bn), {}
+
+
+def _load_fc(neck: nn.Sequential, state: dict[str, Tensor]) -> None:
+    """Start the neck from VGG's fc6 and fc7 when their shapes fit (7x7 bins of 512 channels, width 4096)."""
+    for position in (0, 3):
+        layer = neck[position]
+        weight = state.get(f"{position}.weight")
+        if weight is None or not isinstance(layer, nn.Linear) or layer.weight.shape != weight.shape:
+            return
+        with torch.no_grad():
+            layer.weight.copy_(vgg.fc6_for_rows(weight) if position == 0 else weight)
+            layer.bias.copy_(state[f"{position}.bias"])

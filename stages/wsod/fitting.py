@@ -1,0 +1,128 @@
+"""Training of the weakly supervised detector: optimiser groups, schedule, one step, the weights file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from stages.core.errors import SchemaError
+from stages.core.runtime.device import autocast, torch_threads
+from stages.core.spec import StageContext
+from stages.core.training.loop import FitSettings, Trainer, steps_per_epoch
+from stages.core.training.schedule import Schedule, warmup_cosine, warmup_steps
+from stages.core.training.weights_io import load_weights, read_metadata, save_weights
+from stages.wsod.batches import WeakData, WsodBatch
+from stages.wsod.config import WsodConfig
+from stages.wsod.criterion import wsod_losses
+from stages.wsod.detector import WsodDetector
+
+SGD_MOMENTUM = 0.9
+KIND = "wsod"
+
+
+def optimiser_steps(config: WsodConfig, images: int) -> int:
+    """Moves of the optimiser in the whole training on that many images."""
+    batches = config.epochs * steps_per_epoch(images, config.batch_size)
+    return max(1, batches // config.accumulate)
+
+
+def fit_detector(config: WsodConfig, data: WeakData, context: StageContext) -> WsodDetector:
+    """Train on the context's split, resuming from `<out>/state` if asked to; returned in eval mode.
+
+    Raises:
+        TrainingDivergedError: a loss is not finite; names the step and the images.
+    """
+    torch.manual_seed(context.seed)  # fresh layers
+    model = WsodDetector(config, len(context.split.classes)).to(context.device)
+
+    def step(batch: WsodBatch, number: int) -> dict[str, Tensor]:
+        on_device = batch.to(context.device)
+        with autocast(context.device, context.precision):
+            outputs = model(on_device.images_BCHW, on_device.bags.boxes_xyxy)
+        return wsod_losses(outputs, on_device.bags, config)
+
+    with torch_threads(config.threads):
+        trainer = Trainer(
+            context=context,
+            model=model,
+            optimizer=build_optimizer(model, config),
+            schedule=build_schedule(config, optimiser_steps(config, len(data.ids))),
+            items=data.ids,
+            load=data.load,
+            step=step,
+            settings=FitSettings(
+                epochs=config.epochs,
+                batch_size=config.batch_size,
+                accumulate=config.accumulate,
+                clip_norm=config.clip_norm or None,
+                ema_decay=config.ema_decay or None,
+                label="train",
+            ),
+        )
+        return cast(WsodDetector, trainer.fit())
+
+
+def build_optimizer(model: WsodDetector, config: WsodConfig) -> torch.optim.Optimizer:
+    """Groups by part (trunk, refinement, the rest) and by kind: biases learn faster and without weight decay."""
+    factors = {"trunk": config.trunk_lr_factor, "refinement": config.refine_lr_factor, "rest": 1.0}
+    members: dict[tuple[str, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        part = name.split(".")[0]
+        # A rate of 0 would still let Adam carry state for it.
+        if parameter.requires_grad and factors.get(part, 1.0) > 0:
+            key = (part if part in factors else "rest", parameter.ndim > 1)
+            members.setdefault(key, []).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {
+            "params": parameters,
+            "lr": config.lr * factors[part] * (1.0 if decays else config.bias_lr_factor),
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for (part, decays), parameters in members.items()
+    ]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=SGD_MOMENTUM)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=config.lr)
+
+
+def build_schedule(config: WsodConfig, steps: int) -> Schedule:
+    """Learning-rate factor per optimiser step."""
+    warmup = round(config.warmup * steps)
+    if config.schedule == "cosine":
+        return warmup_cosine(steps, warmup)
+    return warmup_steps([round(share * steps) for share in config.milestones], warmup=warmup)
+
+
+def save_detector(path: Path, model: WsodDetector, config: WsodConfig, classes: Sequence[str]) -> None:
+    """Write `detector.safetensors` with the settings it is rebuilt from."""
+    metadata = {"kind": KIND, "classes": list(classes), "config": config.model_dump(mode="json")}
+    save_weights(path, model, metadata)
+
+
+def load_detector(path: Path, classes: Sequence[str]) -> tuple[WsodDetector, WsodConfig]:
+    """Rebuild a trained detector in eval mode, and the settings it was trained with.
+
+    Raises:
+        MissingInputError: no such file.
+        SchemaError: not a wsod detector, of another class list, or damaged.
+    """
+    metadata = read_metadata(path)
+    if metadata.get("kind") != KIND:
+        raise SchemaError(
+            f"holds a '{metadata.get('kind')}', a wsod detector expected",
+            where=path,
+            remedy="point --checkpoint at a detector.safetensors of the wsod stage",
+        )
+    try:
+        config = WsodConfig.model_validate(metadata["config"])
+    except (KeyError, ValidationError) as error:
+        raise SchemaError(f"its settings are not those of this version ({error})", where=path) from error
+    model = WsodDetector(config, len(classes), pretrained=False)
+    load_weights(path, model, {"kind": KIND, "classes": list(classes)})
+    return model.eval(), config

@@ -1,0 +1,102 @@
+"""A trained detector applied to the proposals of a split, image by image, resumable and sharded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from stages.core.artifacts.coco_json import Detections
+from stages.core.artifacts.detection_rows import DETECTION_ROWS, from_table, to_rows
+from stages.core.artifacts.table import ImageRows
+from stages.core.datasets.images import load_image
+from stages.core.datasets.split import WeakSplit
+from stages.core.errors import InputError
+from stages.core.runtime.device import Precision, autocast
+from stages.core.runtime.parts import ImageFunction, map_images
+from stages.core.spec import StageContext
+from stages.wsod.batches import pad_batch, render, unrender_boxes
+from stages.wsod.config import WsodConfig
+from stages.wsod.detection import ScoredProposals, detect, score_proposals
+from stages.wsod.detector import WsodDetector
+from stages.wsod.fitting import load_detector
+from stages.wsod.proposals import ProposalSource
+from stages.wsod.tta import View, average, views
+
+
+@torch.inference_mode()
+def detect_image(
+    model: WsodDetector,
+    pixels_CHW: Tensor,
+    boxes_xyxy: Tensor,
+    config: WsodConfig,
+    device: str,
+    precision: Precision,
+) -> Detections:
+    """Detections of one uint8 image from its proposals (original pixels, at least one)."""
+    chosen = views(config.test_size, config.train_sizes, config.tta)
+    scored = [
+        _score_view(model, pixels_CHW, boxes_xyxy, view, config.max_size, device, precision)
+        for view in chosen
+    ]
+    height, width = pixels_CHW.shape[-2:]
+    return detect(
+        average(scored), height, width, config.nms_iou, config.score_threshold, config.max_detections
+    )
+
+
+def _score_view(
+    model: WsodDetector,
+    pixels_CHW: Tensor,
+    boxes_xyxy: Tensor,
+    view: View,
+    max_size: int,
+    device: str,
+    precision: Precision,
+) -> ScoredProposals:
+    image, boxes = render(pixels_CHW, boxes_xyxy, view, max_size)
+    boxes = boxes.to(device)
+    with autocast(device, precision):
+        outputs = model(pad_batch([image]).to(device), [boxes])
+    (scored,) = score_proposals(outputs, [boxes], model.num_classes)
+    size_hw = (pixels_CHW.shape[-2], pixels_CHW.shape[-1])
+    return ScoredProposals(scored.scores_NC, unrender_boxes(scored.boxes_NC4, view, image, size_hw))
+
+
+@dataclass(frozen=True)
+class DetectFactory:
+    """Builds the per-image function inside a worker process; everything it holds can be pickled."""
+
+    checkpoint: Path
+    proposals: Path
+    split: WeakSplit
+    config: WsodConfig
+    device: str
+    precision: Precision
+
+    def __call__(self) -> ImageFunction:
+        """Load model and proposals once and return image id -> rows."""
+        model, _ = load_detector(self.checkpoint, self.split.classes)
+        model.to(self.device)
+        source = ProposalSource(self.proposals, self.config)
+
+        def rows(image_id: str) -> ImageRows:
+            boxes = torch.from_numpy(source.boxes(image_id))
+            if not len(boxes):
+                raise InputError("no usable proposal")
+            pixels = torch.from_numpy(load_image(self.split.image_path(image_id)).copy()).permute(2, 0, 1)
+            found = detect_image(model, pixels, boxes, self.config, self.device, self.precision)
+            return to_rows(found, pixels.shape[1], pixels.shape[2])
+
+        return rows
+
+
+def detect_split(context: StageContext, checkpoint: Path, config: WsodConfig) -> dict[str, Detections] | None:
+    """Detections of every image that can be read and has proposals; None while other shards have parts to do."""
+    factory = DetectFactory(
+        checkpoint, context.input("proposals"), context.split, config, context.device, context.precision
+    )
+    table = map_images(context, DETECTION_ROWS, factory, "detect")
+    return None if table is None else from_table(table, with_masks=False)

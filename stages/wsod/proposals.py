@@ -1,0 +1,74 @@
+"""Proposals of an image as the detector uses them: clipped, not too small, each box once (digest section 2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.core.artifacts.schemas import PROPOSALS
+from stages.core.artifacts.table import read_table
+from stages.wsod.config import WsodConfig
+
+Boxes = NDArray[np.float32]
+
+
+class ProposalSource:
+    """Cleaned proposals of every image of `proposals.h5`.
+
+    Args:
+        path: The table; read once.
+        config: `min_side`, `dedup_grid` and `max_proposals` are used.
+
+    Raises:
+        InputError: the file is missing or not a proposals table.
+    """
+
+    def __init__(self, path: Path, config: WsodConfig) -> None:
+        self.table = read_table(path, PROPOSALS)
+        self.config = config
+
+    def boxes(self, image_id: str) -> Boxes:
+        """Float32 (n, 4) half-open original pixels, in the table's order; empty for an image it does not hold."""
+        if image_id not in self.table:
+            return np.zeros((0, 4), np.float32)
+        rows, image = self.table.rows(image_id), self.table.image_row(image_id)
+        boxes = np.stack([rows[name] for name in ("x1", "y1", "x2", "y2")], axis=1)
+        keep = clean(
+            boxes,
+            rows["predicted_iou"],
+            (image["image_h"], image["image_w"]),
+            self.config.min_side,
+            self.config.dedup_grid,
+            self.config.max_proposals,
+        )
+        limit = np.array([image["image_w"], image["image_h"]] * 2, np.float32)
+        return np.asarray(np.clip(boxes[keep], 0, limit), dtype=np.float32)
+
+
+def clean(
+    boxes_xyxy: NDArray[Any],
+    predicted_iou: NDArray[Any],
+    size_hw: tuple[int, int],
+    min_side: float,
+    dedup_grid: float = 0.0,
+    max_proposals: int = 2000,
+) -> NDArray[np.int64]:
+    """Ascending rows of the proposals to use.
+
+    Boxes are judged as clipped to the image; one with a side below `min_side` or a coordinate that is not
+    finite goes. Of boxes that agree after rounding to `dedup_grid` pixels (0: to whole pixels) the first
+    stays. More than `max_proposals` are cut by predicted IoU.
+    """
+    height, width = size_hw
+    clipped = np.clip(boxes_xyxy.astype(np.float64), 0, [width, height, width, height])
+    sides = clipped[:, 2:] - clipped[:, :2]
+    rows = np.flatnonzero(np.isfinite(clipped).all(axis=1) & (sides >= min_side).all(axis=1))
+    keys = np.rint(clipped[rows] / (dedup_grid or 1.0)).astype(np.int64)
+    rows = rows[np.sort(np.unique(keys, axis=0, return_index=True)[1])]
+    if len(rows) > max_proposals:
+        surest = np.argsort(-np.nan_to_num(predicted_iou[rows], nan=0.0), kind="stable")[:max_proposals]
+        rows = np.sort(rows[surest])
+    return rows

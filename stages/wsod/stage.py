@@ -1,0 +1,79 @@
+"""`wsod`: learn a detector from image tags and proposals, then write its detections.
+
+On a train split: fit, then apply. On a test split: apply the train split's checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from stages.core.artifacts.coco_json import write_results
+from stages.core.artifacts.schemas import PROPOSALS
+from stages.core.artifacts.table import read_table
+from stages.core.config import StageConfig
+from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
+from stages.wsod.batches import WeakData
+from stages.wsod.config import WsodConfig
+from stages.wsod.fitting import fit_detector, load_detector, optimiser_steps, save_detector
+from stages.wsod.inference import detect_split
+from stages.wsod.proposals import ProposalSource
+
+CHECKPOINT = "detector.safetensors"
+DETECTIONS = "detections.json"
+
+
+class WsodStage:
+    """The room's face; see `stages.core.spec.Stage`."""
+
+    name: ClassVar[str] = "wsod"
+    summary: ClassVar[str] = "learn a detector from image tags and proposals (WSDDN, OICR, MIST)"
+    Config: ClassVar[type[StageConfig]] = WsodConfig
+    inputs: ClassVar[tuple[InputSpec, ...]] = (
+        InputSpec("proposals", "propose", "proposals.h5", "own"),
+        InputSpec("checkpoint", "wsod", CHECKPOINT, "train", ("test",)),
+    )
+    outputs: ClassVar[dict[Role, tuple[str, ...]]] = {
+        "train": (CHECKPOINT, DETECTIONS),
+        "test": (DETECTIONS,),
+    }
+    shardable: ClassVar[tuple[Role, ...]] = ("test",)
+
+    def plan(self, config: WsodConfig, context: StageContext) -> Plan:
+        """Read the proposals and the checkpoint's class list, and say how long the training is."""
+        table = read_table(context.input("proposals"), PROPOSALS)
+        missing = sum(image_id not in table for image_id in context.split.ids)
+        images = len(context.split.ids)
+        notes = [f"{table.num_rows} proposals"]
+        if missing:
+            notes.append(f"{missing} images without proposals")
+        if not trains(context):
+            load_detector(context.input("checkpoint"), context.split.classes)
+            return Plan(images, (*notes, "apply only"))
+        steps = optimiser_steps(config, images - missing)
+        return Plan(images, (*notes, f"{config.method}: {config.epochs} epochs, {steps} steps"))
+
+    def run(self, config: WsodConfig, context: StageContext) -> Counts:
+        """Fit on a train split, then apply."""
+        counts: Counts = {}
+        checkpoint = context.out / CHECKPOINT
+        if not trains(context):
+            checkpoint = context.input("checkpoint")
+        elif not (context.resume and checkpoint.is_file()):
+            source = ProposalSource(context.input("proposals"), config)
+            data = WeakData(context.split, source, config, context.seed, context.failures)
+            model = fit_detector(config, data, context)
+            save_detector(checkpoint, model, config, context.split.classes)
+            counts["training_images"] = len(data.ids)
+        detections = detect_split(context, checkpoint, config)
+        if detections is not None:
+            write_results(context.out / DETECTIONS, context.split, detections)
+            counts["detections"] = sum(len(found) for found in detections.values())
+        return counts
+
+
+def trains(context: StageContext) -> bool:
+    """Whether this run fits: on a train split, unless a checkpoint was given by hand."""
+    return context.split.role == "train" and not context.has_input("checkpoint")
+
+
+STAGE = WsodStage()

@@ -1,0 +1,204 @@
+"""The detector's parts: shapes, true freezing, VGG16-d8, losses of a batch, detections, views and averages."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from stages.wsod import vgg
+from stages.wsod.batches import pad_batch, render, unrender_boxes
+from stages.wsod.config import WsodConfig
+from stages.wsod.criterion import Bags, wsod_losses
+from stages.wsod.detection import ScoredProposals, detect, score_proposals
+from stages.wsod.detector import ProposalOutputs, WsodDetector
+from stages.wsod.fitting import build_optimizer
+from stages.wsod.proposals import clean
+from stages.wsod.tta import View, average, mirror_boxes, views
+
+SMALL = {"hidden": 16, "fused_channels": 8, "pool_size": 3, "dropout": 0.0, "pretrained": False}
+
+
+def small(**changes: object) -> WsodConfig:
+    return WsodConfig.model_validate(SMALL | changes)
+
+
+def batch() -> tuple[Tensor, Bags]:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (2, 3, 64, 64), generator=generator, dtype=torch.uint8)
+    boxes = []
+    for count in (5, 12):
+        low = torch.rand(count, 2, generator=generator) * 30
+        boxes.append(torch.cat((low, low + 8 + torch.rand(count, 2, generator=generator) * 25), dim=1))
+    return images, Bags(boxes, [(0,), (0, 2)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "names"),
+    [
+        ({"method": "wsddn"}, {"image"}),
+        ({"method": "oicr"}, {"image", "refine1", "refine2", "refine3"}),
+        (
+            {"method": "oicr", "miner": "top1", "branches": 1, "branch_weights": (1.0,), "ignore_iou": 0.1},
+            {"image", "refine1"},
+        ),
+        (
+            {"method": "mist", "background_column": True, "bce_reduction": "mean", "pool": "max"},
+            {"image", "refine1", "refine2", "refine3", "box1", "box2", "box3"},
+        ),
+    ],
+)
+def test_wsod_losses__every_method_trains_all_its_heads(changes: dict[str, object], names: set[str]) -> None:
+    config = small(**changes)
+    torch.manual_seed(0)
+    model = WsodDetector(config, 3).train()
+    images, bags = batch()
+    losses = wsod_losses(model(images, bags.boxes_xyxy), bags, config)
+    assert {name for name in losses if not name.startswith("_")} == names
+    torch.autograd.backward(sum(losses[name] for name in sorted(names)))  # type: ignore[arg-type]
+    untouched = [
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
+    # The last rows of a class that no image shows may get no gradient, whole tensors must.
+    assert untouched == []
+
+
+def test_detector__frozen_stages_stay_and_the_rest_moves() -> None:
+    config = small(freeze_stride=4, optimizer="sgd", lr=0.1)
+    torch.manual_seed(0)
+    model = WsodDetector(config, 3).train()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = build_optimizer(model, config)
+    images, bags = batch()
+    losses = wsod_losses(model(images, bags.boxes_xyxy), bags, config)
+    torch.autograd.backward(losses["image"])
+    optimizer.step()
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert not any("conv_stem" in name or "blocks.0." in name or "blocks.1." in name for name in moved)
+    assert any("blocks.2." in name for name in moved)
+    assert any("blocks.4." in name for name in moved)
+
+
+def test_build_optimizer__published_groups() -> None:
+    config = small(lr=1e-5, refine_lr_factor=10.0, trunk_lr_factor=0.5)
+    model = WsodDetector(config, 3)
+    groups = build_optimizer(model, config).param_groups
+    rate = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert rate[id(model.two_stream.cls_stream.weight)] == (1e-5, 5e-4)
+    assert rate[id(model.two_stream.cls_stream.bias)] == (2e-5, 0.0)
+    refine = model.refinement.classifiers[0]
+    assert rate[id(refine.weight)] == (pytest.approx(1e-4), 5e-4)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    assert len(rate) == len(trainable)
+
+
+def test_vgg16_d8__stride_freezing_and_fc_order() -> None:
+    trunk, _ = vgg.build_vgg16_d8(pretrained=False)
+    (feats,) = trunk(torch.zeros(1, 3, 40, 56))
+    assert feats.shape == (1, 512, 5, 7)
+    assert feats.min() >= 0
+    (signed,) = vgg.build_vgg16_d8(pretrained=False, final_relu=False)[0](torch.randn(1, 3, 40, 56))
+    assert signed.min() < 0
+    trunk.freeze_to(4)
+    frozen = [name for name, p in trunk.body.named_parameters() if not p.requires_grad]
+    assert len(frozen) == 8  # weights and biases of conv1_1, conv1_2, conv2_1, conv2_2
+    # fc6 sees the same numbers whether bins come channel-first, as stored, or channel-last, as pooled.
+    weight, bins = torch.randn(4, 512 * 49), torch.randn(3, 512, 7, 7)
+    rows = bins.permute(0, 2, 3, 1).flatten(1)
+    assert torch.allclose(bins.flatten(1) @ weight.T, rows @ vgg.fc6_for_rows(weight).T, atol=1e-3)
+
+
+def test_score_proposals__mean_of_branches_without_background() -> None:
+    logits = [torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[3.0, 0.0, 0.0]])]
+    outputs = ProposalOutputs(torch.zeros(1, 2), torch.zeros(1, 2), logits, [])
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 20.0]])
+    (scored,) = score_proposals(outputs, [boxes], 2)
+    expected = sum(torch.softmax(row, dim=1) for row in logits)[:, 1:] / 2
+    assert torch.allclose(scored.scores_NC, expected)
+    assert torch.equal(scored.boxes_NC4, boxes[:, None].expand(-1, 2, -1))
+
+
+def test_score_proposals__deltas_move_each_class_by_its_own_column() -> None:
+    deltas = torch.zeros(1, 3, 4)
+    deltas[0, 2, 0] = 10.0  # class 1 moves right by its width; column 0 is background
+    outputs = ProposalOutputs(torch.zeros(1, 2), torch.zeros(1, 2), [torch.zeros(1, 3)], [deltas])
+    (scored,) = score_proposals(outputs, [torch.tensor([[0.0, 0.0, 10.0, 20.0]])], 2)
+    assert scored.boxes_NC4[0].tolist() == [[0.0, 0.0, 10.0, 20.0], [10.0, 0.0, 20.0, 20.0]]
+
+
+def test_detect__clips_drops_duplicates_per_class_and_caps() -> None:
+    boxes = torch.tensor([[-5.0, 0, 50, 50], [0, 0, 50, 48], [60, 60, 90, 90]])
+    scores = torch.tensor([[0.9, 0.1], [0.8, 0.0], [0.3, 0.7]])
+    scored = ScoredProposals(scores, boxes[:, None].expand(-1, 2, -1))
+    found = detect(scored, 80, 80)
+    assert found.scores.tolist() == pytest.approx([0.9, 0.7, 0.3, 0.1])
+    assert found.classes.tolist() == [0, 1, 0, 1]
+    assert found.boxes_xyxy[0].tolist() == [0, 0, 50, 50]
+    assert found.boxes_xyxy[1].tolist() == [60, 60, 80, 80]
+    assert len(detect(scored, 80, 80, max_detections=2)) == 2
+
+
+def test_views__plain_by_default() -> None:
+    assert views(64, (48, 64), enabled=False) == (View(64),)
+    assert len(views(64, (48, 64), enabled=True)) == 4
+
+
+@pytest.mark.parametrize("view", [View(37), View(80, flip=True), View(20, flip=True)])
+def test_render__boxes_come_back(view: View) -> None:
+    pixels = torch.randint(0, 256, (3, 30, 41), dtype=torch.uint8)
+    boxes = torch.tensor([[1.0, 2.0, 20.0, 29.0], [0.0, 0.0, 41.0, 30.0]])
+    image, moved = render(pixels, boxes, view, max_size=120)
+    assert min(image.shape[-2:]) == view.size
+    assert torch.allclose(unrender_boxes(moved, view, image, (30, 41)), boxes, atol=1e-4)
+
+
+def test_render__a_mirrored_box_covers_the_same_pixels() -> None:
+    pixels = torch.zeros(3, 10, 20, dtype=torch.uint8)
+    pixels[:, 2:5, 3:9] = 255
+    image, boxes = render(pixels, torch.tensor([[3.0, 2.0, 9.0, 5.0]]), View(10, flip=True), 2000)
+    x1, y1, x2, y2 = (int(v) for v in boxes[0])
+    assert image[:, y1:y2, x1:x2].min() == 255
+    assert int((image[0] == 255).sum()) == (x2 - x1) * (y2 - y1)
+
+
+def test_average__mean_box_by_box() -> None:
+    one = ScoredProposals(torch.tensor([[0.2]]), torch.zeros(1, 1, 4))
+    two = ScoredProposals(torch.tensor([[0.6]]), torch.full((1, 1, 4), 4.0))
+    mean = average([one, two])
+    assert mean.scores_NC.item() == pytest.approx(0.4)
+    assert mean.boxes_NC4.unique().tolist() == [2.0]
+    assert mirror_boxes(torch.tensor([1.0, 2, 3, 4]), 10.0).tolist() == [7.0, 2.0, 9.0, 4.0]
+
+
+def test_pad_batch__right_and_bottom() -> None:
+    images = [torch.ones(3, 10, 33, dtype=torch.uint8), torch.ones(3, 40, 5, dtype=torch.uint8)]
+    padded = pad_batch(images)
+    assert padded.shape == (2, 3, 64, 64)
+    assert padded[0].sum() == 3 * 10 * 33
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"min_side": 4.0}, [0, 2, 4]),  # too small: 1; same whole pixels as 2: 3
+        ({"min_side": 1.0}, [0, 1, 2, 4, 5]),
+        ({"min_side": 4.0, "dedup_grid": 64.0}, [0, 4]),
+        ({"min_side": 4.0, "max_proposals": 2}, [2, 4]),
+    ],
+)
+def test_clean__small_equal_and_surplus_boxes_go(settings: dict[str, float], expected: list[int]) -> None:
+    boxes = np.array(
+        [
+            [0, 0, 10, 10],
+            [5, 5, 8, 20],
+            [1, 1, 12, 12.2],
+            [1, 1, 12, 12.4],
+            [-20, 0, 60, 200],
+            [99, 0, 140, 50],
+        ]
+    )
+    quality = np.array([0.1, 0.2, 0.9, 0.9, 0.5, 0.9])
+    assert clean(boxes, quality, (100, 100), **settings).tolist() == expected  # type: ignore[arg-type]
