@@ -85,7 +85,8 @@ class AttentionFusion(nn.Module):
 
 def class_to_patch(attention: Tensor, num_classes: int, grid: tuple[int, int]) -> Tensor:
     """Return the class-token rows over the patch columns, [..., N, N] -> [..., C, h, w] (the cross maps)."""
-    return attention[..., :num_classes, num_classes:].unflatten(-1, grid)
+    rows = attention[..., :num_classes, num_classes:]
+    return rows.reshape(*rows.shape[:-1], *grid)
 
 
 def patch_to_patch(attention: Tensor, num_classes: int) -> Tensor:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed, trunc_normal_
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -43,23 +43,6 @@ class ClassifierOutput:
     features_BDHW: Tensor
     attention_BLHNN: Tensor | None = None
     fused_BNN: Tensor | None = None
-
-
-class TokenBody(Protocol):
-    """What differs between the two bodies: how an image becomes tokens, and what the class tokens start as."""
-
-    patch: int
-    dim: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def embed(self, images_BCHW: Tensor) -> Tensor:
-        """Return patch tokens as a map [B, D, H / patch, W / patch]."""
-        ...
-
-    def attention_bias(self, grid: tuple[int, int], num_classes: int) -> Tensor | None:
-        """Return additive attention logits [H, N, N] or None."""
-        ...
 
 
 class HybridBody(nn.Module):
@@ -98,25 +81,28 @@ class HybridBody(nn.Module):
 class ViTBody(nn.Module):
     """Patch embedding and position embedding of a timm vision transformer, at any grid size."""
 
-    def __init__(self, vit: VisionTransformer, mean: Sequence[float], std: Sequence[float]) -> None:
+    pos_embed: nn.Parameter
+
+    def __init__(self, vit: Any) -> None:
         super().__init__()
-        self.patch_embed = vit.patch_embed
+        self.projection: nn.Module = vit.patch_embed.proj
         self.pos_embed = vit.pos_embed
         self.prefix = 0 if vit.no_embed_class else int(vit.num_prefix_tokens)
-        self.native_grid = tuple(int(side) for side in vit.patch_embed.grid_size)
+        self.native_grid: tuple[int, ...] = tuple(vit.patch_embed.grid_size)
         self.dim, self.patch = int(vit.embed_dim), int(vit.patch_embed.patch_size[0])
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean = tuple(float(value) for value in vit.pretrained_cfg["mean"])
+        self.std = tuple(float(value) for value in vit.pretrained_cfg["std"])
 
     def embed(self, images_BCHW: Tensor) -> Tensor:
         """Return patch embeddings plus resampled positions [B, D, h, w]."""
-        tokens_BPD = self.patch_embed.proj(images_BCHW)
-        grid = tokens_BPD.shape[-2:]
+        tokens_BDHW: Tensor = self.projection(images_BCHW)
+        grid = tokens_BDHW.shape[-2:]
         positions = self.pos_embed[:, self.prefix :]
-        if grid != self.native_grid:
+        if tuple(grid) != self.native_grid:
             positions = resample_abs_pos_embed(
                 positions, list(grid), old_size=list(self.native_grid), num_prefix_tokens=0
             )
-        return tokens_BPD + positions.transpose(1, 2).unflatten(-1, grid)
+        return tokens_BDHW + positions.transpose(1, 2).reshape(1, self.dim, *grid)
 
     def attention_bias(self, grid: tuple[int, int], num_classes: int) -> Tensor | None:
         """Return None: a pretrained transformer keeps the attention it learned."""
@@ -124,7 +110,7 @@ class ViTBody(nn.Module):
 
 
 class MultiClassTokenClassifier(nn.Module):
-    """Image-level classifier with one token per class.
+    """Image-level classifier with one token per class; RGB images in [0, 1] go in.
 
     Args:
         body: image to patch tokens.
@@ -132,6 +118,9 @@ class MultiClassTokenClassifier(nn.Module):
         class_tokens_CD: initial class tokens.
         fusion: how attention is fused over layers and heads.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self, body: HybridBody | ViTBody, blocks: Sequence[nn.Module], class_tokens_CD: Tensor, fusion: Fusion
@@ -194,7 +183,7 @@ def build_hybrid(
     rates = torch.linspace(0, drop_path, depth).tolist()
     blocks = [Block(dim, num_heads, qkv_bias=True, drop_path=rate) for rate in rates]
     # The class logit is the mean channel of a raw token: tokens start small so that logits start near zero.
-    tokens_CD = trunc_normal_(torch.empty(num_classes, dim), std=0.02)
+    tokens_CD = nn.init.trunc_normal_(torch.empty(num_classes, dim), std=0.02)
     return MultiClassTokenClassifier(body, blocks, tokens_CD, fusion)
 
 
@@ -222,10 +211,20 @@ def build_vit(
             f"pretrained weights of {name!r} cannot be had ({type(error).__name__}: {error})",
             remedy="connect once so that timm caches them, or use the embedded classifier (model: hybrid)",
         ) from error
-    if not isinstance(vit, VisionTransformer) or vit.cls_token is None:
-        raise ConfigError(f"{name!r} is not a vision transformer with a class token")
+    if not _is_plain(vit):
+        raise ConfigError(f"{name!r} is not a plain vision transformer with a class token")
     token_D = vit.cls_token[0, 0]
     if not vit.no_embed_class:
         token_D = token_D + vit.pos_embed[0, 0]
-    body = ViTBody(vit, vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"])
+    body = ViTBody(vit)
     return MultiClassTokenClassifier(body, list(vit.blocks), token_D.detach().expand(num_classes, -1), fusion)
+
+
+def _is_plain(vit: Any) -> bool:
+    """Whether a timm model is patch embedding, learned positions, a class token and blocks, and nothing else."""
+    return (
+        isinstance(vit, VisionTransformer)
+        and vit.cls_token is not None
+        and vit.pos_embed is not None
+        and isinstance(vit.norm_pre, nn.Identity)
+    )

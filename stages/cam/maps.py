@@ -157,7 +157,7 @@ def _view_maps(
     coarse = view.coarse_BCHW[:, index]
     fused_cross = patches * class_to_patch(fused, num_classes, (grid[0], grid[1]))[:, index]
     affinity_BPP = patch_affinity(view, rule.affinity, rule.temperature)
-    fine = torch.einsum("bpq,bkq->bkp", affinity_BPP, (fused_cross * coarse).flatten(2)).unflatten(-1, grid)
+    fine = torch.einsum("bpq,bkq->bkp", affinity_BPP, (fused_cross * coarse).flatten(2)).view_as(coarse)
     layers = list(rule.cross_layers) or list(range(attention.shape[1]))
     cross = patches * class_to_patch(attention[:, layers], num_classes, (grid[0], grid[1]))[:, :, :, index]
     return coarse, fine, cross.permute(0, 3, 1, 2, 4, 5)

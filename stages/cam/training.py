@@ -150,7 +150,9 @@ class EpochChoice:
             size = view_sizes(
                 pixels.shape[0], pixels.shape[1], (1.0,), self.config.max_side, self.model.patch
             )[0]
-            image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(self.context.device).float() / 255.0
+            image = (
+                torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(self.context.device).float() / 255.0
+            )
             output = self.model(
                 F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
             )

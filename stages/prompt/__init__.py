@@ -1,0 +1,1 @@
+"""Room `prompt`: from maps to points that ask a segmenter for masks."""

@@ -1,0 +1,169 @@
+"""Prompt points of one image: peaks of every map (Algorithm 1), cross peaks thinned by clustering."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.core.artifacts.schemas import MAP_KINDS
+from stages.core.artifacts.table import ImageRows, Table
+from stages.core.errors import SchemaError
+from stages.core.ops.peaks import Map, Points, peaks, refine_subpixel
+from stages.core.runtime.seeding import derive_seed
+from stages.prompt.clusters import Clusters, kmeans, merge
+from stages.prompt.config import PromptConfig
+
+CROSS = MAP_KINDS.index("cross")
+NO_CLASS = -1
+
+
+@dataclass(frozen=True)
+class StoredMap:
+    """One map of `cams.h5` with its labels; values (h, w) in [0, 1]."""
+
+    class_index: int
+    kind: int
+    layer: int
+    head: int
+    values: Map
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Peak points of several maps, aligned: xy (n, 2) pixels, score in [0, 1], where each came from (n, 3)."""
+
+    points_xy: Points
+    scores: NDArray[np.float32]
+    labels: NDArray[np.int64]  # class, layer, head
+
+    def where(self, chosen: NDArray[Any]) -> Peaks:
+        """The chosen points."""
+        return Peaks(self.points_xy[chosen], self.scores[chosen], self.labels[chosen])
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+def stored_maps(cams: Table, image_id: str) -> Iterator[StoredMap]:
+    """Yield the maps of one image in file order.
+
+    Raises:
+        SchemaError: a map's values do not fit its grid, or are not finite.
+    """
+    rows = cams.rows(image_id)
+    for i in range(len(rows["kind"])):
+        start, count, height, width = (
+            int(rows[k][i]) for k in ("value_start", "value_count", "grid_h", "grid_w")
+        )
+        values = cams.pools["values"][start : start + count].astype(np.float32)
+        if height < 1 or width < 1 or count != height * width or not np.isfinite(values).all():
+            raise SchemaError(
+                f"image {image_id}: map {i} does not fit its {height}x{width} grid or is not finite"
+            )
+        label, kind, layer, head = (int(rows[k][i]) for k in ("class_index", "kind", "layer", "head"))
+        yield StoredMap(label, kind, layer, head, values.reshape(height, width))
+
+
+def map_peaks(values_HW: Map, size: tuple[int, int], config: PromptConfig, cross: bool) -> tuple[Points, Map]:
+    """Return the peak points of one map in image pixels, strictly inside the image, and their values.
+
+    Args:
+        values_HW: the map; it covers the image exactly.
+        size: (height, width) of the image.
+        config: windows and thresholds.
+        cross: whether the windows of cross maps apply.
+    """
+    window = config.cross_window if cross else config.window
+    threshold = config.cross_threshold if cross else config.threshold
+    height, width = size
+    if config.resolution == "image":
+        enlarged = np.asarray(
+            cv2.resize(values_HW, (width, height), interpolation=cv2.INTER_LINEAR), np.float32
+        )
+        return peaks(enlarged, window, threshold, config.max_peaks)
+    rows, columns = values_HW.shape
+    cell_x, cell_y = width / columns, height / rows
+    # The largest odd number of cells that the window in pixels holds, one neighbour on each side at least.
+    cells = max(3, 2 * int((window / min(cell_x, cell_y) - 1) // 2) + 1)
+    points_xy, values = peaks(values_HW, cells, threshold, config.max_peaks)
+    refined = refine_subpixel(values_HW, points_xy) * np.array([cell_x, cell_y], np.float32)
+    limit = np.nextafter(np.array([width, height], np.float32), np.float32(0))
+    return np.clip(refined, 0, limit).astype(np.float32), values
+
+
+def image_points(cams: Table, image_id: str, config: PromptConfig, seed: int) -> ImageRows:
+    """Return one image's rows of `prompts.h5`: coarse and fine peaks, then the points made of cross peaks.
+
+    An image or class without peaks gives no point.
+    """
+    geometry = cams.image_row(image_id)
+    size = (int(geometry["image_h"]), int(geometry["image_w"]))
+    found: list[tuple[int, Peaks]] = []
+    for stored in stored_maps(cams, image_id):
+        points_xy, values = map_peaks(stored.values, size, config, stored.kind == CROSS)
+        labels = np.tile(
+            np.array([[stored.class_index, stored.layer, stored.head]], np.int64), (len(values), 1)
+        )
+        found.append((stored.kind, Peaks(points_xy, values, labels)))
+    parts: list[dict[str, NDArray[Any]]] = []
+    for kind in (MAP_KINDS.index("coarse"), MAP_KINDS.index("fine")):
+        own = _joined([p for k, p in found if k == kind])
+        parts.append(_columns(own, kind, np.full(len(own), -1)))
+    cross = _joined([p for k, p in found if k == CROSS])
+    parts.append(_cross_points(cross, config, derive_seed(seed, "kmeans", image_id)))
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return ImageRows(columns, dict(geometry))
+
+
+def _cross_points(cross: Peaks, config: PromptConfig, seed: int) -> dict[str, NDArray[Any]]:
+    """Thin cross peaks; a cluster's number is the row's `cluster`."""
+    if config.clustering == "none":
+        return _columns(cross, CROSS, np.arange(len(cross)))
+    if config.clustering == "kmeans":
+        return _clustered(kmeans(cross.points_xy, seed), cross, 0)
+    parts, first = [], 0
+    for label in np.unique(cross.labels[:, 0]).tolist():
+        own = cross.where(cross.labels[:, 0] == label)
+        clusters = merge(own.points_xy, own.scores, config.merge_radius, config.merge_support)
+        parts.append(_clustered(clusters, own, first))
+        first += len(clusters.scores)
+    if not parts:
+        return _columns(cross, CROSS, np.zeros(0, np.int64))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _clustered(clusters: Clusters, peaks_in: Peaks, first: int) -> dict[str, NDArray[Any]]:
+    """Rows of clusters; one that stands for a peak keeps that peak's class, layer and head."""
+    labels = np.full((len(clusters.scores), 3), NO_CLASS, np.int64)
+    known = clusters.origin >= 0
+    labels[known] = peaks_in.labels[clusters.origin[known]]
+    numbers = first + np.arange(len(clusters.scores))
+    return _columns(Peaks(clusters.points_xy, clusters.scores, labels), CROSS, numbers)
+
+
+def _columns(points: Peaks, kind: int, cluster: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    return {
+        "x": points.points_xy[:, 0],
+        "y": points.points_xy[:, 1],
+        "class_index": points.labels[:, 0],
+        "score": points.scores,
+        "source": np.full(len(points), kind),
+        "layer": points.labels[:, 1],
+        "head": points.labels[:, 2],
+        "cluster": cluster,
+    }
+
+
+def _joined(parts: list[Peaks]) -> Peaks:
+    empty = Peaks(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.zeros((0, 3), np.int64))
+    whole = [empty, *parts]
+    return Peaks(
+        np.concatenate([p.points_xy for p in whole]),
+        np.concatenate([p.scores for p in whole]),
+        np.concatenate([p.labels for p in whole]),
+    )
