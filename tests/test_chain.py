@@ -1,0 +1,89 @@
+"""The seven stages end to end on a handful of drawn images, through the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stages.core.artifacts.manifest import read_manifest
+from stages.core.config import STAGE_NAMES
+from stages.core.datasets.shapes import write_shapes
+from weaksam_cli import main as entry
+
+pytestmark = pytest.mark.chain
+COUNTS = {"train": 10, "val": 2, "test": 4}
+
+
+def weaksam(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        entry.main(["--no-progress", *arguments])
+    return int(caught.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A tiny drawn set in the place of the embedded one, under a name of its own."""
+    root = tmp_path_factory.mktemp("data")
+    write_shapes(root, COUNTS, seed=5)
+    (root / "shapes").rename(root / "tiny")
+    yield root
+
+
+def demo(data: Path, run: Path, *more: str) -> int:
+    size = ["--train-images", "10", "--test-images", "4", "--workers", "2"]
+    return weaksam(
+        "demo", "--dataset", "tiny", "--data", str(data), "--run", str(run), "--recipe", "toy", *size, *more
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "first"
+    assert demo(data, run) == 0
+    return run
+
+
+def test_chain__every_stage_leaves_a_manifest(finished: Path) -> None:
+    for stage in STAGE_NAMES:
+        manifest = read_manifest(finished / stage / "tiny_train")
+        assert manifest.counts["images"] == 10
+        for name in manifest.outputs:
+            assert (finished / stage / "tiny_train" / name).stat().st_size > 0
+        if stage != "pgt":
+            assert read_manifest(finished / stage / "tiny_test").counts["images"] == 4
+
+
+def test_chain__report_and_figures(finished: Path) -> None:
+    figures = json.loads((finished / "evaluation.json").read_text())
+    assert {row["stage"] for row in figures["rows"]} == set(STAGE_NAMES)
+    page = (finished / "report.html").read_text()
+    assert "data:image/" in page
+    assert 'src="http' not in page
+
+
+def test_chain__same_seed_same_bytes_up_to_pgt(finished: Path, data: Path, tmp_path: Path) -> None:
+    """Another run, with another number of workers, in stages of its own processes' making."""
+    for stage in STAGE_NAMES[:5]:
+        common = ["--run", str(tmp_path / "again"), "--data", str(data), "--recipe", "toy", "--workers", "1"]
+        assert weaksam(stage, "--split", "tiny_train", "--limit", "10", *common) == 0
+        first, second = finished / stage / "tiny_train", tmp_path / "again" / stage / "tiny_train"
+        for name in read_manifest(first).outputs:
+            assert (first / name).read_bytes() == (second / name).read_bytes(), f"{stage}/{name}"
+
+
+def test_chain__second_run_does_nothing_and_a_changed_setting_redoes_what_follows(
+    finished: Path, data: Path
+) -> None:
+    def started() -> dict[str, str]:
+        return {s: read_manifest(finished / s / "tiny_train").started for s in STAGE_NAMES}
+
+    before = started()
+    assert demo(data, finished) == 0
+    assert started() == before
+    assert demo(data, finished, "--set", "pgt.mode=topk") == 0
+    after = started()
+    assert all(after[s] == before[s] for s in ("cam", "prompt", "propose", "wsod"))
+    assert after["pgt"] > before["pgt"]

@@ -1,0 +1,22 @@
+"""Every shipped recipe resolves for every stage, and the published ones say what the rooms call published."""
+
+from __future__ import annotations
+
+import pytest
+
+from stages.core.config import STAGE_NAMES, build_config, load_recipe, recipe_names
+from weaksam_cli.stage_command import load_config_class
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_recipes__resolve_for_every_stage(recipe: str) -> None:
+    sections = load_recipe(recipe)
+    for stage in STAGE_NAMES:
+        model = load_config_class(stage)
+        config = build_config(model, [(recipe, sections.get(stage, {}))])
+        for key in sections.get(stage, {}):
+            assert key in type(config).model_fields
+
+
+def test_recipes__the_documented_ones_exist() -> None:
+    assert {"demo", "shapes", "toy", "offline"} <= set(recipe_names())
