@@ -30,6 +30,9 @@ class WsisConfig(DetectorSettings):
     segmenter_checkpoint: str = Field(
         "", description="file of segmenter weights; empty takes the shipped or cached ones"
     )
+    mask_source: Literal["prompt", "given"] = Field(
+        "prompt", description="prompt: ask the segmenter; given: the pseudo ground truth already holds masks"
+    )
     mask_choice: Literal["single", "best-of-three"] = Field(
         "single", description="ask for one mask per box, or for three and take the highest predicted IoU"
     )

@@ -12,6 +12,7 @@ from stages.core.artifacts.detection_rows import DETECTION_ROWS, from_table, to_
 from stages.core.artifacts.table import ImageRows
 from stages.core.datasets.images import image_size, load_image
 from stages.core.datasets.split import WeakSplit
+from stages.core.errors import SchemaError
 from stages.core.ops.rle import encode_masks
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import Counts, StageContext
@@ -40,19 +41,19 @@ class MaskFactory:
 
     pgt: Path
     split: WeakSplit
-    segmenter: str
-    checkpoint: str
-    rule: MaskRule
+    config: WsisConfig
     device: str
 
     def __call__(self) -> ImageFunction:
         """Load pseudo boxes and segmenter once and return image id -> rows."""
+        truth = read_dataset(self.pgt, self.split)
+        if self.config.mask_source == "given":
+            return lambda image_id: self._given(image_id, truth.get(image_id, Detections.empty()))
         from stages.core.vision.segmenters import load_segmenter
 
-        truth = read_dataset(self.pgt, self.split)
-        segmenter = load_segmenter(
-            self.segmenter, Path(self.checkpoint) if self.checkpoint else None, self.device
-        )
+        weights = self.config.segmenter_checkpoint
+        segmenter = load_segmenter(self.config.segmenter, Path(weights) if weights else None, self.device)
+        rule = mask_rule(self.config)
 
         def rows(image_id: str) -> ImageRows:
             boxes = truth.get(image_id, Detections.empty())
@@ -60,7 +61,7 @@ class MaskFactory:
             if len(boxes) == 0:
                 return to_rows(Detections.empty(), *image_size(path))
             pixels = load_image(path)
-            found = masks_of_boxes(segmenter, pixels, boxes.boxes_xyxy, self.rule)
+            found = masks_of_boxes(segmenter, pixels, boxes.boxes_xyxy, rule)
             masks = Detections(
                 np.stack([mask_box(one.mask_HW) for one in found]),
                 boxes.classes,
@@ -71,6 +72,15 @@ class MaskFactory:
             return to_rows(masks, pixels.shape[0], pixels.shape[1], origin)
 
         return rows
+
+    def _given(self, image_id: str, boxes: Detections) -> ImageRows:
+        if len(boxes) and boxes.masks is None:
+            raise SchemaError(
+                f"holds boxes without masks for image {image_id}",
+                where=self.pgt,
+                remedy="use --mask-source prompt, or a file with a segmentation for every box",
+            )
+        return to_rows(boxes, *image_size(self.split.image_path(image_id)))
 
 
 def mask_rule(config: WsisConfig) -> MaskRule:
@@ -87,14 +97,7 @@ def make_pseudo_masks(context: StageContext, config: WsisConfig) -> PseudoMasks:
         SchemaError: the pseudo boxes are of another data set.
         EnvironmentFault: the segmenter's weights cannot be had.
     """
-    factory = MaskFactory(
-        context.input("pgt"),
-        context.split,
-        config.segmenter,
-        config.segmenter_checkpoint,
-        mask_rule(config),
-        context.device,
-    )
+    factory = MaskFactory(context.input("pgt"), context.split, config, context.device)
     # The detector's own parts lie in <out>/parts; these need another folder.
     inside = replace(context, out=context.out / "parts" / "masks", shard=(0, 1))
     table = map_images(inside, DETECTION_ROWS, factory, "masks")

@@ -67,31 +67,31 @@ class DetectorSettings(StageConfig):
         "lite0-embedded", description="trunk: lite0-embedded, resnet50-fpn, or any timm feature model"
     )
     strides: tuple[int, ...] = Field(
-        (4, 8, 16, 32), min_length=1, description="trunk maps under the pyramid, pixels per cell"
+        (8, 16, 32), min_length=1, description="trunk maps under the pyramid, pixels per cell"
     )
     frozen_through: int = Field(
-        4, ge=0, description="trunk layers up to this stride keep their pretrained weights; 0 trains all"
+        8, ge=0, description="trunk layers up to this stride keep their pretrained weights; 0 trains all"
     )
-    fpn_channels: int = Field(96, ge=8, description="channels of every pyramid level")
+    fpn_channels: int = Field(64, ge=8, description="channels of every pyramid level")
     anchor_sizes: tuple[int, ...] = Field(
-        (16, 32, 64, 128),
+        (32, 64, 128),
         min_length=1,
         description="anchor side per level, pixels; one more adds a pooled level",
     )
     anchor_ratios: tuple[float, ...] = Field(
         (0.5, 1.0, 2.0), min_length=1, description="anchor height / width"
     )
-    test_size: int = Field(256, ge=32, description="short side at test, pixels")
-    max_size: int = Field(384, ge=32, description="limit of the long side, pixels")
+    test_size: int = Field(192, ge=32, description="short side at test, pixels")
+    max_size: int = Field(256, ge=32, description="limit of the long side, pixels")
     train_sizes: tuple[int, ...] = Field(
-        (224, 256, 288), min_length=1, description="short sides drawn in training, pixels"
+        (176, 192, 208), min_length=1, description="short sides drawn in training, pixels"
     )
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
     photometric: float = Field(0.5, ge=0, le=1, description="strength of the colour jitter; 0 = none")
     rpn_candidates: int = Field(
-        600, ge=10, description="proposals per level before NMS in training; half at test"
+        400, ge=10, description="proposals per level before NMS in training; half at test"
     )
-    rois_per_image: int = Field(64, ge=4, description="RoIs sampled for the second stage in training")
+    rois_per_image: int = Field(32, ge=4, description="RoIs sampled for the second stage in training")
     head_width: int = Field(256, ge=16, description="units of the two fully connected layers")
     box_loss: BoxLoss = Field("l1", description="regression loss: l1 (paper) or smooth-l1 with beta 1/9")
     matcher: Literal["iou", "top-k"] = Field(
@@ -103,7 +103,7 @@ class DetectorSettings(StageConfig):
     nms_iou: float = Field(0.5, gt=0, le=1, description="IoU of the final per-class NMS")
     max_detections: int = Field(100, ge=1, description="detections kept per image")
 
-    epochs: int = Field(10, ge=1, description="passes over the images with pseudo boxes")
+    epochs: int = Field(8, ge=1, description="passes over the images with pseudo boxes")
     batch_size: int = Field(4, ge=1, description="images per step")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with momentum 0.9")
     lr: float = Field(1e-3, gt=0, description="learning rate of `lr_batch` images per step")
@@ -118,8 +118,8 @@ class DetectorSettings(StageConfig):
     )
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the training with a linear warm-up")
     clip_norm: float = Field(10.0, ge=0, description="largest gradient norm; 0 = no limit")
-    ema_decay: float = Field(0.998, ge=0, lt=1, description="decay of the weight average; 0 = none")
-    threads: int = Field(2, ge=1, description="CPU threads while training; the last bits depend on it")
+    ema_decay: float = Field(0.995, ge=0, lt=1, description="decay of the weight average; 0 = none")
+    threads: int = Field(1, ge=1, description="CPU threads while training; the last bits depend on it")
 
     def spec(self, kind: Kind, mask_channels: int = 256) -> DetectorSpec:
         """The part that a checkpoint is rebuilt from."""

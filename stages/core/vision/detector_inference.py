@@ -32,7 +32,7 @@ def detect(
 
     Masks are given when the model has a mask head; a mask is cut at probability 0.5 and may be empty.
     """
-    image = torch.from_numpy(pixels_HW3).permute(2, 0, 1).to(device).float() / 255
+    image = torch.from_numpy(pixels_HW3.copy()).permute(2, 0, 1).to(device).float() / 255
     with torch.inference_mode(), autocast(device, precision):
         found: dict[str, Tensor] = model([image])[0]
     masks = None

@@ -1,0 +1,182 @@
+"""How close weak supervision comes: the same detectors trained on true boxes and masks.
+
+Writes the truth of the train split as a data set in the format of `pgt.json`, gives it to the stages `retrain` and
+`wsis` with the settings of a finished run (RoI drop off: there are no wrong boxes to drop), and compares both on the
+test split. The truth never enters the run it is compared with.
+
+    python -m benchmarks.supervised_bound --run runs/shapes --train shapes_train --test shapes_test
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from stages.core.artifacts.coco_json import Detections, write_dataset
+from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
+from stages.core.config import StageConfig
+from stages.core.datasets.catalog import data_root, open_split
+from stages.core.evaluation.report import shown
+from stages.core.evaluation.tasks import load_ground, measure
+from stages.core.evaluation.truth.load import load_truth
+from stages.core.evaluation.truth.types import ImageTruth
+from stages.core.runtime.device import available_cores, resolve_device, resolve_precision
+from stages.core.runtime.execute import Request, execute
+from stages.core.spec import Stage
+from stages.retrain.stage import STAGE as RETRAIN
+from stages.wsis.stage import STAGE as WSIS
+
+SHOWN = {
+    "retrain": ("detections", "detections.json", ("ap50", "coco_ap")),
+    "wsis": ("segmentations", "segmentations.json", ("mask_ap50", "mask_ap75", "box_ap50")),
+}
+"""Stage -> task, artifact, figures compared."""
+
+STAGES: dict[str, Stage] = {"retrain": RETRAIN, "wsis": WSIS}
+CHANGED = {"retrain": {"drop": "off"}, "wsis": {"mask_source": "given"}}
+"""What differs from the weak run's settings."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for."""
+
+    run: Path
+    out: Path
+    data: Path
+    train: str
+    test: str
+    stages: tuple[str, ...]
+    device: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One figure of one stage: trained on pseudo ground truth (None: not run yet) and on the truth."""
+
+    stage: str
+    figure: str
+    weak: float | None
+    supervised: float
+
+    @property
+    def ratio(self) -> float | None:
+        """Weak over supervised."""
+        return None if self.weak is None or self.supervised == 0 else self.weak / self.supervised
+
+
+def write_truth(split_name: str, data: Path, path: Path) -> Path:
+    """Write the true boxes and masks of a train split in the format of `pgt.json`.
+
+    Difficult objects and crowds are left out, as the pseudo ground truth knows neither.
+    """
+    split, truth = open_split(split_name, data), load_truth(split_name, data)
+    boxes = {image_id: _as_pseudo(image) for image_id, image in truth.images.items()}
+    sizes = {image_id: (image.height, image.width) for image_id, image in truth.images.items()}
+    write_dataset(path, split, boxes, sizes, {"description": "ground truth, for a supervised bound only"})
+    return path
+
+
+def _as_pseudo(image: ImageTruth) -> Detections:
+    kept = np.flatnonzero(~image.difficult & ~image.crowd)
+    masks = None if image.masks is None else [image.masks[i] for i in kept]
+    boxes = image.boxes_xyxy[kept].astype(np.float32)
+    return Detections(boxes, image.classes[kept], np.ones(len(kept), np.float32), masks)
+
+
+def settings_of(run: Path, stage: str, train: str) -> StageConfig:
+    """The settings a finished run used, changed as `CHANGED` says; the defaults if it did not run this stage."""
+    model = STAGES[stage].Config
+    folder = run / stage / train
+    used = dict(read_manifest(folder).config) if (folder / MANIFEST_NAME).is_file() else {}
+    return model.model_validate(used | CHANGED[stage])
+
+
+def train_bound(options: Options, stage: str, truth: Path) -> Path:
+    """Train a stage on the truth, apply it to the test split, and return the test split's folder."""
+    config = settings_of(options.run, stage, options.train)
+    folder = options.out
+    for split in (options.train, options.test):
+        execute(
+            STAGES[stage],
+            config,
+            Request(
+                split=split,
+                run=folder,
+                data=options.data,
+                overrides={"pgt": truth} if split == options.train else {},
+                resume=True,
+                overwrite=True,
+                device=options.device,
+                precision=resolve_precision("auto", options.device),
+                seed=options.seed,
+                workers=available_cores() if options.device == "cpu" else 0,
+            ),
+        )
+    return folder / stage / options.test
+
+
+def compare(options: Options) -> list[Comparison]:
+    """Train and measure the bound of every stage asked for."""
+    truth = write_truth(
+        options.train, options.data, options.out.parent / f"{options.out.name}-truth" / "pgt.json"
+    )
+    ground = load_ground(options.test, options.data)
+    found: list[Comparison] = []
+    for stage in options.stages:
+        task, name, figures = SHOWN[stage]
+        bound = measure(task, train_bound(options, stage, truth) / name, ground).metrics
+        weak_path = options.run / stage / options.test / name
+        weak = measure(task, weak_path, ground).metrics if weak_path.is_file() else {}
+        found += [Comparison(stage, figure, weak.get(figure), bound[figure]) for figure in figures]
+    return found
+
+
+def parse(arguments: Sequence[str] | None = None) -> Options:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="supervised upper bound of retrain and wsis")
+    parser.add_argument("--run", type=Path, default=Path("runs/shapes"), help="finished run to compare with")
+    parser.add_argument("--out", type=Path, help="where the bound is trained; default <run>-supervised")
+    parser.add_argument("--data", type=Path, help="folder of data sets; default $WEAKSAM_DATA, else ./data")
+    parser.add_argument("--train", default="shapes_train", help="split to train on")
+    parser.add_argument("--test", default="shapes_test", help="split to measure on")
+    parser.add_argument("--stages", nargs="+", choices=sorted(STAGES), default=sorted(STAGES))
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    return Options(
+        run=given.run,
+        out=given.out or given.run.with_name(given.run.name + "-supervised"),
+        data=data_root(given.data),
+        train=given.train,
+        test=given.test,
+        stages=tuple(given.stages),
+        device=resolve_device(given.device),
+        seed=given.seed,
+    )
+
+
+def main() -> None:
+    """Print the table and write it beside the bound as `supervised_bound.json`."""
+    options = parse()
+    found = compare(options)
+    print(f"{'stage':8} {'figure':10} {'weak':>7} {'supervised':>11} {'ratio':>7}")
+    for row in found:
+        weak = "–" if row.weak is None else shown(row.weak)
+        ratio = "–" if row.ratio is None else f"{row.ratio:.1%}"
+        print(f"{row.stage:8} {row.figure:10} {weak:>7} {shown(row.supervised):>11} {ratio:>7}")
+    rows = [
+        {"stage": r.stage, "figure": r.figure, "weak": r.weak, "supervised": r.supervised, "ratio": r.ratio}
+        for r in found
+    ]
+    (options.out / "supervised_bound.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
