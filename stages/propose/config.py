@@ -1,0 +1,108 @@
+"""Settings of the proposal stage; the defaults are the ``improved`` recipe, ``PAPER`` holds the published one."""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from stages.core.config import StageConfig
+
+PromptSource = Literal["coarse", "fine", "cross"]
+MaskIndex = Literal[0, 1, 2]
+
+PAPER: Final[dict[str, Any]] = {
+    "grid_side": 32,
+    "grid_predicted_iou": 0.3,
+    "grid_stability": 0.3,
+    "grid_nms": 0.3,
+    "grid_masks": (0, 1, 2),
+    "prompt_predicted_iou": 0.0,
+    "prompt_stability": 0.0,
+    "prompt_masks": (1, 2),
+    "cross_nms": 0.9,
+    "cross_nms_by": "order",
+    "union_nms": 1.0,
+    "max_boxes": 0,
+    "min_side": 1.0,
+}
+"""The published settings: loose grid filters, tight grid NMS, no filter and no union NMS for prompts."""
+
+
+class ProposeConfig(StageConfig):
+    """How boxes are proposed."""
+
+    segmenter: str = Field("sam-nano", description="Promptable segmenter: sam-nano (shipped), sam-vit-b, ...")
+    checkpoint: str = Field(
+        "",
+        description="File of segmenter weights; empty takes the shipped or cached weights of the segmenter",
+    )
+    grid_side: int = Field(16, description="Grid points per side, 0 for no grid", ge=0, le=128)
+    prompt_sources: tuple[PromptSource, ...] = Field(
+        ("coarse", "fine", "cross"), description="Prompt kinds used beside the grid"
+    )
+    class_prompts: bool = Field(
+        True, description="Prompt also with all coarse (fine) points of a class as one multi-point prompt"
+    )
+    points_per_batch: int = Field(
+        64,
+        description="Prompts per decoder call; halved by itself when a GPU runs out of memory",
+        ge=1,
+        le=4096,
+    )
+    grid_masks: tuple[MaskIndex, ...] = Field(
+        (0, 1, 2), description="Which of the three masks of a grid point are candidates", min_length=1
+    )
+    grid_predicted_iou: float = Field(
+        0.5, description="Grid masks need a predicted IoU above this, 0..1", ge=0.0, le=1.0
+    )
+    grid_stability: float = Field(
+        0.5, description="Grid masks need at least this stability, 0..1", ge=0.0, le=1.0
+    )
+    grid_nms: float = Field(
+        1.0,
+        description="NMS among grid boxes by predicted IoU: box IoU above which one goes; 1 = off",
+        gt=0.0,
+        le=1.0,
+    )
+    prompt_masks: tuple[MaskIndex, ...] = Field(
+        (0, 1, 2), description="Which of the three masks of a point prompt are candidates", min_length=1
+    )
+    prompt_predicted_iou: float = Field(
+        0.5, description="Prompted masks need a predicted IoU above this, 0..1; 0 = no filter", ge=0.0, le=1.0
+    )
+    prompt_stability: float = Field(
+        0.5, description="Prompted masks need at least this stability, 0..1; 0 = no filter", ge=0.0, le=1.0
+    )
+    stability_offset: float = Field(
+        1.0, description="Logit distance of the two cuts whose masks are compared", gt=0.0, le=10.0
+    )
+    cross_nms: float = Field(
+        1.0,
+        description="NMS among cross-attention boxes: box IoU above which one goes; 1 = off",
+        gt=0.0,
+        le=1.0,
+    )
+    cross_nms_by: Literal["order", "predicted_iou"] = Field(
+        "predicted_iou", description="What ranks cross-attention boxes: list order (paper) or predicted IoU"
+    )
+    union_nms: float = Field(
+        0.7, description="NMS over all boxes by rank, merging provenance: box IoU; 1 = off", gt=0.0, le=1.0
+    )
+    max_boxes: int = Field(150, description="Boxes kept per image by rank, 0 = no limit", ge=0, le=100_000)
+    min_side: float = Field(2.0, description="Boxes with a shorter side go, pixels", ge=0.0, le=10_000.0)
+    min_area: float = Field(0.0, description="Boxes of a smaller area go, square pixels", ge=0.0)
+    save_masks: bool = Field(False, description="Store the mask of every kept box as COCO RLE")
+
+    @field_validator("grid_masks", "prompt_masks", "prompt_sources")
+    @classmethod
+    def _unique(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError("a value occurs twice")
+        return values
+
+    @model_validator(mode="after")
+    def _some_prompt(self) -> ProposeConfig:
+        if self.grid_side == 0 and not self.prompt_sources:
+            raise ValueError("grid_side 0 and no prompt_sources leave nothing to prompt with")
+        return self

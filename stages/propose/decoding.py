@@ -1,0 +1,169 @@
+"""Prompts in, filtered candidates out: one batch at a time, so that memory depends on the batch alone.
+
+Filters run in the cheap order: predicted IoU (no pixel is looked at), then stability and box on the
+low-resolution logits of what is left. Full-size masks are drawn only if they are to be stored, and only
+for the boxes that survived everything.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.core.artifacts.schemas import SOURCE_BITS
+from stages.core.errors import EnvironmentFault
+from stages.core.ops.rle import encode_masks
+from stages.core.vision.segmenters import EncodedImage, Segmenter
+from stages.propose.candidates import Candidates
+from stages.propose.config import ProposeConfig
+from stages.propose.filtering import LogitFrame, mask_boxes, stability_scores, usable
+from stages.propose.prompting import Array, Prompts, batches
+
+PIXELS_PER_CHUNK = 2**25
+"""Full-size mask pixels held at once when masks are stored: 128 MiB of logits."""
+
+T = TypeVar("T")
+
+
+class BatchSize:
+    """Prompts per decoder call, halved for good whenever the GPU runs out of memory."""
+
+    def __init__(self, size: int, log: logging.Logger) -> None:
+        self.size = size
+        self._log = log
+
+    def attempt(self, work: Callable[[int], T]) -> T:
+        """Run ``work(size)``, again with half the size while it runs out of CUDA memory.
+
+        Raises:
+            EnvironmentFault: a single prompt does not fit.
+        """
+        while True:
+            try:
+                return work(self.size)
+            except torch.cuda.OutOfMemoryError as error:
+                if self.size == 1:
+                    remedy = "use a smaller segmenter, a larger GPU, or --device cpu"
+                    raise EnvironmentFault(
+                        "one prompt does not fit into GPU memory", remedy=remedy
+                    ) from error
+            self.size //= 2
+            torch.cuda.empty_cache()
+            self._log.warning("out of GPU memory: going on with %d points per batch", self.size)
+
+
+def decode_candidates(
+    segmenter: Segmenter,
+    encoded: EncodedImage,
+    prompts: Prompts,
+    config: ProposeConfig,
+    batch_size: BatchSize,
+) -> Candidates:
+    """Candidates of all prompts on one encoded image, in the order of the prompts, then of the masks.
+
+    Raises:
+        EnvironmentFault: a single prompt does not fit into GPU memory.
+    """
+    parts: list[Candidates] = []
+    done = np.zeros(len(prompts), dtype=bool)
+    while not done.all():
+        batch_size.attempt(lambda size: _decode_rest(segmenter, encoded, prompts, config, size, done, parts))
+    joined = Candidates.concat(parts)
+    return joined.select(torch.argsort(joined.prompt * 8 + joined.mask_index, stable=True))
+
+
+def _decode_rest(
+    segmenter: Segmenter, encoded: EncodedImage, prompts: Prompts, config: ProposeConfig,
+    size: int, done: Array, parts: list[Candidates],
+) -> None:  # fmt: skip
+    for batch in batches(prompts, size, ~done):
+        parts.append(decode_batch(segmenter, encoded, prompts, batch, config))
+        done[batch] = True
+
+
+def decode_batch(
+    segmenter: Segmenter, encoded: EncodedImage, prompts: Prompts, batch: Array, config: ProposeConfig
+) -> Candidates:
+    """What remains of one batch after predicted IoU, stability and box, in this order of cost.
+
+    Args:
+        segmenter: Draws only masks whose predicted IoU passes.
+        encoded: The image.
+        prompts: All prompts of the image.
+        batch: ``(p,)`` numbers of prompts with equally many points.
+        config: Thresholds.
+    """
+    is_grid = torch.from_numpy(prompts.source[batch] == SOURCE_BITS["grid"])[:, None]
+    points, labels = _points(prompts, batch)
+    floor = torch.where(is_grid, _floors(config.grid_predicted_iou, config.grid_masks),
+                        _floors(config.prompt_predicted_iou, config.prompt_masks))  # fmt: skip
+    drawn = segmenter.decode_above(encoded, points, labels, None, multimask=True, floor_PM=floor)
+    extent = encoded.logit_extent(drawn.logits_NHW)
+    frame = LogitFrame(encoded.height, encoded.width, *extent)
+    logits = frame.crop(drawn.logits_NHW).float() - segmenter.mask_threshold
+    stability = stability_scores(logits, config.stability_offset)
+    least = torch.where(is_grid, config.grid_stability, config.prompt_stability)[:, 0].to(logits.device)
+    good = (stability >= least[drawn.prompt]).nonzero().squeeze(1)
+    boxes = mask_boxes(logits[good], frame)
+    large = usable(boxes, config.min_side, config.min_area)
+    good, boxes = good[large], boxes[large]
+    row, mask_index = drawn.prompt[good], drawn.mask_index[good]
+    numbers = torch.from_numpy(batch)[row.cpu()]
+    return Candidates(
+        boxes_xyxy=boxes.cpu(),
+        predicted_iou=drawn.predicted_iou_PK[row, mask_index].float().cpu(),
+        stability=stability[good].cpu(),
+        prompt=numbers,
+        mask_index=mask_index.to(torch.int8).cpu(),
+        source=torch.from_numpy(prompts.source)[numbers],
+        class_index=torch.from_numpy(prompts.class_index)[numbers],
+        peak_score=torch.from_numpy(prompts.peak_score)[numbers],
+    )
+
+
+def _points(prompts: Prompts, batch: Array) -> tuple[Tensor, Tensor]:
+    points = torch.from_numpy(np.stack([prompts.points[i] for i in batch]))
+    return points, torch.ones(points.shape[:2], dtype=torch.int64)
+
+
+def _floors(threshold: float, wanted: tuple[int, ...]) -> Tensor:
+    """Predicted IoU to exceed for each of the three masks, ``(1, 3)``."""
+    # The network's estimate may leave 0..1: "no filter" must let everything pass.
+    least = threshold if threshold > 0 else -float("inf")
+    return torch.tensor([[least if index in wanted else float("inf") for index in range(3)]])
+
+
+def encode_kept_masks(
+    segmenter: Segmenter, encoded: EncodedImage, prompts: Prompts, kept: Candidates, batch_size: BatchSize
+) -> list[Array]:
+    """COCO RLE bytes of the masks of kept boxes.
+
+    The few prompts behind the kept boxes are decoded once more: holding every candidate's logits until the
+    last NMS would cost a gigabyte for a large grid.
+
+    Returns:
+        One uint8 array per box, in order.
+    """
+    wanted = np.zeros((len(prompts), 3), dtype=bool)
+    wanted[kept.prompt.numpy(), kept.mask_index.numpy()] = True
+    chunk = max(1, PIXELS_PER_CHUNK // (3 * encoded.height * encoded.width))
+    found: dict[tuple[int, int], Array] = {}
+
+    def decode_all(size: int) -> None:
+        for batch in batches(prompts, min(size, chunk), np.asarray(wanted.any(axis=1))):
+            floor = torch.where(torch.from_numpy(wanted[batch]), -float("inf"), float("inf"))
+            drawn = segmenter.decode_above(
+                encoded, *_points(prompts, batch), None, multimask=True, floor_PM=floor
+            )
+            full = segmenter.upscale(drawn.logits_NHW, encoded) > segmenter.mask_threshold
+            keys = zip(batch[drawn.prompt.cpu().numpy()].tolist(), drawn.mask_index.tolist(), strict=True)
+            for key, rle in zip(keys, encode_masks(full.cpu().numpy()), strict=True):
+                found[key] = np.frombuffer(rle["counts"].encode("ascii"), dtype=np.uint8)
+
+    batch_size.attempt(decode_all)
+    return [found[key] for key in zip(kept.prompt.tolist(), kept.mask_index.tolist(), strict=True)]

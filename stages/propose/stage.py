@@ -1,0 +1,154 @@
+"""The proposal stage: ``prompts.h5`` and images in, ``proposals.h5`` out, one map over the images."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from stages.core.artifacts.schemas import PROMPTS, PROPOSALS, SOURCE_BITS
+from stages.core.artifacts.table import ImageRows, Table, read_table, write_table
+from stages.core.errors import StaleInputError
+from stages.core.runtime.device import Precision
+from stages.core.runtime.parts import ImageFunction, map_images
+from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
+from stages.propose.config import ProposeConfig
+from stages.propose.prompting import valid_points
+
+IMAGES_AHEAD = 2
+"""Images decoded in advance on a GPU."""
+
+
+class ProposeStage:
+    """Class-agnostic boxes with provenance from a promptable segmenter."""
+
+    name: ClassVar[str] = "propose"
+    summary: ClassVar[str] = (
+        "Prompt a segmenter with a grid and the peak points; keep the boxes of its masks."
+    )
+    Config: ClassVar[type[ProposeConfig]] = ProposeConfig
+    inputs: ClassVar[tuple[InputSpec, ...]] = (InputSpec("prompts", "prompt", "prompts.h5"),)
+    outputs: ClassVar[dict[Role, tuple[str, ...]]] = {"train": ("proposals.h5",), "test": ("proposals.h5",)}
+    shardable: ClassVar[tuple[Role, ...]] = ("train", "test")
+
+    def plan(self, config: ProposeConfig, context: StageContext) -> Plan:
+        """Check that the prompts belong to this split and say how many there are.
+
+        Raises:
+            StaleInputError: no image of the split is among the prompts.
+        """
+        table = self._read_prompts(context)
+        known = sum(image_id in table for image_id in context.split.ids)
+        points = sum(len(table.rows(i)["x"]) for i in context.split.ids)
+        notes = (
+            f"{config.segmenter}: {config.grid_side**2} grid and {points / max(known, 1):.1f} peak points per image",
+            f"{len(context.split.ids) - known} images without prompts get the grid alone",
+        )
+        return Plan(len(context.split.ids), notes)
+
+    def run(self, config: ProposeConfig, context: StageContext) -> Counts:
+        """Write ``proposals.h5``; while other shards are at work, only this shard's parts.
+
+        Raises:
+            StaleInputError: no image of the split is among the prompts.
+        """
+        prompts = self._read_prompts(context)
+        factory = _Factory(
+            config, context.input("prompts"), context.device, context.precision, context.split.ids,
+            {i: context.split.image_path(i) for i in context.split.ids},
+        )  # fmt: skip
+        table = map_images(context, PROPOSALS, factory, "images", {"segmenter": config.segmenter})
+        if table is None:
+            return {}
+        for image_id in table.ids:
+            if len(table.rows(image_id)["x1"]) == 0:
+                context.failures.record(
+                    image_id, "no proposal passed the filters; the image keeps an empty entry"
+                )
+        write_table(context.out / "proposals.h5", PROPOSALS, table)
+        counts = _count(table) | {"prompts_dropped": _unusable(prompts, context)}
+        if counts["prompts_dropped"]:
+            context.log.warning("dropped %d prompts outside their image", counts["prompts_dropped"])
+        context.metrics(counts)
+        return counts
+
+    def _read_prompts(self, context: StageContext) -> Table:
+        path = context.input("prompts")
+        table = read_table(path, PROMPTS)
+        if context.split.ids and not any(i in table for i in context.split.ids):
+            raise StaleInputError(
+                f"holds no image of {context.split.name}", where=path, remedy="give the prompts of this split"
+            )
+        return table
+
+
+@dataclass(frozen=True)
+class _Factory:
+    """Builds the function per image inside a worker process; picklable."""
+
+    config: ProposeConfig
+    prompts: Path
+    device: str
+    precision: Precision
+    ids: tuple[str, ...]
+    paths: dict[str, Path]
+
+    def __call__(self) -> ImageFunction:
+        from stages.core.datasets.images import load_image
+        from stages.core.vision.segmenters import load_segmenter
+        from stages.propose.prefetch import Prefetcher
+        from stages.propose.proposer import Proposer
+
+        config = self.config
+        checkpoint = Path(config.checkpoint) if config.checkpoint else None
+        segmenter = load_segmenter(config.segmenter, checkpoint, self.device)
+        proposer = Proposer(segmenter, config, self.device, self.precision, logging.getLogger("weaksam"))
+        table = read_table(self.prompts, PROMPTS)
+        # On a CPU the cores are taken by one process each; a second thread would only disturb them.
+        ahead = IMAGES_AHEAD if self.device.startswith("cuda") else 0
+        images = Prefetcher(self.ids, lambda image_id: load_image(self.paths[image_id]), ahead)
+
+        def propose_one(image_id: str) -> ImageRows:
+            image = images.get(image_id)
+            _check_size(table, image_id, (image.shape[0], image.shape[1]), self.prompts)
+            return proposer.propose(image, table.rows(image_id))
+
+        return propose_one
+
+
+def _check_size(table: Table, image_id: str, size: tuple[int, int], where: Path) -> None:
+    if image_id not in table:
+        return
+    known = table.image_row(image_id)
+    if (known["image_h"], known["image_w"]) != size:
+        raise StaleInputError(
+            f"the prompts of image '{image_id}' were made on {known['image_w']}x{known['image_h']} pixels, "
+            f"the image now has {size[1]}x{size[0]}",
+            where=where.name, remedy="run cam and prompt again",
+        )  # fmt: skip
+
+
+def _unusable(table: Table, context: StageContext) -> int:
+    """Prompts of the split's images that no prompt could be made of."""
+    count = 0
+    for image_id in context.split.ids:
+        if image_id in table:
+            size = table.image_row(image_id)
+            count += int(np.sum(~valid_points(table.rows(image_id), size["image_h"], size["image_w"])))
+    return count
+
+
+def _count(table: Table) -> Counts:
+    source = table.columns["source"]
+    per_image = table.num_rows / max(len(table.ids), 1)
+    counts: Counts = {"proposals": table.num_rows, "proposals_per_image": round(per_image, 2)}
+    for name, bit in SOURCE_BITS.items():
+        counts[f"found_by_{name}"] = int(np.sum((source & bit) != 0))
+    return counts
+
+
+STAGE = ProposeStage()
+"""The room's face."""

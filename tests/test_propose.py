@@ -1,0 +1,434 @@
+"""Proposals from prompts: one encoding, the filters against brute force, merging, and low-resolution boxes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from segment_anything.modeling import Sam
+from torch import Tensor
+from torch.nn import functional as F
+
+from stages.core.artifacts.schemas import PROPOSALS, SOURCE_BITS
+from stages.core.artifacts.table import gather
+from stages.core.errors import EnvironmentFault
+from stages.core.ops.boxes import pairwise_iou
+from stages.core.ops.rle import decode_masks
+from stages.core.vision.sam_nano import build_sam_nano
+from stages.core.vision.segmenters import SamSegmenter
+from stages.propose.candidates import Candidates
+from stages.propose.config import PAPER, ProposeConfig
+from stages.propose.decoding import BatchSize, decode_candidates
+from stages.propose.filtering import LogitFrame, mask_boxes, stability_scores, usable
+from stages.propose.grid import grid_points
+from stages.propose.merging import merge_candidates
+from stages.propose.prefetch import Prefetcher
+from stages.propose.prompting import Prompts, batches, build_prompts, valid_points
+from stages.propose.proposer import Proposer
+
+Columns = dict[str, NDArray[Any]]
+OPEN = ProposeConfig(
+    grid_side=3, grid_predicted_iou=0.0, grid_stability=0.0, prompt_predicted_iou=0.0, prompt_stability=0.0,
+    union_nms=1.0, max_boxes=0, min_side=1.0,
+)  # fmt: skip
+
+
+def random_sam() -> Sam:
+    """A sam-nano of 64 px whose random weights draw something at every prompt."""
+    torch.manual_seed(1)
+    sam = build_sam_nano(32, 64)
+    with torch.no_grad():
+        for parameter in sam.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+        for network in sam.mask_decoder.output_hypernetworks_mlps:
+            network.layers[-1].weight *= 150  # logits beyond the stability offset
+        sam.mask_decoder.iou_prediction_head.layers[-1].weight *= 10
+        sam.mask_decoder.iou_prediction_head.layers[-1].bias += 0.5
+    return sam
+
+
+def picture(height: int = 48, width: int = 60) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def prompt_rows(*points: tuple[float, float, int, int]) -> Columns:
+    """Columns of ``prompts.h5`` from (x, y, class, source)."""
+    x, y, classes, sources = zip(*points, strict=True) if points else ((), (), (), ())
+    n = len(points)
+    return {
+        "x": np.array(x, np.float32), "y": np.array(y, np.float32), "class_index": np.array(classes, np.int32),
+        "score": np.linspace(0.95, 1.0, n, dtype=np.float32), "source": np.array(sources, np.int8),
+        "layer": np.full(n, -1, np.int16), "head": np.full(n, -1, np.int16), "cluster": np.full(n, -1, np.int32),
+    }  # fmt: skip
+
+
+PEAKS = prompt_rows(
+    (10, 9, 2, 0), (40, 30, 2, 0), (20, 20, 1, 0), (41, 30, 2, 1), (5, 40, -1, 2), (50, 8, -1, 2)
+)
+
+
+def boxes_of(rows: Any) -> NDArray[np.float32]:
+    return np.stack([rows.columns[name] for name in ("x1", "y1", "x2", "y2")], axis=1)
+
+
+def test_grid_points__centres_of_cells() -> None:
+    assert grid_points(2, 40, 80).tolist() == [[20, 10], [60, 10], [20, 30], [60, 30]]
+    assert grid_points(0, 40, 80).shape == (0, 2)
+    tiny = grid_points(32, 1, 3)
+    assert (tiny[:, 0] < 3).all()
+    assert (tiny[:, 1] < 1).all()
+
+
+def test_build_prompts__order_groups_and_provenance() -> None:
+    prompts = build_prompts(grid_points(1, 48, 60), PEAKS, ("coarse", "fine", "cross"), class_prompts=True)
+    assert prompts.source.tolist() == [1, 2, 2, 2, 2, 4, 8, 8]
+    assert prompts.class_index.tolist() == [-1, 2, 2, 1, 2, 2, -1, -1]
+    # The multi-point prompt of class 2; class 1 has a single point, whose repetition would add nothing.
+    assert prompts.points[4].tolist() == [[10, 9], [40, 30]]
+    assert [len(p) for p in prompts.points] == [1, 1, 1, 1, 2, 1, 1, 1]
+    assert np.isnan(prompts.peak_score[0])
+    assert prompts.peak_score[4] == PEAKS["score"][1]
+
+
+def test_build_prompts__sources_and_groups_can_be_left_out() -> None:
+    prompts = build_prompts(grid_points(0, 48, 60), PEAKS, ("coarse",), class_prompts=False)
+    assert prompts.source.tolist() == [2, 2, 2]
+    assert len(build_prompts(grid_points(0, 4, 4), prompt_rows(), ("fine",), class_prompts=True)) == 0
+
+
+def test_valid_points__outside_nan_and_unknown_source() -> None:
+    rows = prompt_rows(
+        (0, 0, 0, 0), (59.9, 47.9, 0, 0), (60, 5, 0, 0), (5, 48, 0, 0), (-0.1, 5, 0, 0), (np.nan, 5, 0, 0),
+        (5, np.inf, 0, 0), (5, 5, 0, 3), (5, 5, 0, -1),
+    )  # fmt: skip
+    assert valid_points(rows, 48, 60).tolist() == [True, True] + [False] * 7
+
+
+def test_batches__equal_counts_and_every_prompt_once() -> None:
+    prompts = build_prompts(grid_points(2, 48, 60), PEAKS, ("coarse", "fine", "cross"), class_prompts=True)
+    among = np.ones(len(prompts), dtype=bool)
+    found = list(batches(prompts, 3, among))
+    assert sorted(np.concatenate(found).tolist()) == list(range(len(prompts)))
+    for batch in found:
+        assert len(batch) <= 3
+        assert len({len(prompts.points[i]) for i in batch}) == 1
+
+
+def test_propose__one_encoding_for_grid_and_all_prompts() -> None:
+    sam = random_sam()
+    calls: list[int] = []
+    sam.image_encoder.register_forward_hook(lambda *_: calls.append(1))
+    proposer = Proposer(SamSegmenter("tiny", sam), OPEN.model_copy(update={"save_masks": True}))
+    rows = proposer.propose(picture(), PEAKS)
+    assert calls == [1]
+    assert set(np.unique(rows.columns["source"])) == {1, 2, 4, 8}
+
+
+def brute_force(segmenter: SamSegmenter, config: ProposeConfig, prompts: Prompts) -> set[tuple[Any, ...]]:
+    """Every mask of every prompt on its own, all filters on all of them."""
+    encoded = segmenter.encode(picture())
+    found = set()
+    for number in range(len(prompts)):
+        points = torch.from_numpy(prompts.points[number])[None]
+        decoded = segmenter.decode(encoded, points, torch.ones(points.shape[:2]), None, multimask=True)
+        frame = LogitFrame(48, 60, *encoded.logit_extent(decoded.low_res_logits))
+        logits = frame.crop(decoded.low_res_logits[0])
+        boxes, stability = mask_boxes(logits, frame), stability_scores(logits, 1.0)
+        grid = prompts.source[number] == SOURCE_BITS["grid"]
+        for m in config.grid_masks if grid else config.prompt_masks:
+            least = config.grid_predicted_iou if grid else config.prompt_predicted_iou
+            stable = config.grid_stability if grid else config.prompt_stability
+            good = decoded.predicted_iou[0, m] > least and stability[m] >= stable
+            if good and usable(boxes[m : m + 1], config.min_side, config.min_area).item():
+                found.add((number, m, *boxes[m].tolist()))
+    return found
+
+
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_decode_candidates__equals_brute_force(batch: int) -> None:
+    segmenter = SamSegmenter("tiny", random_sam())
+    encoded = segmenter.encode(picture())
+    prompts = build_prompts(grid_points(4, 48, 60), PEAKS, ("coarse", "fine", "cross"), class_prompts=True)
+    iou = segmenter.decode(
+        encoded, torch.from_numpy(np.stack(prompts.points[:16])), torch.ones(16, 1), None, multimask=True
+    ).predicted_iou
+    config = replace_config(
+        grid_predicted_iou=float(iou[iou > 0].quantile(0.4)), grid_stability=0.28, prompt_predicted_iou=0.3,
+        prompt_stability=0.25, prompt_masks=(0, 1), min_side=3.0,
+    )  # fmt: skip
+    expected = brute_force(segmenter, config, prompts)
+    found = decode_candidates(segmenter, encoded, prompts, config, BatchSize(batch, LOG))
+    got = {
+        (p, m, *box)
+        for p, m, box in zip(
+            found.prompt.tolist(), found.mask_index.tolist(), found.boxes_xyxy.tolist(), strict=True
+        )
+    }
+    assert 3 < len(expected) < 3 * len(prompts)
+    assert got == expected
+    order = [(p, m) for p, m in zip(found.prompt.tolist(), found.mask_index.tolist(), strict=True)]
+    assert order == sorted(order)
+
+
+def replace_config(**changes: Any) -> ProposeConfig:
+    return ProposeConfig.model_validate({**OPEN.model_dump(), **changes})
+
+
+class Log:
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, text: str, *values: object) -> None:
+        self.warnings.append(text % values)
+
+
+LOG: Any = Log()
+
+
+def test_batch_size__halves_until_it_fits() -> None:
+    log: Any = Log()
+    size = BatchSize(64, log)
+
+    def work(count: int) -> int:
+        if count > 20:
+            raise torch.cuda.OutOfMemoryError("full")
+        return count
+
+    assert size.attempt(work) == 16
+    assert size.size == 16
+    assert log.warnings == ["out of GPU memory: going on with 32 points per batch",
+                            "out of GPU memory: going on with 16 points per batch"]  # fmt: skip
+
+    def hopeless(count: int) -> int:
+        raise torch.cuda.OutOfMemoryError("full")
+
+    with pytest.raises(EnvironmentFault, match="one prompt does not fit"):
+        size.attempt(hopeless)
+
+
+def test_decode_candidates__out_of_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    segmenter = SamSegmenter("tiny", random_sam())
+    encoded = segmenter.encode(picture())
+    prompts = build_prompts(grid_points(3, 48, 60), PEAKS, ("coarse", "fine", "cross"), class_prompts=True)
+    whole = decode_candidates(segmenter, encoded, prompts, OPEN, BatchSize(64, LOG))
+    decode, seen = segmenter.decode_above, []
+
+    def small_memory(encoded: Any, points: Tensor, *rest: Any, **named: Any) -> Any:
+        if len(points) > 4:
+            raise torch.cuda.OutOfMemoryError("full")
+        seen.append(len(points))
+        return decode(encoded, points, *rest, **named)
+
+    monkeypatch.setattr(segmenter, "decode_above", small_memory)
+    again = decode_candidates(segmenter, encoded, prompts, OPEN, BatchSize(64, LOG))
+    assert sum(seen) == len(prompts), "a batch was decoded twice"
+    assert torch.equal(again.prompt, whole.prompt)
+    torch.testing.assert_close(again.boxes_xyxy, whole.boxes_xyxy, atol=1.0, rtol=0)
+
+
+def smooth_logits(count: int, size: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.randn(count, 1, 6, 6, generator=generator) * 4 - 1
+    return F.interpolate(coarse, (size, size), mode="bicubic")[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("height", "width"), [(375, 500), (500, 333), (256, 256), (61, 47), (40, 900), (700, 900)]
+)
+def test_mask_boxes__near_full_resolution(height: int, width: int) -> None:
+    """Boxes from 64 x 64 logits against those of the masks drawn at full size.
+
+    Stated tolerance: a side differs by at most one pixel of the coarser of image and segmenter input, but for
+    one side in fifty, where a sliver of the mask falls between the pixels of one drawing and not of the other.
+    """
+    segmenter = SamSegmenter("tiny", build_sam_nano(32, 128))
+    encoded = segmenter.encode(np.zeros((height, width, 3), dtype=np.uint8))
+    logits = smooth_logits(50, 64, seed=height)
+    frame = LogitFrame(height, width, *encoded.logit_extent(logits))
+    found = mask_boxes(frame.crop(logits), frame)
+    masks = segmenter.upscale(logits, encoded) > 0
+    tolerance = max(1.0, max(height, width) / 128)
+    exact = torch.zeros_like(found)
+    for i, mask in enumerate(masks):
+        ys, xs = torch.nonzero(mask, as_tuple=True)
+        if len(xs):
+            exact[i] = torch.tensor([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+    assert ((found - exact).abs() <= tolerance).float().mean() >= 0.98
+    assert pairwise_iou(found, exact).diagonal().median() >= 0.98
+
+
+def test_mask_boxes__known_crossing() -> None:
+    # Along x the logits are 1 at cell 1 and -3 at cell 2: zero a quarter of the way, at 1.5 + 0.25 cells.
+    logits = torch.full((1, 4, 4), -3.0)
+    logits[0, 1, 1] = 1.0
+    frame = LogitFrame(400, 400, 4.0, 4.0)
+    assert mask_boxes(logits, frame).tolist() == [[125, 125, 175, 175]]
+
+
+@pytest.mark.parametrize("value", [-1.0, 1.0])
+def test_mask_boxes__empty_and_full(value: float) -> None:
+    frame = LogitFrame(30, 50, 8.0, 8.0)
+    box = mask_boxes(torch.full((1, 8, 8), value), frame)
+    assert box.tolist() == ([[0, 0, 50, 30]] if value > 0 else [[0, 0, 0, 0]])
+
+
+def test_mask_boxes__mask_in_the_padding_is_empty() -> None:
+    logits = torch.full((1, 16, 16), -1.0)
+    logits[:, 12:, :] = 1.0  # below the image
+    frame = LogitFrame(50, 100, 8.0, 16.0)
+    assert mask_boxes(frame.crop(logits), frame).tolist() == [[0, 0, 0, 0]]
+
+
+def test_stability_scores__shares_of_the_looser_mask() -> None:
+    logits = torch.tensor([[[2.0, 0.5], [-0.5, -2.0]], [[-2.0] * 2] * 2])
+    scores = stability_scores(logits, 1.0)
+    assert scores[0].item() == pytest.approx(1 / 3)
+    assert torch.isnan(scores[1])
+
+
+def test_usable__sides_area_and_empty() -> None:
+    boxes = torch.tensor([[0.0, 0, 5, 5], [0, 0, 1, 9], [3, 3, 3, 9], [0, 0, 2, 2]])
+    assert usable(boxes, 2.0, 0.0).tolist() == [True, False, False, True]
+    assert usable(boxes, 0.0, 9.0).tolist() == [True, True, False, False]
+
+
+def candidates(boxes: list[list[float]], scores: list[float], sources: list[str]) -> Candidates:
+    n = len(boxes)
+    return Candidates(
+        boxes_xyxy=torch.tensor(boxes), predicted_iou=torch.tensor(scores), stability=torch.ones(n),
+        prompt=torch.arange(n), mask_index=torch.zeros(n, dtype=torch.int8),
+        source=torch.tensor([SOURCE_BITS[s] for s in sources], dtype=torch.int8),
+        class_index=torch.arange(n, dtype=torch.int32), peak_score=torch.linspace(0, 1, n),
+    )  # fmt: skip
+
+
+SAME = [0.0, 0, 10, 10]
+NEAR = [0.0, 0, 10, 11]
+FAR = [50.0, 50, 80, 80]
+
+
+def test_merge_candidates__union_merges_provenance() -> None:
+    given = candidates([SAME, NEAR, SAME, FAR], [0.5, 0.9, 0.4, 0.1], ["grid", "coarse", "cross", "fine"])
+    merged = merge_candidates(given, replace_config(union_nms=0.7))
+    assert merged.source.tolist() == [1 | 2 | 8, 4]
+    assert merged.class_index.tolist() == [1, 3], "class and peak are those of the surviving box"
+    assert merged.predicted_iou.tolist() == pytest.approx([0.9, 0.1])
+
+
+def test_merge_candidates__paper_leaves_other_sources_alone() -> None:
+    config = ProposeConfig.model_validate(PAPER)
+    given = candidates(
+        [SAME, NEAR, NEAR, SAME, SAME, NEAR, SAME, FAR], [0.1, 0.9, 0.5, 0.5, 0.5, 0.1, 0.9, 0.5],
+        ["grid", "grid", "coarse", "coarse", "fine", "cross", "cross", "cross"],
+    )  # fmt: skip
+    merged = merge_candidates(given, config)
+    # Grid: the better of two. Coarse and fine: as they are. Cross: NEAR comes first and outlives SAME.
+    assert merged.source.tolist() == [1, 2, 2, 4, 8, 8]
+    assert merged.boxes_xyxy.tolist() == [NEAR, NEAR, SAME, SAME, NEAR, FAR]
+    by_score = merge_candidates(given, config.model_copy(update={"cross_nms_by": "predicted_iou"}))
+    assert by_score.boxes_xyxy.tolist()[4:] == [SAME, FAR]
+
+
+def test_merge_candidates__cap_keeps_the_best() -> None:
+    given = candidates([SAME, FAR, NEAR], [0.2, 0.9, 0.5], ["grid", "coarse", "fine"])
+    merged = merge_candidates(given, replace_config(max_boxes=2))
+    assert merged.prompt.tolist() == [1, 2]
+    assert len(merge_candidates(Candidates.concat([]), replace_config(max_boxes=2, union_nms=0.5))) == 0
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 5), (1, 1), (400, 10_000), (48, 60)])
+def test_propose__any_size_and_no_prompts(height: int, width: int) -> None:
+    proposer = Proposer(SamSegmenter("tiny", random_sam()), replace_config(min_side=0.0))
+    rows = proposer.propose(picture(height, width), prompt_rows())
+    boxes = boxes_of(rows)
+    assert len(boxes) > 0
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2] <= width).all()
+    assert (boxes[:, 3] <= height).all()
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+    assert set(rows.columns["source"].tolist()) == {1}
+    assert rows.image_columns == {"image_h": height, "image_w": width}
+
+
+def test_propose__bad_prompts_change_nothing() -> None:
+    proposer = Proposer(SamSegmenter("tiny", random_sam()), OPEN)
+    bad = prompt_rows((np.nan, 3, 0, 0), (500, 3, 0, 1), (3, -7, 0, 2))
+    mixed = {name: np.concatenate([PEAKS[name], bad[name]]) for name in PEAKS}
+    clean, dirty = proposer.propose(picture(), PEAKS), proposer.propose(picture(), mixed)
+    assert np.array_equal(boxes_of(clean), boxes_of(dirty))
+
+
+def test_propose__masks_fit_their_boxes() -> None:
+    config = replace_config(save_masks=True, min_side=6.0)
+    proposer = Proposer(SamSegmenter("tiny", random_sam()), config)
+    rows = proposer.propose(picture(), PEAKS)
+    without = Proposer(SamSegmenter("tiny", random_sam()), replace_config(min_side=6.0)).propose(
+        picture(), PEAKS
+    )
+    assert np.array_equal(boxes_of(rows), boxes_of(without))
+    gather(PROPOSALS, {"a": rows})  # every row has its pool item
+    rles: list[Any] = [
+        {"size": [48, 60], "counts": values.tobytes().decode("ascii")} for values in rows.pools["rle"]
+    ]
+    masks = decode_masks(rles, 48, 60)
+    assert len(masks) == len(boxes_of(rows)) > 0
+    for mask, box in zip(masks, boxes_of(rows), strict=True):
+        ys, xs = np.nonzero(mask)
+        exact = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
+        assert np.abs(box - exact).max() <= 1
+
+
+def test_prefetcher__order_errors_and_strays() -> None:
+    loaded: list[str] = []
+
+    def load(item: str) -> str:
+        loaded.append(item)
+        if item == "c":
+            raise ValueError("bad c")
+        return item.upper()
+
+    images = Prefetcher(tuple("abcdef"), load, 2)
+    assert images.get("a") == "A"
+    assert images.get("b") == "B"
+    with pytest.raises(ValueError, match="bad c"):
+        images.get("c")
+    assert images.get("f") == "F"
+    assert images.get("d") == "D"
+    assert Prefetcher(tuple("ab"), str.upper, 0).get("b") == "B"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"grid_masks": ()},
+        {"prompt_masks": (0, 3)},
+        {"grid_masks": (1, 1)},
+        {"union_nms": 0.0},
+        {"grid_side": 0, "prompt_sources": ()},
+        {"prompt_sources": ("coarse", "grid")},
+        {"min_side": -1},
+    ],
+)
+def test_config__rejects(values: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        ProposeConfig.model_validate(values)
+
+
+def test_config__paper_is_the_published_table() -> None:
+    paper = ProposeConfig.model_validate(PAPER)
+    assert (paper.grid_side, paper.grid_predicted_iou, paper.grid_stability, paper.grid_nms) == (
+        32,
+        0.3,
+        0.3,
+        0.3,
+    )
+    assert (paper.prompt_masks, paper.cross_nms, paper.cross_nms_by, paper.union_nms) == (
+        (1, 2),
+        0.9,
+        "order",
+        1.0,
+    )
