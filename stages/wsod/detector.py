@@ -13,6 +13,7 @@ from torchvision.ops import roi_pool
 
 from stages.core.ops.roi_align import roi_align
 from stages.core.vision.backbones import Trunk, build_trunk
+from stages.core.vision.folding import fold_batch_norms
 from stages.wsod import vgg
 from stages.wsod.config import WsodConfig
 from stages.wsod.oicr import RefinementHeads
@@ -118,7 +119,10 @@ def _build_trunk(config: WsodConfig, pretrained: bool) -> tuple[Trunk, dict[str,
         source = Path(config.weights)
     if config.trunk == vgg.NAME:
         return vgg.build_vgg16_d8(source)
-    return build_trunk(config.trunk, config.out_strides, source, frozen_bn=config.frozen_bn), {}
+    trunk = build_trunk(config.trunk, config.out_strides, source, frozen_bn=config.frozen_bn)
+    if config.frozen_bn:
+        fold_batch_norms(trunk)
+    return trunk, {}
 
 
 def _load_fc(neck: nn.Sequential, state: dict[str, Tensor]) -> None:

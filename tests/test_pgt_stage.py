@@ -1,0 +1,138 @@
+"""`pgt` as a room: what it writes, what it counts, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages.core.artifacts.coco_json import Detections, read_dataset, write_results
+from stages.core.datasets.catalog import open_split
+from stages.core.errors import ConfigError, InputError, UsageError
+from stages.core.spec import StageContext
+from stages.pgt import viz
+from stages.pgt.config import PgtConfig
+from stages.pgt.stage import PgtStage
+from tests.datasets_builders import HEIGHT, WIDTH, make_voc
+
+BIRD, CAT, DOG = 0, 1, 2
+
+
+def found(*rows: tuple[int, float, tuple[int, int, int, int]]) -> Detections:
+    return Detections(
+        np.array([box for _, _, box in rows], np.float32).reshape(-1, 4),
+        np.array([label for label, _, _ in rows], np.int64),
+        np.array([score for _, score, _ in rows], np.float32),
+    )
+
+
+DETECTIONS = {
+    # Tags cat, dog: the bird goes, the weak cat goes, two dogs stay.
+    "img_1": found(
+        (CAT, 0.8, (4, 6, 24, 26)),
+        (CAT, 0.1, (30, 0, 44, 12)),
+        (DOG, 0.02, (20, 8, 40, 30)),
+        (DOG, 0.015, (0, 0, 12, 12)),
+        (BIRD, 0.9, (0, 0, 9, 9)),
+    ),
+    # Tag dog: nothing was detected of it.
+    "img_2": found((CAT, 0.7, (1, 1, 20, 20))),
+    # Tag bird: a single, weak detection is kept.
+    "img_3": found((BIRD, 0.001, (10, 10, 30, 20))),
+}
+
+
+def context(
+    tmp_path: Path, subset: str = "train", detections: dict[str, Detections] | None = None
+) -> StageContext:
+    make_voc(tmp_path / "data")
+    split = open_split(f"tiny_{subset}", tmp_path / "data")
+    path = tmp_path / "detections.json"
+    given = DETECTIONS if detections is None else detections
+    write_results(path, split, {i: boxes for i, boxes in given.items() if i in split.ids})
+    out = tmp_path / "pgt" / subset
+    out.mkdir(parents=True)
+    return StageContext(split=split, run=tmp_path, out=out, inputs={"detections": path})
+
+
+def run(at: StageContext, **settings: Any) -> dict[str, int | float]:
+    config = PgtConfig.model_validate(settings)
+    PgtStage().plan(config, at)
+    return PgtStage().run(config, at)
+
+
+def test_pgt__writes_a_coco_data_set_with_statistics_and_reasons(tmp_path: Path) -> None:
+    at = context(tmp_path)
+    lines: list[dict[str, Any]] = []
+    at.metrics_fn = lambda values: lines.append(dict(values))
+    assert run(at) == {"pseudo_boxes": 4, "images_without_boxes": 1}
+    assert at.failures.entries == {"img_2": "no detection of its tags: dog"}
+    loaded = json.loads((at.out / "pgt.json").read_text())
+    assert [a["id"] for a in loaded["annotations"]] == [1, 2, 3, 4]
+    assert {a["iscrowd"] for a in loaded["annotations"]} == {0}
+    assert loaded["annotations"][0]["area"] == 400.0
+    assert loaded["annotations"][0]["score"] == pytest.approx(0.8)
+    assert [(i["height"], i["width"]) for i in loaded["images"]] == [(HEIGHT, WIDTH)] * 3
+    assert loaded["info"]["without_boxes"] == at.failures.entries
+    boxes = read_dataset(at.out / "pgt.json", at.split)
+    assert boxes["img_1"].classes.tolist() == [CAT, DOG, DOG]
+    assert len(boxes["img_2"]) == 0
+    dog = next(line for line in lines if line["class"] == "dog")
+    assert dog["tagged_images"] == 2
+    assert dog["images_with_boxes"] == 1
+    assert dog["detections"] == dog["boxes"] == 2
+    pictures = viz.draw(at.out, at.split, at.split.ids, tmp_path / "viz")
+    assert all(path.is_file() for path in pictures)
+
+
+@pytest.mark.parametrize(
+    ("settings", "boxes"),
+    [
+        ({"mode": "paper"}, 3),  # the weaker of two dogs is the minimum: 0 after min-max
+        ({"mode": "topk"}, 3),
+        ({"mode": "topk", "top": 2}, 5),
+        ({"mode": "pgf", "tau_s": 0.2, "exempt": ("dog",)}, 3),
+        ({"tau_s": 0.9}, 3),
+    ],
+)
+def test_pgt__modes(tmp_path: Path, settings: dict[str, Any], boxes: int) -> None:
+    assert run(context(tmp_path), **settings)["pseudo_boxes"] == boxes
+
+
+def test_pgt__a_class_without_any_box_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    at = context(tmp_path, detections=DETECTIONS | {"img_3": Detections.empty()})
+    with caplog.at_level(logging.WARNING, logger="weaksam"):
+        run(at)
+    assert "class bird has 1 tagged images and no pseudo box" in caplog.text
+
+
+def test_pgt__nothing_at_all_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no pseudo ground truth"):
+        run(context(tmp_path, detections={}))
+
+
+def test_pgt__same_input_same_bytes(tmp_path: Path) -> None:
+    files = []
+    for name in ("a", "b"):
+        at = context(tmp_path / name)
+        run(at)
+        files.append((at.out / "pgt.json").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_pgt__test_split_and_unknown_class_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="use tiny_train"):
+        run(context(tmp_path / "a", "test"))
+    with pytest.raises(ConfigError, match="did you mean 'dog'"):
+        run(context(tmp_path / "b"), mode="pgf", exempt=("dgo",))
+
+
+def test_pgt__unreadable_image_is_recorded(tmp_path: Path) -> None:
+    at = context(tmp_path)
+    at.split.image_path("img_3").write_bytes(b"")
+    run(at)
+    assert set(at.failures.entries) == {"img_2", "img_3"}

@@ -1,0 +1,143 @@
+"""`wsod` as a room: fit and apply on tiny images, what is filtered, repeatability, resume, wrong checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages.core.artifacts.coco_json import read_results
+from stages.core.artifacts.schemas import PROPOSALS
+from stages.core.artifacts.table import ImageRows, gather, write_table
+from stages.core.datasets.catalog import open_split
+from stages.core.errors import InputError, SchemaError
+from stages.core.spec import StageContext
+from stages.core.training.weights_io import save_weights
+from stages.wsod import viz
+from stages.wsod.config import WsodConfig
+from stages.wsod.detector import WsodDetector
+from stages.wsod.stage import WsodStage
+from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
+
+TINY: dict[str, Any] = {
+    "pretrained": False, "fused_channels": 8, "pool_size": 2, "hidden": 8, "train_sizes": (32, 40), "test_size": 32,
+    "epochs": 2, "batch_size": 1, "threads": 1, "lr": 1e-3,
+}  # fmt: skip
+
+
+def write_proposals(path: Path, counts: dict[str, int]) -> Path:
+    """Random boxes for each image; one more that is too small."""
+    rows = {}
+    for image_id, count in counts.items():
+        generator = np.random.default_rng(count)
+        low = generator.uniform(0, 16, (count, 2))
+        boxes = np.concatenate([low, low + generator.uniform(8, 16, (count, 2))], axis=1)
+        boxes = np.concatenate([boxes, [[1, 1, 2, 30]]])
+        ones = np.ones(len(boxes))
+        columns = {name: boxes[:, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))}
+        columns |= dict.fromkeys(
+            ("source", "class_index", "peak_score", "predicted_iou", "stability", "mask_index"), ones
+        )
+        empty = [np.zeros(0, np.uint8)] * len(boxes)
+        rows[image_id] = ImageRows(columns, {"image_h": HEIGHT, "image_w": WIDTH}, {"rle": empty})
+    write_table(path, PROPOSALS, gather(PROPOSALS, rows))
+    return path
+
+
+def context(tmp_path: Path, subset: str, name: str = "wsod", **counts: int) -> StageContext:
+    if not (tmp_path / "data" / "tiny").exists():
+        make_voc(tmp_path / "data")
+    out = tmp_path / name / subset
+    out.mkdir(parents=True, exist_ok=True)
+    proposals = write_proposals(tmp_path / f"{name}-{subset}.h5", dict.fromkeys(SCENES[subset], 7) | counts)
+    split = open_split(f"tiny_{subset}", tmp_path / "data")
+    return StageContext(split=split, run=tmp_path, out=out, inputs={"proposals": proposals})
+
+
+def run(at: StageContext, **changes: Any) -> dict[str, int | float]:
+    config = WsodConfig.model_validate(TINY | changes)
+    WsodStage().plan(config, at)
+    return WsodStage().run(config, at)
+
+
+@pytest.mark.parametrize("method", ["wsddn", "oicr", "mist"])
+def test_wsod__fit_then_apply_on_train_and_test(tmp_path: Path, method: str) -> None:
+    train = context(tmp_path, "train")
+    counts = run(train, method=method)
+    assert counts["training_images"] == 3
+    found = read_results(train.out / "detections.json", train.split)
+    assert counts["detections"] == sum(len(one) for one in found.values()) > 0
+    test = context(tmp_path, "test")
+    test.inputs = {**test.inputs, "checkpoint": train.out / "detector.safetensors"}
+    assert set(run(test, tta=True)) == {"detections"}
+    found = read_results(test.out / "detections.json", test.split)
+    assert all(len(one) for one in found.values())
+    assert max(one.boxes_xyxy[:, 2].max() for one in found.values()) <= WIDTH
+    pictures = viz.draw(test.out, test.split, test.split.ids, tmp_path / "viz")
+    assert [path.name for path in pictures] == ["img_4.png", "img_5.png"]
+
+
+def test_wsod__images_without_proposals_are_filtered_and_named(tmp_path: Path) -> None:
+    train = context(tmp_path, "train", img_2=0)
+    assert run(train)["training_images"] == 2
+    assert train.failures.entries == {"img_2": "no usable proposal"}
+    assert read_results(train.out / "detections.json", train.split)["img_2"].scores.size == 0
+
+
+def test_wsod__no_proposals_at_all(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="both a tag and a proposal"):
+        run(context(tmp_path, "train", **dict.fromkeys(SCENES["train"], 0)))
+
+
+def test_wsod__unreadable_image_is_recorded_and_replaced(tmp_path: Path) -> None:
+    train = context(tmp_path, "train")
+    train.split.image_path("img_3").write_bytes(b"")
+    run(train)
+    assert list(train.failures.entries) == ["img_3"]
+
+
+def test_wsod__same_seed_same_bytes_and_resume_equals_uninterrupted(tmp_path: Path) -> None:
+    results = []
+    for name in ("first", "second"):
+        at = context(tmp_path, "train", name)
+        run(at)
+        results.append([(at.out / f).read_bytes() for f in ("detector.safetensors", "detections.json")])
+    assert results[0] == results[1]
+
+    stopped = context(tmp_path, "train", "stopped")
+    steps: list[int] = []
+
+    def interrupt() -> None:
+        steps.append(1)
+        if len(steps) == 4:
+            raise InputError("stop now")
+
+    stopped.interrupted_fn = interrupt
+    with pytest.raises(InputError, match="stop now"):
+        run(stopped)
+    assert not (stopped.out / "detector.safetensors").exists()
+    stopped.resume = True
+    run(stopped)
+    resumed = [(stopped.out / f).read_bytes() for f in ("detector.safetensors", "detections.json")]
+    assert resumed == results[0]
+
+
+def test_wsod__wrong_checkpoint(tmp_path: Path) -> None:
+    test = context(tmp_path, "test")
+    model = WsodDetector(WsodConfig.model_validate(TINY), 3)
+    for metadata in (
+        {"kind": "faster-rcnn", "classes": list(test.split.classes)},
+        {
+            "kind": "wsod",
+            "classes": ["a", "b", "c"],
+            "config": WsodConfig.model_validate(TINY).model_dump(mode="json"),
+        },
+        {"kind": "wsod", "classes": list(test.split.classes), "config": {"method": "magic"}},
+    ):
+        path = tmp_path / "other.safetensors"
+        save_weights(path, model, metadata)
+        test.inputs = {**test.inputs, "checkpoint": path}
+        with pytest.raises(SchemaError, match=r"wsod detector expected|made for classes|settings"):
+            run(test)
