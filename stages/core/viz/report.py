@@ -1,0 +1,225 @@
+"""``report.html``: one self-contained page about a run folder.
+
+What was run, what it scored, and a picture of every stage for the same handful of images, with the
+truth beside them where there is one. Nothing is loaded from elsewhere: styles, curves and pictures are
+inside the page. Partial runs give partial pages.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from stages.core.artifacts.files import write_text
+from stages.core.datasets.catalog import open_split
+from stages.core.datasets.split import WeakSplit
+from stages.core.errors import ImageError, InputError, MissingInputError
+from stages.core.evaluation.tasks import load_ground
+from stages.core.evaluation.truth import ImageTruth
+from stages.core.viz.charts import Chart, duration, line_chart, number
+from stages.core.viz.drawing import encode_jpeg
+from stages.core.viz.palette import SOURCE_COLORS, Color, class_color
+from stages.core.viz.panels import Panel, image_panels, read_artifacts
+from stages.core.viz.run_facts import RunFacts, StageFacts, read_run
+
+TRAIN_IMAGES = 5
+TEST_IMAGES = 4
+MAX_BYTES = 6_000_000
+QUALITIES = (82, 70, 55, 40, 25)
+"""JPEG qualities tried in turn until the page is small enough."""
+
+
+@dataclass(frozen=True)
+class ImageStory:
+    """One image through the stages: its id, its tags with their colours, and the pictures."""
+
+    id: str
+    tags: tuple[tuple[str, str], ...]
+    panels: tuple[Panel, ...]
+
+
+@dataclass(frozen=True)
+class SplitStories:
+    """The images of one split."""
+
+    split: str
+    role: str
+    images: int
+    has_truth: bool
+    stories: tuple[ImageStory, ...]
+
+
+def write_report(run: Path, data_root: Path, train: str, test: str, out: Path) -> Path:
+    """Write the page of a run folder.
+
+    Args:
+        run: Run folder; stages that have not finished are named as such.
+        data_root: Folder of data sets.
+        train: Train split.
+        test: Test split; empty when the data set has none.
+        out: HTML file to write.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        MissingInputError: the run folder holds no stage of these splits.
+        InputError: a split cannot be opened.
+    """
+    splits = tuple(name for name in (train, test) if name)
+    facts = read_run(run, splits)
+    if not facts.stages:
+        raise MissingInputError(
+            f"no stage of {' or '.join(splits)} here", where=run, remedy="run a stage first, or check --run"
+        )
+    problems = list(facts.problems)
+    stories = []
+    for name, count in zip(splits, (TRAIN_IMAGES, TEST_IMAGES), strict=False):
+        if facts.finished(name):
+            stories.append(_split_stories(facts, name, data_root, count, problems))
+    template = _environment().get_template("report.html.j2")
+    values = _page_values(facts, stories, problems)
+    page = ""
+    for quality in QUALITIES:
+        page = template.render(values, picture=lambda panel, q=quality: _data_uri(panel, q))
+        if len(page.encode()) <= MAX_BYTES:
+            break
+    write_text(out, page)
+    return out
+
+
+def _split_stories(
+    facts: RunFacts, name: str, data_root: Path, count: int, problems: list[str]
+) -> SplitStories:
+    split = open_split(name, data_root)
+    limit = facts.limit(name)
+    cut = split if limit is None else split.limited(limit)
+    truth = _truth_of(name, data_root, limit)
+    artifacts = read_artifacts(facts.finished(name), cut)
+    problems += artifacts.problems
+    stories = []
+    for image_id in evenly_spaced(cut.ids, count):
+        try:
+            panels = image_panels(artifacts, cut, image_id, truth.get(image_id))
+        except ImageError as error:
+            problems.append(f"image {image_id}: {error.what}")
+            continue
+        stories.append(ImageStory(image_id, _tags(cut, image_id), tuple(panels)))
+    return SplitStories(name, cut.role, len(cut.ids), bool(truth), tuple(stories))
+
+
+def _truth_of(name: str, data_root: Path, limit: int | None) -> dict[str, ImageTruth]:
+    try:
+        return load_ground(name, data_root, limit).images
+    except InputError:
+        # Tags only, as with a folder of photos: there is nothing to lay beside the pictures.
+        return {}
+
+
+def _tags(split: WeakSplit, image_id: str) -> tuple[tuple[str, str], ...]:
+    if not split.has_tags:
+        return ()
+    return tuple((split.classes[c], css_color(class_color(c))) for c in split.tags(image_id))
+
+
+def evenly_spaced(ids: Sequence[str], count: int) -> list[str]:
+    """``count`` ids spread over a sequence: a sample that nobody picked for its looks."""
+    if len(ids) <= count:
+        return list(ids)
+    return [ids[(2 * i + 1) * len(ids) // (2 * count)] for i in range(count)]
+
+
+def css_color(color: Color) -> str:
+    """An RGB colour as CSS writes it."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
+def _data_uri(panel: Panel, quality: int) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(encode_jpeg(panel.picture, quality)).decode("ascii")
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("stages.core.viz", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    environment.filters["duration"] = duration
+    environment.filters["words"] = words
+    return environment
+
+
+def words(name: str) -> str:
+    """A figure's name for reading: ``mask_ap50`` is ``mask AP50``, ``recall75`` is ``recall@.75``."""
+    spelled = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap25": "AP25", "ap70": "AP70", "coco": "COCO",
+               "corloc": "CorLoc", "iou": "IoU", "lr": "learning-rate", "11point": "(11-point)"}  # fmt: skip
+    at_iou = re.sub(r"(recall|precision)(\d\d)$", r"\1@.\2", name)
+    return " ".join(spelled.get(part, part) for part in at_iou.split("_"))
+
+
+def _page_values(facts: RunFacts, stories: list[SplitStories], problems: list[str]) -> dict[str, Any]:
+    done = [s.manifest for s in facts.stages if s.manifest is not None]
+    rows = (facts.figures or {}).get("rows", [])
+    return {
+        "run": facts.name,
+        "stages": facts.stages,
+        "done": done,
+        "total_seconds": sum(m.wall_seconds for m in done),
+        "versions": sorted({m.version for m in done}),
+        "seeds": sorted({m.seed for m in done}),
+        "rows": rows,
+        "headlines": headlines(rows),
+        "stories": stories,
+        "charts": _charts(facts.stages),
+        "failures": [(m.stage, m.split, f["id"], f["reason"]) for m in done for f in m.failures],
+        "environment": done[-1].environment if done else {},
+        "problems": problems,
+        "sources": {name: css_color(color) for name, color in SOURCE_COLORS.items()},
+    }
+
+
+HEADLINES = (
+    ("propose", "recall50", "of objects have a proposal (IoU ≥ 0.5)"),
+    ("pgt", "precision50", "of pseudo boxes are right (IoU ≥ 0.5)"),
+    ("retrain", "ap50", "AP50 of the retrained detector"),
+    ("wsis", "mask_ap50", "mask AP50 of the segmenter"),
+)
+
+
+def headlines(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """The few figures to read first, as (value, what, split); the test split's where there are both."""
+    found = []
+    for stage, figure, what in HEADLINES:
+        values = [
+            (row["metrics"][figure], row["split"])
+            for row in rows
+            if row["stage"] == stage and row["metrics"].get(figure) is not None
+        ]
+        if values:
+            value, split = values[-1]
+            found.append((number(value), what, split))
+    return found
+
+
+def _charts(stages: Sequence[StageFacts]) -> list[tuple[str, list[Chart]]]:
+    groups = []
+    for facts in stages:
+        charts = []
+        for phase, quantities in facts.curves.items():
+            losses = {n: p for n, p in quantities.items() if "loss" in n}
+            rest = {n: p for n, p in quantities.items() if n not in losses and n != "lr_factor"}
+            drawn = [line_chart(f"{phase}: losses", losses)]
+            drawn += [line_chart(f"{phase}: {words(name)}", {name: points}) for name, points in rest.items()]
+            charts += [chart for chart in drawn if chart is not None]
+        if charts:
+            groups.append((f"{facts.stage} on {facts.split}", charts))
+    return groups

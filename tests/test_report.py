@@ -1,0 +1,240 @@
+"""The page of a run: whole and partial runs, nothing loaded from elsewhere, names escaped."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stages.core.artifacts.coco_json import Detections
+from stages.core.errors import MissingInputError
+from stages.core.evaluation.suite import evaluate_run
+from stages.core.viz.charts import duration, line_chart, number
+from stages.core.viz.panels import strongest
+from stages.core.viz.report import evenly_spaced, headlines, words, write_report
+from stages.core.viz.run_facts import read_curves, read_run
+from tests.run_builder import OUTPUTS, build_run, draw_toy_data
+
+PICTURES = (
+    "Coarse map", "Fine map", "Cross map", "Point prompts", "Proposals", "WSOD detections", "Pseudo ground truth",
+    "Retrained detector", "Pseudo masks", "Instance segmenter", "Truth",
+)  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Collects what a browser would load, the alt texts of pictures, and checks that tags nest."""
+
+    VOID = frozenset({"meta", "img", "br", "input", "link", "line"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.alts: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.loads += [values[k] or "" for k in ("src", "href", "srcset", "data") if k in values]
+        if tag == "img" and values.get("src"):
+            self.alts.append(values.get("alt") or "")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Data root and run folder of a finished run with figures."""
+    base = tmp_path_factory.mktemp("toy")
+    data, run = base / "data", base / "runs" / "toy"
+    draw_toy_data(data, train=2, test=1)
+    build_run(run, data, "toy_train", OUTPUTS)
+    build_run(run, data, "toy_test", [stage for stage in OUTPUTS if stage != "pgt"])
+    evaluate_run(run, data, "toy_train", "toy_test")
+    return data, run
+
+
+@pytest.fixture(scope="module")
+def text(toy: tuple[Path, Path]) -> str:
+    """The page of the finished run."""
+    data, run = toy
+    return write_report(run, data, "toy_train", "toy_test", run / "report.html").read_text(encoding="utf-8")
+
+
+def test_write_report__whole_run(text: str) -> None:
+    page = Page(text)
+    assert page.open == []
+    assert len(text.encode()) <= 6_000_000
+    for title in PICTURES:
+        assert any(alt.startswith(title) for alt in page.alts), title
+    assert "recall@.50" in text
+    assert "AP50 of the retrained detector" in text
+    assert text.count("<path") > 0, "training curves"
+
+
+def test_write_report__loads_nothing(text: str) -> None:
+    loads = Page(text).loads
+    assert loads
+    assert all(load.startswith(("data:image/jpeg;base64,", "#")) for load in loads)
+    assert not re.search(r"https?://|url\(|@import|fetch\(|XMLHttpRequest|<link", text)
+
+
+def test_write_report__same_run_same_bytes(toy: tuple[Path, Path], text: str) -> None:
+    data, run = toy
+    again = write_report(run, data, "toy_train", "toy_test", run / "again.html")
+    assert again.read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize(
+    ("stages", "seen", "unseen"),
+    [
+        (["cam"], "Coarse map", "Point prompts"),
+        (["cam", "prompt", "propose"], "Proposals", "WSOD detections"),
+        (["pgt"], "Pseudo ground truth", "Coarse map"),
+    ],
+)
+def test_write_report__partial_run(
+    toy: tuple[Path, Path], tmp_path: Path, stages: list[str], seen: str, unseen: str
+) -> None:
+    data, _ = toy
+    build_run(tmp_path / "run", data, "toy_train", stages)
+    (tmp_path / "run" / "wsod" / "toy_train").mkdir(parents=True)
+    out = write_report(tmp_path / "run", data, "toy_train", "toy_test", tmp_path / "report.html")
+    text = out.read_text(encoding="utf-8")
+    alts = Page(text).alts
+    assert any(alt.startswith(seen) for alt in alts)
+    assert not any(alt.startswith(unseen) for alt in alts)
+    assert "not finished" in text
+
+
+def test_write_report__damaged_artifact_is_named(toy: tuple[Path, Path], tmp_path: Path) -> None:
+    data, _ = toy
+    build_run(tmp_path / "run", data, "toy_train", ["cam", "pgt"])
+    (tmp_path / "run" / "cam" / "toy_train" / "cams.h5").write_bytes(b"not HDF5")
+    out = write_report(tmp_path / "run", data, "toy_train", "", tmp_path / "report.html")
+    text = out.read_text(encoding="utf-8")
+    assert "Could not be read" in text
+    assert "cam/toy_train/cams.h5" in text
+    assert any(alt.startswith("Pseudo ground truth") for alt in Page(text).alts)
+
+
+def test_write_report__names_and_reasons_are_escaped(tmp_path: Path) -> None:
+    import cv2
+
+    nasty = "<b>&'cat'"
+    folder = tmp_path / "data" / "photos"
+    (folder / "images").mkdir(parents=True)
+    for name in ("a", "b"):
+        cv2.imwrite(str(folder / "images" / f"{name}.png"), np.full((40, 50, 3), 99, np.uint8))
+    (folder / "tags.csv").write_text(f'file_name,tags\na.png,"{nasty}"\nb.png,"{nasty}"\n')
+    (folder / "dataset.yaml").write_text("format: folder\nsubsets: {train: {role: train, file: tags.csv}}\n")
+    cam = tmp_path / "run" / "cam" / "photos_train"
+    cam.mkdir(parents=True)
+    manifest = {
+        "stage": "cam", "split": "photos_train", "config": {"note": "<script>alert(1)</script>"}, "seed": 0,
+        "version": "0.1.0", "git": None, "command": ["weaksam", "<i>"], "schema_version": 1, "inputs": {},
+        "failures": [{"id": "<img src=x>", "reason": "<b>bad</b>"}],
+    }  # fmt: skip
+    (cam / "manifest.json").write_text(json.dumps(manifest))
+    out = write_report(tmp_path / "run", tmp_path / "data", "photos_train", "", tmp_path / "report.html")
+    text = out.read_text(encoding="utf-8")
+    for raw in (nasty, "<script>alert", "<img src=x>", "<b>bad</b>", "<i>"):
+        assert raw not in text.replace("<i></i>", "")
+    assert "&lt;b&gt;&amp;&#39;cat&#39;" in text
+    assert "no boxes to compare with" in text
+
+
+def test_write_report__nothing_there(toy: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(MissingInputError, match="no stage of toy_train"):
+        write_report(tmp_path, toy[0], "toy_train", "", tmp_path / "report.html")
+
+
+def test_read_curves__resumed_and_cut_short(tmp_path: Path) -> None:
+    lines = [
+        '{"phase": "train", "step": 0, "epoch": 0, "loss": 2.0}',
+        '{"phase": "train", "step": 10, "epoch": 0, "loss": 9.0}',
+        '{"phase": "train", "step": 10, "epoch": 0, "loss": 1.0, "loss_cls": NaN}',
+        '{"summary": 1}',
+        '{"phase": "train", "step": 20, "los',
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert read_curves(tmp_path / "metrics.jsonl") == {"train": {"loss": [(0, 2.0), (10, 1.0)]}}
+
+
+def test_read_run__unfinished_stage_has_no_folder_to_read(toy: tuple[Path, Path], tmp_path: Path) -> None:
+    build_run(tmp_path, toy[0], "toy_train", ["cam", "pgt"])
+    (tmp_path / "pgt" / "toy_train" / "manifest.json").unlink()
+    facts = read_run(tmp_path, ("toy_train",))
+    assert list(facts.finished("toy_train")) == ["cam"]
+    assert [s.stage for s in facts.stages] == ["cam", "pgt"]
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1, ["c"]), (2, ["b", "d"]), (5, list("abcde")), (9, list("abcde"))]
+)
+def test_evenly_spaced__spread(count: int, expected: list[str]) -> None:
+    assert evenly_spaced(list("abcde"), count) == expected
+
+
+def test_strongest__half_of_the_best_and_a_dozen() -> None:
+    scores = np.array([0.2, 0.8, 0.39, 0.41], np.float32)
+    found = Detections(np.zeros((4, 4), np.float32), np.arange(4), scores)
+    assert strongest(found).classes.tolist() == [1, 3]
+    many = Detections(np.zeros((20, 4), np.float32), np.arange(20), np.full(20, 0.1, np.float32))
+    assert strongest(many).classes.tolist() == list(range(12))
+    assert len(strongest(Detections.empty())) == 0
+
+
+def test_headlines__test_split_comes_first_and_none_is_left_out() -> None:
+    rows = [
+        {"stage": "retrain", "split": "x_train", "metrics": {"ap50": 0.5}},
+        {"stage": "retrain", "split": "x_test", "metrics": {"ap50": 0.25}},
+        {"stage": "wsis", "split": "x_test", "metrics": {"mask_ap50": None}},
+    ]
+    assert headlines(rows) == [("0.250", "AP50 of the retrained detector", "x_test")]
+
+
+def test_line_chart__higher_is_further_up() -> None:
+    chart = line_chart("t", {"loss": [(0, 4.0), (10, 1.0)], "none": []})
+    assert chart is not None
+    assert chart.lines[0].path == "M6.0 6.0L314.0 94.5"
+    assert (chart.low, chart.high, chart.steps) == ("0.000", "4.000", 10)
+    assert line_chart("t", {"loss": [(0, 4.0)]}) is None
+
+
+def test_line_chart__constant_curve_is_drawn() -> None:
+    chart = line_chart("t", {"x": [(0, 3.0), (5, 3.0)]})
+    assert chart is not None
+    assert "nan" not in chart.lines[0].path
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (float("nan"), "–"), (0.5, "0.500"), (43.21, "43.2"), (1234, "1,234"), (1234.5, "1,234")],
+)
+def test_number__reads_well(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.44, "0.4 s"), (41.2, "41 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")]
+)
+def test_duration__reads_well(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("mask_ap50", "mask AP50"), ("recall75", "recall@.75"), ("ap50_11point", "AP50 (11-point)")],
+)
+def test_words__reads_well(name: str, text: str) -> None:
+    assert words(name) == text
