@@ -1,0 +1,254 @@
+"""Segmenters: the library's own answers through our interface, and every way a weights file can be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import segment_anything
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from segment_anything import SamPredictor
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import Tensor
+
+from stages.core.errors import ConfigError, EnvironmentFault, ImageError, SchemaError, WeakSamError
+from stages.core.vision.sam_loading import load_nano, load_sam, read_published
+from stages.core.vision.sam_nano import ARCHITECTURE, build_sam_nano
+from stages.core.vision.segmenters import SamSegmenter
+
+
+def tiny_vit_sam() -> Sam:
+    """A random Sam with a ViT encoder, as the published models are built, of 64 px."""
+    return Sam(
+        image_encoder=ImageEncoderViT(img_size=64, embed_dim=32, depth=1, num_heads=2, out_chans=32),
+        prompt_encoder=PromptEncoder(32, (4, 4), (64, 64), 16),
+        mask_decoder=MaskDecoder(
+            transformer_dim=32,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=32, num_heads=4, mlp_dim=64),
+        ),
+        pixel_mean=[123.675, 116.28, 103.53],
+        pixel_std=[58.395, 57.12, 57.375],
+    ).eval()
+
+
+def shaken(sam: Sam, seed: int = 0) -> Sam:
+    """Moves all weights, so that parts that start at zero take part too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in sam.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return sam
+
+
+def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def builders() -> list[Any]:
+    return [pytest.param(tiny_vit_sam, id="vit"), pytest.param(lambda: build_sam_nano(32, 64), id="nano")]
+
+
+PROMPTS: list[Any] = [
+    # points, labels, boxes
+    pytest.param([[[5.0, 9.0]], [[30.5, 20.0]]], [[1], [1]], None, id="single points"),
+    pytest.param(
+        [[[5.0, 9.0], [8.0, 3.0]], [[30.5, 20.0], [0.0, 0.0]]], [[1, 0], [1, -1]], None, id="padded"
+    ),
+    pytest.param(
+        None, None, [[2.0, 3.0, 20.0, 21.5], [0.0, 0.0, 40.0, 30.0], [9.0, 9.0, 9.0, 9.0]], id="boxes"
+    ),
+    pytest.param([[[5.0, 9.0]]], [[1]], [[2.0, 3.0, 20.0, 21.5]], id="point and box"),
+]
+
+
+def as_tensor(values: Any) -> Tensor | None:
+    return None if values is None else torch.tensor(values)
+
+
+@pytest.mark.parametrize("build", builders())
+@pytest.mark.parametrize("size_hw", [(30, 45), (64, 64), (130, 50)])
+@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize(("points", "labels", "boxes"), PROMPTS)
+def test_decode__equals_the_library_predictor(
+    build: Any, size_hw: tuple[int, int], multimask: bool, points: Any, labels: Any, boxes: Any
+) -> None:
+    sam = shaken(build())
+    image = picture(*size_hw)
+    predictor = SamPredictor(sam)
+    predictor.set_image(image)
+    coords, corners = as_tensor(points), as_tensor(boxes)
+    full, iou, low = predictor.predict_torch(
+        None if coords is None else predictor.transform.apply_coords_torch(coords, size_hw),
+        as_tensor(labels),
+        None if corners is None else predictor.transform.apply_boxes_torch(corners, size_hw),
+        multimask_output=multimask,
+        return_logits=True,
+    )
+    segmenter = SamSegmenter("under test", sam)
+    encoded = segmenter.encode(image)
+    decoded = segmenter.decode(encoded, coords, as_tensor(labels), corners, multimask=multimask)
+    assert decoded.low_res_logits.shape == low.shape
+    torch.testing.assert_close(decoded.low_res_logits, low, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(decoded.predicted_iou, iou, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(segmenter.upscale(decoded.low_res_logits, encoded), full, rtol=1e-3, atol=1e-4)
+
+
+def test_decode_above__draws_what_decode_draws_and_nothing_below_the_floor() -> None:
+    segmenter = SamSegmenter("nano", shaken(build_sam_nano(32, 64)))
+    encoded = segmenter.encode(picture(40, 60))
+    points = torch.rand(7, 1, 2) * 40
+    labels = torch.ones(7, 1)
+    whole = segmenter.decode(encoded, points, labels, None, multimask=True)
+    floor = torch.full((7, 3), float(whole.predicted_iou.median()))
+    floor[2] = float("inf")
+    drawn = segmenter.decode_above(encoded, points, labels, None, multimask=True, floor_PM=floor)
+    prompt, mask = (whole.predicted_iou > floor).nonzero(as_tuple=True)
+    assert 0 < len(prompt) < 21
+    assert drawn.prompt.tolist() == prompt.tolist()
+    assert drawn.mask_index.tolist() == mask.tolist()
+    assert 2 not in drawn.prompt
+    torch.testing.assert_close(drawn.logits_NHW, whole.low_res_logits[prompt, mask])
+
+
+def test_encode__calls_the_encoder_once_and_decode_never() -> None:
+    sam = build_sam_nano(32, 64)
+    calls: list[torch.Size] = []
+    sam.image_encoder.register_forward_hook(lambda module, inputs, output: calls.append(output.shape))
+    segmenter = SamSegmenter("nano", sam)
+    encoded = segmenter.encode(picture(40, 60))
+    for _ in range(3):
+        segmenter.decode(encoded, None, None, torch.tensor([[1.0, 2.0, 30.0, 20.0]]), multimask=False)
+    assert calls == [torch.Size([1, 32, 8, 8])]
+
+
+def test_encode__images_do_not_mix() -> None:
+    segmenter = SamSegmenter("nano", shaken(build_sam_nano(32, 64)))
+    first = segmenter.encode(picture(40, 60))
+    segmenter.encode(picture(64, 64, seed=1))
+    box = torch.tensor([[1.0, 2.0, 30.0, 20.0]])
+    again = segmenter.decode(segmenter.encode(picture(40, 60)), None, None, box, multimask=True)
+    kept = segmenter.decode(first, None, None, box, multimask=True)
+    assert torch.equal(kept.low_res_logits, again.low_res_logits)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "extent"), [(64, 128, (16.0, 32.0)), (128, 64, (32.0, 16.0)), (50, 50, (32.0, 32.0))]
+)
+def test_logit_extent__is_the_image_without_padding(
+    height: int, width: int, extent: tuple[float, float]
+) -> None:
+    encoded = SamSegmenter("nano", build_sam_nano(32, 64)).encode(picture(height, width))
+    assert encoded.logit_extent(torch.zeros(2, 3, 32, 32)) == extent
+
+
+def test_upscale__of_nothing_has_the_image_size() -> None:
+    segmenter = SamSegmenter("nano", build_sam_nano(32, 64))
+    encoded = segmenter.encode(picture(40, 60))
+    assert segmenter.upscale(torch.zeros(0, 32, 32), encoded).shape == (0, 40, 60)
+
+
+def test_encode__refuses_an_image_that_would_vanish() -> None:
+    with pytest.raises(ImageError, match="4000 x 2 px is too thin"):
+        SamSegmenter("nano", build_sam_nano(32, 64)).encode(picture(2, 4000))
+
+
+def write_nano(path: Path, changes: dict[str, Tensor | None], architecture: str = ARCHITECTURE) -> Path:
+    state: dict[str, Tensor | None] = {
+        name: value.half() if value.is_floating_point() else value
+        for name, value in build_sam_nano().state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    state |= changes
+    tensors = {name: value.clone() for name, value in state.items() if value is not None}
+    save_file(tensors, path, {"architecture": architecture})
+    return path
+
+
+def test_load_nano__restores_the_written_weights(tmp_path: Path) -> None:
+    token = torch.full((1, 128), 0.5)
+    sam: Any = load_nano(
+        write_nano(tmp_path / "nano.safetensors", {"mask_decoder.iou_token.weight": token.half()})
+    )
+    assert torch.equal(sam.mask_decoder.iou_token.weight, token)
+    assert not sam.training
+    assert sam.mask_decoder.iou_token.weight.dtype == torch.float32
+
+
+BROKEN_NANO: list[Any] = [
+    pytest.param(
+        {"mask_decoder.iou_token.weight": torch.zeros(1, 64)},
+        ARCHITECTURE,
+        "iou_token.weight is \\(1, 64\\)",
+        id="shape",
+    ),
+    pytest.param({"mask_decoder.iou_token.weight": None}, ARCHITECTURE, "lacks .*iou_token", id="missing"),
+    pytest.param({"extra": torch.zeros(1)}, ARCHITECTURE, "unknown .*extra", id="unknown"),
+    pytest.param({}, "sam-nano-0", "weights of 'sam-nano-0'", id="version"),
+]
+
+
+@pytest.mark.parametrize(("changes", "architecture", "message"), BROKEN_NANO)
+def test_load_nano__names_what_does_not_fit(
+    tmp_path: Path, changes: dict[str, Tensor | None], architecture: str, message: str
+) -> None:
+    path = write_nano(tmp_path / "nano.safetensors", changes, architecture)
+    with pytest.raises(SchemaError, match=message):
+        load_nano(path)
+
+
+def test_load_nano__truncated_file(tmp_path: Path) -> None:
+    path = write_nano(tmp_path / "nano.safetensors", {})
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(SchemaError, match="damaged"):
+        load_nano(path)
+
+
+BAD_REQUESTS: list[Any] = [
+    pytest.param("sam-nona", None, ConfigError, "did you mean 'sam-nano'", id="misspelt"),
+    pytest.param("sam-vit-h", None, EnvironmentFault, "sam_vit_h_4b8939.pth", id="no weights"),
+    pytest.param("sam-vit-h", "absent.pth", EnvironmentFault, "no such file", id="absent vit"),
+    pytest.param("sam-nano", "absent.safetensors", EnvironmentFault, "no such file", id="absent nano"),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "error", "message"), BAD_REQUESTS)
+def test_load_sam__explains_bad_requests(
+    tmp_path: Path, name: str, file: str | None, error: type[WeakSamError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        load_sam(name, None if file is None else tmp_path / file)
+
+
+def test_load_sam__vit_weights_round_trip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(segment_anything.sam_model_registry, "vit_b", tiny_vit_sam)
+    source = shaken(tiny_vit_sam())
+    torch.save(source.state_dict(), tmp_path / "vit.pth")
+    loaded = load_sam("sam-vit-b", tmp_path / "vit.pth")
+    for name, value in source.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_load_sam__another_vit_is_named(tmp_path: Path) -> None:
+    torch.save({"image_encoder.pos_embed": torch.zeros(1, 64, 64, 1024)}, tmp_path / "vit.pth")
+    with pytest.raises(SchemaError, match="weights of sam-vit-l, not of sam-vit-b"):
+        load_sam("sam-vit-b", tmp_path / "vit.pth")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a checkpoint", b"PK\x03\x04 cut"], ids=["empty", "text", "cut archive"]
+)
+def test_read_published__damaged_file(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "sam.pth"
+    path.write_bytes(content)
+    with pytest.raises(SchemaError, match=r"sam\.pth: damaged checkpoint"):
+        read_published(path)
+
+
+def test_read_published__not_a_state_dict(tmp_path: Path) -> None:
+    torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "sam.pth")
+    with pytest.raises(SchemaError, match="not a mapping of tensor names"):
+        read_published(tmp_path / "sam.pth")
