@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stages.core.ops.boxes import pairwise_iou
-from stages.wsod.mining import Seeds, assign_labels, by_score
+from stages.wsod.mining import Seeds, assign_labels, by_score, relative_scores
 from stages.wsod.mist import candidate_count, multi_instance
 from stages.wsod.oicr import near_top, top1
 
@@ -132,6 +132,16 @@ def test_assign_labels__matches_the_slow_version(seed: int, boxes: int, ignore: 
         assert int(targets.labels_N[i]) == label
         assert targets.weights_N[i].item() == (0.0 if ignored else seeds.scores_S[best].item())
         assert int(targets.matched_N[i]) == int(seeds.index_S[best])
+
+
+def test_relative_scores__the_best_valid_seed_of_each_class_weighs_one() -> None:
+    seeds = Seeds(
+        torch.tensor([0, 1, 2, 3]),
+        torch.tensor([0, 0, 1, 1]),
+        torch.tensor([0.02, 0.01, 0.5, 0.9]),
+        torch.tensor([True, True, True, False]),
+    )
+    assert relative_scores(seeds, 3).scores_S[:3].tolist() == pytest.approx([1.0, 0.5, 1.0])
 
 
 def test_by_score__a_shared_proposal_goes_to_the_surer_class() -> None:

@@ -46,12 +46,14 @@ def write_proposals(path: Path, counts: dict[str, int]) -> Path:
     return path
 
 
-def context(tmp_path: Path, subset: str, name: str = "wsod", **counts: int) -> StageContext:
+def context(
+    tmp_path: Path, subset: str, name: str = "wsod", counts: dict[str, int] | None = None
+) -> StageContext:
     if not (tmp_path / "data" / "tiny").exists():
         make_voc(tmp_path / "data")
     out = tmp_path / name / subset
     out.mkdir(parents=True, exist_ok=True)
-    proposals = write_proposals(tmp_path / f"{name}-{subset}.h5", dict.fromkeys(SCENES[subset], 7) | counts)
+    proposals = write_proposals(tmp_path / f"{name}-{subset}.h5", dict.fromkeys(SCENES[subset], 7) | (counts or {}))
     split = open_split(f"tiny_{subset}", tmp_path / "data")
     return StageContext(split=split, run=tmp_path, out=out, inputs={"proposals": proposals})
 
@@ -80,7 +82,7 @@ def test_wsod__fit_then_apply_on_train_and_test(tmp_path: Path, method: str) -> 
 
 
 def test_wsod__images_without_proposals_are_filtered_and_named(tmp_path: Path) -> None:
-    train = context(tmp_path, "train", img_2=0)
+    train = context(tmp_path, "train", counts={"img_2": 0})
     assert run(train)["training_images"] == 2
     assert train.failures.entries == {"img_2": "no usable proposal"}
     assert read_results(train.out / "detections.json", train.split)["img_2"].scores.size == 0
@@ -88,7 +90,7 @@ def test_wsod__images_without_proposals_are_filtered_and_named(tmp_path: Path) -
 
 def test_wsod__no_proposals_at_all(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="both a tag and a proposal"):
-        run(context(tmp_path, "train", **dict.fromkeys(SCENES["train"], 0)))
+        run(context(tmp_path, "train", counts=dict.fromkeys(SCENES["train"], 0)))
 
 
 def test_wsod__unreadable_image_is_recorded_and_replaced(tmp_path: Path) -> None:

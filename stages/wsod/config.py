@@ -76,6 +76,10 @@ class WsodConfig(StageConfig):
     ignore_iou: float = Field(
         0.0, description="IoU with every seed below which a proposal is ignored; 0 ignores none", ge=0, lt=1
     )
+    seed_weights: Literal["score", "relative"] = Field(
+        "relative",
+        description="Loss weight of a seed: its score (published), or that over the best of its class in the image",
+    )
     score_ties: bool = Field(
         True, description="A proposal mined for two classes takes the surer one; false: the first (published)"
     )

@@ -16,7 +16,7 @@ from stages.core.ops.mil import bag_index, image_scores, two_stream_scores
 from stages.wsod.config import WsodConfig
 from stages.wsod.detector import ProposalOutputs
 from stages.wsod.losses import image_bce, refinement_loss, regression_loss, row_shares
-from stages.wsod.mining import Seeds, Targets, assign_labels, by_score
+from stages.wsod.mining import Seeds, Targets, assign_labels, by_score, relative_scores
 from stages.wsod.mist import multi_instance
 from stages.wsod.oicr import near_top, top1
 
@@ -82,7 +82,9 @@ def mine(scores_NC: Tensor, classes_P: Tensor, iou_NN: Tensor, config: WsodConfi
             config.near_top_nms,
             config.class_agnostic_nms,
         )
-    return by_score(seeds) if config.score_ties else seeds
+    if config.score_ties:
+        seeds = by_score(seeds)
+    return relative_scores(seeds, scores_NC.shape[1]) if config.seed_weights == "relative" else seeds
 
 
 def _batch_targets(source_NC: Tensor, ious: Sequence[Tensor], bags: Bags, config: WsodConfig) -> Targets:

@@ -6,7 +6,7 @@ for the device.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,16 @@ def by_score(seeds: Seeds) -> Seeds:
     return Seeds(
         seeds.index_S[order_S], seeds.classes_S[order_S], seeds.scores_S[order_S], seeds.valid_S[order_S]
     )
+
+
+def relative_scores(seeds: Seeds, num_classes: int) -> Seeds:
+    """Divide every seed's score by the best valid one of its class.
+
+    Scores of the two streams are small while the detector is young, and so would be every loss weight.
+    """
+    best_C = seeds.scores_S.new_zeros(num_classes)
+    best_C = best_C.scatter_reduce(0, seeds.classes_S, seeds.scores_S * seeds.valid_S, "amax")
+    return replace(seeds, scores_S=seeds.scores_S / best_C[seeds.classes_S].clamp(min=1e-12))
 
 
 def assign_labels(

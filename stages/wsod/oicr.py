@@ -91,6 +91,9 @@ def near_top(
         alive_PN = alive_PN & ~suppressed_QN
         # A degenerate box overlaps nothing, not even itself: take it out by name.
         alive_PN = alive_PN.index_put((queues_Q, column_Q), torch.zeros_like(found_Q))
+        # Reading a flag stalls a GPU, where the remaining picks just come out invalid, but not a CPU.
+        if alive_PN.device.type == "cpu" and not bool(alive_PN.any()):
+            break
     assert rows > 0, "an image without positive classes must be filtered before mining"
     return Seeds(*(torch.stack(part, dim=1).reshape(-1) for part in (index, classes, scores, valid)))
 
