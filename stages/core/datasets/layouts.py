@@ -127,7 +127,8 @@ def coco_image_folders(root: Path, subset: str) -> tuple[Path, ...]:
     """Where the images of a COCO subset may be; minival2014's, for one, are in ``val2014``."""
     year = re.search(r"\d+$", subset)
     names = [subset, *([f"val{year[0]}", f"train{year[0]}"] if year else [])]
-    return (*(root / n for n in names), *(root / "images" / n for n in names), root / "images", root / "JPEGImages", root)
+    names = [*names, *(f"images/{name}" for name in names), "images", "JPEGImages"]
+    return (*(root / name for name in names), root)
 
 
 def _scan_voc(name: str, root: Path) -> Dataset | None:

@@ -25,14 +25,14 @@ def role_of(subset: str) -> Role | None:
     return "test" if any(word.startswith(_TEST_WORDS) for word in words) else None
 
 
-def train_subset_for(subset: str, available: Iterable[str]) -> str | None:
-    """The train subset a test subset goes with, or None if there is none.
+def train_subset_for(subset: str, train_subsets: Iterable[str]) -> str | None:
+    """Choose among the train subsets the one a test subset goes with; None if there is none.
 
     ``test`` prefers trainval to train. ``val`` prefers train: trainval contains val itself. Subsets of
     VOC's segmentation lists prefer trainaug, which was made to leave out their val. Names are matched
     with what surrounds the word: ``val2017`` goes with ``train2017``, ``mini_test`` with ``mini_train``.
     """
-    names = sorted(name for name in available if role_of(name) == "train")
+    names = sorted(train_subsets)
     tests_on_val = re.search(r"val|dev", subset.lower()) is not None
     kinds = ("train", "trainaug", "trainval") if tests_on_val else ("trainval", "train", "trainaug")
     wanted = [re.sub(r"(mini)?val|test|dev", kind, subset, count=1) for kind in kinds]
