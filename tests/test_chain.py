@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def demo(data: Path, run: Path, *more: str) -> int:
-    size = ["--train-images", "10", "--test-images", "4", "--workers", "2"]
+    size = ["--train-images", "10", "--test-images", "4", "--workers", "2", "--max-failures", "100%"]
     return weaksam(
         "demo", "--dataset", "tiny", "--data", str(data), "--run", str(run), "--recipe", "toy", *size, *more
     )
@@ -64,10 +66,35 @@ def test_chain__report_and_figures(finished: Path) -> None:
     assert 'src="http' not in page
 
 
-def test_chain__same_seed_same_bytes_up_to_pgt(finished: Path, data: Path, tmp_path: Path) -> None:
-    """Another run, with another number of workers, in stages of its own processes' making."""
+@pytest.fixture(scope="module")
+def blind(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same images and tags with every box and mask of the truth removed from the disk."""
+    root = tmp_path_factory.mktemp("blind")
+    shutil.copytree(data / "tiny", root / "tiny")
+    shutil.rmtree(root / "tiny" / "SegmentationObject")
+    shutil.rmtree(root / "tiny" / "annotations")
+    for path in (root / "tiny" / "Annotations").iterdir():
+        path.write_text(re.sub(r"<bndbox>.*?</bndbox>", "", path.read_text(), flags=re.DOTALL))
+    return root
+
+
+def test_chain__same_bytes_again_without_any_box_or_mask_on_disk(
+    finished: Path, blind: Path, tmp_path: Path
+) -> None:
+    """Equal artifacts up to pgt.json: determinism (one seed, other workers) and weak supervision at once."""
     for stage in STAGE_NAMES[:5]:
-        common = ["--run", str(tmp_path / "again"), "--data", str(data), "--recipe", "toy", "--workers", "1"]
+        common = [
+            "--run",
+            str(tmp_path / "again"),
+            "--data",
+            str(blind),
+            "--recipe",
+            "toy",
+            "--workers",
+            "1",
+            "--max-failures",
+            "100%",
+        ]
         assert weaksam(stage, "--split", "tiny_train", "--limit", "10", *common) == 0
         first, second = finished / stage / "tiny_train", tmp_path / "again" / stage / "tiny_train"
         for name in read_manifest(first).outputs:

@@ -91,6 +91,7 @@ def demo(
                 workers=workers,
                 verbosity=OPTIONS.verbosity,
                 show_progress=OPTIONS.progress,
+                max_failures=max_failures,
             ),
         )
     seconds = time.monotonic() - start
