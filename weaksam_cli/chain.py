@@ -56,6 +56,9 @@ def demo(
     workers: Annotated[
         int | None, typer.Option("--workers", min=0, help="Processes for per-image work.")
     ] = None,
+    max_failures: Annotated[
+        str, typer.Option("--max-failures", help="Images that may fail: a count or a percentage.")
+    ] = "5%",
 ) -> None:
     """Run all seven stages on the embedded data set, evaluate, and write report.html.
 
