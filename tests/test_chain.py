@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,12 +25,12 @@ def weaksam(*arguments: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny drawn set in the place of the embedded one, under a name of its own."""
     root = tmp_path_factory.mktemp("data")
     write_shapes(root, COUNTS, seed=5)
     (root / "shapes").rename(root / "tiny")
-    yield root
+    return root
 
 
 def demo(data: Path, run: Path, *more: str) -> int:

@@ -106,7 +106,6 @@ def evaluate_and_report(run: Path, root: Path, train: str, test: str) -> dict[st
     """Measure everything in a run folder, print one table, write ``report.html``."""
     from stages.core.evaluation.suite import evaluate_run
     from stages.core.viz.report import write_report
-
     from weaksam_cli.tables import print_run_table
 
     figures = evaluate_run(run, root, train, test)

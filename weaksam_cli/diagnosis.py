@@ -110,7 +110,6 @@ def _devices() -> tuple[str, list[str]]:
 
 def _splits(data: Path) -> tuple[str, list[str]]:
     from stages.core.datasets.catalog import list_splits
-
     from stages.core.errors import WeakSamError
 
     try:

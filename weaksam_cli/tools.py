@@ -28,7 +28,8 @@ def evaluate(
     task: Annotated[
         str | None,
         typer.Option(
-            "--task", help="cams, prompts, proposals, detections, pgt or segmentations; default from the file."
+            "--task",
+            help="cams, prompts, proposals, detections, pgt or segmentations; default from the file.",
         ),
     ] = None,
     dataset: Annotated[
@@ -46,9 +47,8 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure an artifact, or a whole run, against the ground truth."""
-    from stages.core.evaluation.expect import check_expectations
-
     from stages.core.errors import UsageError
+    from stages.core.evaluation.expect import check_expectations
     from weaksam_cli.tables import print_report_table, print_run_table
 
     if artifact is None:
