@@ -200,7 +200,7 @@ def build_vit(
     """
     if not timm.is_model(name):
         raise ConfigError(
-            f"unknown model {name!r}", remedy=did_you_mean(name, timm.list_models("*vit*patch*"))
+            f"unknown model {name!r}", remedy=did_you_mean(name, timm.list_models(["*vit*patch*", "deit*"]))
         )
     try:
         vit: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, drop_path_rate=drop_path)

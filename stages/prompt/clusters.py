@@ -44,6 +44,11 @@ def kmeans(points_xy: Points, seed: int) -> Clusters:
     if len(points_xy) == 0:
         return _empty()
     count = max(1, len(points_xy) // POINTS_PER_CLUSTER)
+    if count == 1:  # nothing to search for, and OpenCV would read a single point as two numbers
+        members = np.zeros(len(points_xy), np.int64)
+        return Clusters(
+            points_xy.mean(axis=0, keepdims=True), np.ones(1, np.float32), np.array([-1]), members
+        )
     cv2.setRNGSeed(seed % (2**31 - 1))
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 300, 1e-4)
     samples = np.ascontiguousarray(points_xy, np.float32)

@@ -1,0 +1,57 @@
+"""Pictures of `cam`: for each class of an image its coarse, fine and mean cross map over the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stages.core.artifacts.schemas import CAMS, MAP_KINDS
+from stages.core.artifacts.table import Table, read_table
+from stages.core.datasets.images import load_image
+from stages.core.datasets.split import WeakSplit
+from stages.core.viz.drawing import Picture, contact_sheet, enlarged, overlay_map, save_png
+
+SIDE = 320
+
+
+def draw(out: Path, split: WeakSplit, ids: Sequence[str], folder: Path) -> list[Path]:
+    """Draw the maps of some images, one PNG each: a row per class, a column per kind.
+
+    Args:
+        out: the stage's output folder.
+        split: where the images are.
+        ids: which images; those without maps are passed over.
+        folder: where the pictures go.
+    """
+    cams = read_table(out / "cams.h5", CAMS)
+    paths = []
+    for image_id in ids:
+        if image_id not in cams or len(cams.rows(image_id)["kind"]) == 0:
+            continue
+        picture, _ = enlarged(load_image(split.image_path(image_id)), SIDE)
+        paths.append(folder / f"{image_id}.png")
+        save_png(paths[-1], _sheet(cams, image_id, picture, split.classes))
+    return paths
+
+
+def _sheet(cams: Table, image_id: str, picture: Picture, classes: Sequence[str]) -> Picture:
+    rows = cams.rows(image_id)
+    pictures: list[Picture] = []
+    titles: list[str] = []
+    for label in np.unique(rows["class_index"]).tolist():
+        for kind, name in enumerate(MAP_KINDS):
+            chosen = np.flatnonzero((rows["class_index"] == label) & (rows["kind"] == kind))
+            starts, counts = rows["value_start"][chosen], rows["value_count"][chosen]
+            maps = [
+                cams.pools["values"][s : s + c]
+                .astype(np.float32)
+                .reshape(rows["grid_h"][i], rows["grid_w"][i])
+                for i, s, c in zip(chosen, starts, counts, strict=True)
+            ]
+            if maps:
+                mean = np.mean(maps, axis=0)
+                pictures.append(overlay_map(picture, mean / max(float(mean.max()), 1e-6)))
+                titles.append(f"{classes[label]}: {name}")
+    return contact_sheet(pictures, len(MAP_KINDS), titles=titles)
