@@ -20,7 +20,10 @@ PAPER_CONFIG = PromptConfig(**PAPER)
 
 def bump(x: int, y: int, size: tuple[int, int] = (12, 16)) -> np.ndarray[Any, np.dtype[np.float32]]:
     rows, columns = np.mgrid[: size[0], : size[1]]
-    return np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 4.0).astype(np.float32)
+    values: np.ndarray[Any, np.dtype[np.float32]] = np.exp(
+        -((columns - x) ** 2 + (rows - y) ** 2) / 4.0
+    ).astype(np.float32)
+    return values
 
 
 def cams(*maps: tuple[int, int, int, int, np.ndarray[Any, np.dtype[np.float32]]]) -> Table:
