@@ -95,6 +95,22 @@ class FoldedMaskDecoder:
             torch.cat([p.logits_NHW for p in pieces]), torch.cat([p.predicted_iou_PK for p in pieces]),
         )  # fmt: skip
 
+    def every_mask(
+        self, embedding_1CHW: Tensor, position_1CHW: Tensor, sparse_PSC: Tensor, dense_1CHW: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """All masks of P prompts, the single one first, as training needs them; keeps gradients.
+
+        Returns:
+            Low-resolution logits ``(P, K + 1, 4 h, 4 w)`` and predicted IoUs ``(P, K + 1)``.
+        """
+        keys = (embedding_1CHW + dense_1CHW)[0].flatten(1).t().contiguous()
+        position = position_1CHW[0].flatten(1).t().contiguous()
+        tokens = self._tokens(keys, position, sparse_PSC, slice(None))
+        networks = self.decoder.output_hypernetworks_mlps
+        filters = torch.stack([net(tokens.mask_tokens_PKC[:, i]) for i, net in enumerate(networks)], dim=1)
+        grid = (embedding_1CHW.shape[2], embedding_1CHW.shape[3])
+        return self._draw(tokens.image_PNC, filters, grid), tokens.predicted_iou_PK
+
     def _tokens(self, keys: Tensor, position: Tensor, sparse_PSC: Tensor, wanted: slice) -> _Tokens:
         d = self.decoder
         learned = torch.cat([d.iou_token.weight, d.mask_tokens.weight])
