@@ -85,7 +85,7 @@ def _wing(x: float, y: float, length: float, width: float, degrees: float) -> Po
     petal = ellipse(length / 2, 0.0, length / 2, width / 2)
     turn = math.radians(degrees)
     rotation = np.array([[math.cos(turn), math.sin(turn)], [-math.sin(turn), math.cos(turn)]])
-    return petal @ rotation + np.array([x, y])
+    return np.asarray(petal @ rotation + np.array([x, y]), dtype=np.float64)
 
 
 def _fish() -> Figure:

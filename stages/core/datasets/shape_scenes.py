@@ -192,7 +192,7 @@ def _visible_objects(placements: list[_Placement]) -> tuple[DrawnObject, ...]:
 
 def _random_colour(rng: np.random.Generator, saturation: tuple[float, float] = (0.15, 0.95)) -> Image:
     hsv = np.array([[[rng.uniform(0, 360), rng.uniform(*saturation), rng.uniform(0.25, 0.98)]]], np.float32)
-    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(np.float32)
+    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0], dtype=np.float32)
 
 
 def _colour_away_from(rng: np.random.Generator, others: list[Image], distance: float) -> Image:
@@ -230,7 +230,7 @@ def _texture(rng: np.random.Generator, height: int, width: int) -> Image:
         pattern = 0.5 + 0.5 * np.sin(2 * math.pi * (along + bend) / period)
     else:
         pattern = _smooth_noise(rng, height, width, 5)
-    return (0.55 * pattern + 0.45 * clouds).astype(np.float32)
+    return np.asarray(0.55 * pattern + 0.45 * clouds, dtype=np.float32)
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> Image:
@@ -240,7 +240,7 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Image:
     weight = _texture(rng, height, width)[..., None]
     image = first * (1 - weight) + second * weight
     light = 1.0 + 0.18 * (_smooth_noise(rng, height, width, 150)[..., None] - 0.5)
-    return np.clip(image * light, 0, 1).astype(np.float32)
+    return np.asarray(np.clip(image * light, 0, 1), dtype=np.float32)
 
 
 def _paint(rng: np.random.Generator, image: Image, placement: _Placement, base: Image) -> None:
