@@ -16,7 +16,9 @@ from stages.wsis.box_to_mask import (
     FROM_BOX,
     FROM_PROMPT,
     FROM_SECOND_TRY,
+    Choice,
     MaskRule,
+    box_fit,
     clean_mask,
     filled_box,
     mask_box,
@@ -78,35 +80,62 @@ def make(segmenter: Any, boxes: list[list[float]], rule: MaskRule | None = None)
 
 def test_masks_of_boxes__one_encoding_and_batched_boxes() -> None:
     segmenter = DrawingSegmenter()
-    found = make(segmenter, [[i, 2, i + 8, 18] for i in range(5)], MaskRule(boxes_per_batch=2))
+    rule = MaskRule(choice="single", boxes_per_batch=2)
+    found = make(segmenter, [[i, 2, i + 8, 18] for i in range(5)], rule)
     assert segmenter.encoded == 1
     assert segmenter.batches == [2, 2, 1]
     assert [one.origin for one in found] == [FROM_PROMPT] * 5
     assert mask_box(found[3].mask_HW).tolist() == [3, 2, 11, 10]
 
 
-def test_masks_of_boxes__no_boxes_no_encoding() -> None:
+@pytest.mark.parametrize("rule", [MaskRule(), MaskRule(choice="single")])
+def test_masks_of_boxes__no_boxes_no_encoding(rule: MaskRule) -> None:
     segmenter = DrawingSegmenter()
-    assert make(segmenter, []) == []
+    assert make(segmenter, [], rule) == []
     assert segmenter.encoded == 0
 
 
-def test_masks_of_boxes__empty_mask_gets_second_try_then_box() -> None:
+def test_masks_of_boxes__empty_single_mask_gets_second_try_then_box() -> None:
     boxes: list[list[float]] = [[1, 1, 9, 9], [12, 4, 28, 28]]
+    rule = MaskRule(choice="single")
     # By predicted IoU the three masks are: nothing, a dot (1 of 384 pixels, too small), the box.
-    second = make(DrawingSegmenter(single={12: 0.0}), boxes)
+    second = make(DrawingSegmenter(single={12: 0.0}), boxes, rule)
     assert [one.origin for one in second] == [FROM_PROMPT, FROM_SECOND_TRY]
     assert mask_box(second[1].mask_HW).tolist() == [12, 4, 28, 28]
-    last = make(DrawingSegmenter(single={12: 0.0}, three_is_empty=True), boxes)
+    last = make(DrawingSegmenter(single={12: 0.0}, three_is_empty=True), boxes, rule)
     assert [one.origin for one in last] == [FROM_PROMPT, FROM_BOX]
     assert (last[1].mask_HW == filled_box(np.array(boxes[1]), SIZE, SIZE)).all()
 
 
-def test_masks_of_boxes__best_of_three_takes_highest_predicted_iou() -> None:
-    # Only the mask of highest predicted IoU counts at first; it is empty, so the second try finds the dot.
-    found = make(DrawingSegmenter(), [[2.0, 2, 8, 8]], MaskRule(choice="best-of-three"))
-    assert found[0].origin == FROM_SECOND_TRY
-    assert found[0].mask_HW.sum() == 1
+@pytest.mark.parametrize(
+    ("choice", "pixels", "origin"),
+    [
+        ("best-of-three", 1, FROM_SECOND_TRY),  # highest predicted IoU is empty, the next is a dot of 1 / 36
+        ("best-fit", 36, FROM_PROMPT),  # the box fits best although its predicted IoU is lowest
+    ],
+)
+def test_masks_of_boxes__choice_among_three(choice: Choice, pixels: int, origin: int) -> None:
+    segmenter = DrawingSegmenter()
+    found = make(segmenter, [[2.0, 2, 8, 8]], MaskRule(choice=choice))
+    assert (found[0].mask_HW.sum(), found[0].origin) == (pixels, origin)
+    assert segmenter.batches == [1]
+
+
+def test_masks_of_boxes__three_bad_masks_fill_the_box_without_asking_again() -> None:
+    segmenter = DrawingSegmenter(three_is_empty=True)
+    found = make(segmenter, [[2.0, 2, 8, 8]], MaskRule(choice="best-of-three"))
+    assert (found[0].mask_HW.sum(), found[0].origin) == (36, FROM_BOX)
+    assert segmenter.batches == [1]
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [([4.0, 2, 8, 6], 1.0), ([4.0, 2, 8, 10], 0.5), ([8.0, 2, 12, 6], 0.0), ([6.0, 2, 10, 6], 1 / 3)],
+)
+def test_box_fit__iou_of_tight_box(box: list[float], expected: float) -> None:
+    mask = filled_box(np.array([4.0, 2, 8, 6]), 16, 16)
+    assert box_fit(mask, np.array(box)) == pytest.approx(expected)
+    assert box_fit(np.zeros((16, 16), np.bool_), np.array(box)) == 0.0
 
 
 @pytest.mark.parametrize(

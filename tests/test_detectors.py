@@ -16,6 +16,10 @@ from stages.core.vision.detector_inference import detect
 from stages.core.vision.detector_spec import DetectorSpec, Kind
 from stages.core.vision.detectors import build_detector, load_detector, save_detector
 from stages.core.vision.roi_heads import SMOOTH_L1_BETA, TopKMatcher, roi_losses
+from stages.retrain.config import PAPER as RETRAIN_PAPER
+from stages.retrain.config import RetrainConfig
+from stages.wsis.config import PAPER as WSIS_PAPER
+from stages.wsis.config import WsisConfig
 
 CLASSES = ("circle", "square")
 TINY = DetectorSpec(
@@ -186,3 +190,11 @@ def test_load_detector__missing_and_damaged(tmp_path: Path) -> None:
 def test_topk_matcher__by_hand(k: int, expected: list[int]) -> None:
     iou = torch.tensor([[0.9, 0.8, 0.6, 0.1, 0.0], [0.0, 0.1, 0.2, 0.7, 0.3]])
     assert TopKMatcher(k)(iou).tolist() == expected
+
+
+def test_paper_settings__valid_and_of_the_published_shape() -> None:
+    retrain, wsis = RetrainConfig(**RETRAIN_PAPER), WsisConfig(**WSIS_PAPER)
+    assert (retrain.lr, retrain.batch_size, retrain.tau_cls, retrain.tau_reg) == (0.02, 16, 4.0, 4.0)
+    assert wsis.mask_choice == "single"
+    spec = retrain.spec("faster-rcnn")
+    assert len(spec.anchor_sizes) == len(spec.strides) + 1  # P6 is pooled

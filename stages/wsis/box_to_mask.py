@@ -1,12 +1,14 @@
 """From pseudo boxes to pseudo masks: every box prompts a segmenter, one image encoding for all of them.
 
 The paper's extension to instance segmentation. The released code leaves this step out; decided here:
-1. one mask per box (or the best of three by predicted IoU), cut at the segmenter's threshold (logit 0);
+1. one mask per box, or the best of three by predicted IoU, or by predicted IoU x IoU of the mask's tight box with the
+   prompting box (`best-fit`: the box is known, a mask that does not reach its sides is a part); cut at the segmenter's
+   threshold (logit 0);
 2. what lies outside the slightly enlarged box is cleared, and only the largest connected piece is kept;
-3. a mask smaller than `min_area` of its box is no mask of the object: the three-mask output is asked, and its mask
-   of highest predicted IoU that is large enough is taken;
-4. if none is, the box itself is filled: its class is known to be in the image, and leaving the object out would teach
-   the detector that it is background. How often 3 and 4 happen is counted in the manifest.
+3. a mask smaller than `min_area` of its box is no mask of the object: the next best of the three is taken, and the
+   single-mask output is followed by the three-mask output;
+4. if none is left, the box itself is filled: its class is known to be in the image, and leaving the object out would
+   teach the detector that it is background. How often 3 and 4 happen is counted in the manifest.
 """
 
 from __future__ import annotations
@@ -18,13 +20,14 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 if TYPE_CHECKING:
     from stages.core.vision.segmenters import EncodedImage, Segmenter
 
 Mask = NDArray[np.bool_]
 Box = NDArray[np.float32]
+
+Choice = Literal["single", "best-of-three", "best-fit"]
 
 FROM_PROMPT, FROM_SECOND_TRY, FROM_BOX = 0, 1, 2
 """How a mask came about."""
@@ -35,14 +38,14 @@ class MaskRule:
     """How a mask is made from a box.
 
     Attributes:
-        choice: ask for one mask, or for three and take the one of highest predicted IoU.
+        choice: ask for one mask, or for three and take the best by predicted IoU or by predicted IoU x box fit.
         margin: enlargement of the box that the mask is clipped to, share of each side added on each side.
         largest_piece: keep only the largest 8-connected piece.
         min_area: smallest mask, as a share of its box's area.
         boxes_per_batch: boxes decoded at once.
     """
 
-    choice: Literal["single", "best-of-three"] = "single"
+    choice: Choice = "best-fit"
     margin: float = 0.05
     largest_piece: bool = True
     min_area: float = 0.01
@@ -71,43 +74,56 @@ def masks_of_boxes(
     if len(boxes_xyxy) == 0:
         return []
     encoded = segmenter.encode(pixels_HW3)
-    multimask = rule.choice == "best-of-three"
-    masks: list[BoxMask | None] = []
-    for start in range(0, len(boxes_xyxy), rule.boxes_per_batch):
-        batch = boxes_xyxy[start : start + rule.boxes_per_batch]
-        masks += _prompt(segmenter, encoded, batch, rule, multimask, FROM_PROMPT)
-    failed = [i for i, mask in enumerate(masks) if mask is None]
-    for start in range(0, len(failed), rule.boxes_per_batch):
-        again = failed[start : start + rule.boxes_per_batch]
-        retried = _prompt(segmenter, encoded, boxes_xyxy[again], rule, True, FROM_SECOND_TRY)
-        for i, mask in zip(again, retried, strict=True):
-            masks[i] = mask
-    shape = pixels_HW3.shape[:2]
+    masks: list[BoxMask | None] = [None] * len(boxes_xyxy)
+    tries = (False, True) if rule.choice == "single" else (True,)
+    for multimask in tries:
+        todo = [i for i, mask in enumerate(masks) if mask is None]
+        for start in range(0, len(todo), rule.boxes_per_batch):
+            batch = todo[start : start + rule.boxes_per_batch]
+            found = _prompt(segmenter, encoded, boxes_xyxy[batch], rule, multimask)
+            for i, mask in zip(batch, found, strict=True):
+                masks[i] = mask
+    height, width = pixels_HW3.shape[:2]
     return [
-        BoxMask(filled_box(box, shape[0], shape[1]), FROM_BOX) if mask is None else mask
+        BoxMask(filled_box(box, height, width), FROM_BOX) if mask is None else mask
         for box, mask in zip(boxes_xyxy, masks, strict=True)
     ]
 
 
 def _prompt(
-    segmenter: Segmenter, encoded: EncodedImage, boxes_P4: Box, rule: MaskRule, multimask: bool, origin: int
+    segmenter: Segmenter, encoded: EncodedImage, boxes_P4: Box, rule: MaskRule, multimask: bool
 ) -> list[BoxMask | None]:
     """The best acceptable mask of every box, or None."""
     decoded = segmenter.decode(encoded, None, None, torch.from_numpy(boxes_P4), multimask=multimask)
-    order_PM = decoded.predicted_iou.float().argsort(dim=1, descending=True, stable=True)
-    found: list[BoxMask | None] = [None] * len(boxes_P4)
-    # The best mask of every box first; full-size pixels are only made for boxes still without one.
-    for rank in range(order_PM.shape[1] if origin == FROM_SECOND_TRY else 1):
-        rows = [row for row, mask in enumerate(found) if mask is None]
-        if not rows:
-            break
-        chosen: Tensor = decoded.low_res_logits[rows, order_PM[rows, rank]]
-        full = (segmenter.upscale(chosen, encoded) > segmenter.mask_threshold).cpu().numpy()
-        for row, mask_HW in zip(rows, full, strict=True):
-            clean = clean_mask(mask_HW, boxes_P4[row], rule)
-            if clean.sum() >= max(1.0, rule.min_area * _area(boxes_P4[row])):
-                found[row] = BoxMask(clean, origin)
+    full = (segmenter.upscale(decoded.low_res_logits, encoded) > segmenter.mask_threshold).cpu().numpy()
+    ious_PM = decoded.predicted_iou.float().cpu().numpy()
+    found: list[BoxMask | None] = []
+    for box, masks_MHW, ious_M in zip(boxes_P4, full, ious_PM, strict=True):
+        cleaned = [clean_mask(mask_HW, box, rule) for mask_HW in masks_MHW]
+        scores = [float(iou) for iou in ious_M]
+        if rule.choice == "best-fit":
+            # The network's estimate may leave 0..1; a negative one must not turn a bad fit into a good one.
+            scores = [max(s, 0.0) * box_fit(mask, box) for s, mask in zip(scores, cleaned, strict=True)]
+        ranked = sorted(range(len(cleaned)), key=lambda m: (-scores[m], m))
+        smallest = max(1.0, rule.min_area * _area(box))
+        good = [m for m in ranked if cleaned[m].sum() >= smallest]
+        if not good:
+            found.append(None)
+            continue
+        retried = good[0] != ranked[0] or (multimask and rule.choice == "single")
+        found.append(BoxMask(cleaned[good[0]], FROM_SECOND_TRY if retried else FROM_PROMPT))
     return found
+
+
+def box_fit(mask_HW: Mask, box_xyxy: NDArray[Any]) -> float:
+    """IoU of a mask's tight box with a box, in [0, 1]; 0 for an empty mask."""
+    if not mask_HW.any():
+        return 0.0
+    tight = mask_box(mask_HW)
+    left, top = np.maximum(tight[:2], box_xyxy[:2])
+    right, bottom = np.minimum(tight[2:], box_xyxy[2:])
+    shared = float(max(0.0, right - left) * max(0.0, bottom - top))
+    return shared / (_area(tight) + _area(box_xyxy) - shared)
 
 
 def clean_mask(mask_HW: Mask, box_xyxy: NDArray[Any], rule: MaskRule) -> Mask:

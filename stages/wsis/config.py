@@ -19,6 +19,7 @@ PAPER: Final[dict[str, Any]] = {
     "warmup": 0.111,
     "mask_channels": 256,
     "segmenter": "sam-vit-h",
+    "mask_choice": "single",
 }
 """The published settings on VOC12 trainaug: 9,000 steps of 16 images, 1,000 of warm-up, drops at 6,000 and 8,000."""
 
@@ -33,8 +34,9 @@ class WsisConfig(DetectorSettings):
     mask_source: Literal["prompt", "given"] = Field(
         "prompt", description="prompt: ask the segmenter; given: the pseudo ground truth already holds masks"
     )
-    mask_choice: Literal["single", "best-of-three"] = Field(
-        "single", description="ask for one mask per box, or for three and take the highest predicted IoU"
+    mask_choice: Literal["single", "best-of-three", "best-fit"] = Field(
+        "best-fit",
+        description="one mask per box; or three, best by predicted IoU; or best by predicted IoU x fit to the box",
     )
     box_margin: float = Field(
         0.05, ge=0, le=1, description="mask may exceed its box by this share of the side, on each side"
