@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# One stage as one job:   sbatch slurm/stage.sh cam --split voc07_trainval --device cuda
+# Add what your cluster wants on the command line: sbatch --partition=gpu --gres=gpu:1 slurm/stage.sh ...
+#SBATCH --job-name=weaksam
+#SBATCH --output=slurm-%x-%j.out
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --cpus-per-task=4
+#SBATCH --signal=B:USR1@120
+set -uo pipefail
+
+weaksam=${WEAKSAM_BIN:-${SLURM_SUBMIT_DIR:-.}/.venv/bin/weaksam}
+
+# SLURM signals this shell (B:); pass it on and wait: the stage saves its state and exits with 75.
+"$weaksam" "$@" --resume &
+child=$!
+trap 'kill -TERM "$child" 2>/dev/null' TERM USR1
+wait "$child"
+code=$?
+while kill -0 "$child" 2>/dev/null; do
+  wait "$child"
+  code=$?
+done
+
+if [ "$code" -eq 75 ]; then
+  echo "preempted with the state saved; asking for a requeue" >&2
+  scontrol requeue "$SLURM_JOB_ID" && exit 0
+fi
+exit "$code"

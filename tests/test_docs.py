@@ -1,0 +1,183 @@
+"""README and docs: commands parse, links resolve, recipes and settings exist, scripts are sound."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.main import get_command
+
+from stages.core.config import STAGE_NAMES, recipe_names
+from weaksam_cli.main import build_app
+from weaksam_cli.stage_command import load_config_class, resolve_settings, setting_flags
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        ROOT / "data" / "README.md",
+        *ROOT.glob("stages/**/README.md"),
+    ]
+)
+SCRIPTS = sorted(ROOT.glob("slurm/*.sh"))
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"^    ((?:weaksam|make) .*)$", re.MULTILINE)
+INLINE = re.compile(r"`([^`\n]+)`")
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def shown_commands(program: str) -> list[tuple[str, str]]:
+    """(page, command line) of every command of a program in code blocks, indented blocks and scripts."""
+    found = []
+    for page in PAGES:
+        text = text_of(page)
+        blocks = [block for language, block in FENCE.findall(text) if language in ("bash", "sh", "")]
+        for line in [*"\n".join(blocks).splitlines(), *INDENTED.findall(text)]:
+            words = shlex.split(line, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                words = words[1:]
+            if "&&" in words:
+                words = words[: words.index("&&")]
+            if words and words[0] == program:
+                found.append((page.relative_to(ROOT).as_posix(), shlex.join(words)))
+    return sorted(set(found))
+
+
+WEAKSAM = shown_commands("weaksam")
+MAKE = shown_commands("make")
+
+
+def test_pages__show_commands() -> None:
+    assert len(WEAKSAM) > 30
+    assert len(MAKE) > 5
+    assert {line.split()[1] for _, line in WEAKSAM} >= {*STAGE_NAMES, "demo", "evaluate", "inspect", "doctor"}
+
+
+@pytest.mark.parametrize(("page", "line"), WEAKSAM)
+def test_weaksam_command__parses_and_its_settings_are_valid(page: str, line: str) -> None:
+    name, *rest = shlex.split(line)[1:]
+    assert "..." not in rest, f"{page}: an elided command cannot be checked"
+    app: Any = get_command(build_app([name]))
+    assert name in app.commands, f"{page}: {line}"
+    if "--help" in rest:
+        return
+    values = app.commands[name].make_context(name, rest).params
+    if name in STAGE_NAMES:
+        assert values["recipe"] in (None, *recipe_names()), f"{page}: no recipe is called {values['recipe']}"
+        model = load_config_class(name)
+        flags = setting_flags(model, values)
+        resolve_settings(name, model, values["recipe"], None, values["assignments"], flags)
+
+
+def make_targets() -> set[str]:
+    makefile = text_of(ROOT / "Makefile")
+    stages = re.search(r"^STAGES\s*:=(.*)$", makefile, re.MULTILINE)
+    assert stages is not None
+    named = re.findall(r"^([a-z][a-z ]*):(?!=)", makefile, re.MULTILINE)
+    return (
+        {word for group in named for word in group.split()} | set(stages[1].split()) | {"evaluate", "report"}
+    )
+
+
+@pytest.mark.parametrize(("page", "line"), MAKE)
+def test_make_command__target_exists(page: str, line: str) -> None:
+    targets = [w for w in shlex.split(line)[1:] if "=" not in w and not w.startswith("-")]
+    assert targets
+    assert set(targets) <= make_targets(), f"{page}: {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_page__relative_links_resolve(page: Path) -> None:
+    for target in LINK.findall(FENCE.sub("", text_of(page))):
+        if target.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page if not path else (page.parent / path).resolve()
+        assert file.exists(), f"{page.name} links to {target}"
+        assert file.is_relative_to(ROOT)
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", text_of(file), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+            assert anchor in slugs, f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_page__settings_named_exist(page: Path) -> None:
+    for word in INLINE.findall(FENCE.sub("", text_of(page))):
+        match = re.fullmatch(rf"({'|'.join(STAGE_NAMES)})\.([a-z_]+)(?:: .*|=.*)?", word)
+        if match is None or match[2] in ("py", "h5", "json"):
+            continue
+        assert match[2] in load_config_class(match[1]).model_fields, f"{page.name}: {word}"
+
+
+def test_recipes__listed_in_docs_exist() -> None:
+    table = re.findall(
+        r"^\| `(\w+)` \|", text_of(ROOT / "docs" / "stages-and-settings.md").split("## cam")[0], re.MULTILINE
+    )
+    assert table
+    assert set(table) <= set(recipe_names())
+
+
+def test_dataset_yaml__shown_in_docs_is_valid() -> None:
+    from stages.core.datasets.declared import DeclaredDataset
+
+    text = text_of(ROOT / "docs" / "your-own-data.md")
+    blocks = [block for language, block in FENCE.findall(text) if language == "yaml"]
+    assert blocks
+    for block in blocks:
+        DeclaredDataset.model_validate(yaml.safe_load(block))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_slurm_script__is_sound_bash(script: Path) -> None:
+    checked = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    assert script.stat().st_mode & 0o111, "executable"
+
+
+def run_stage_script(
+    folder: Path, exits: str, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run stage.sh with stand-ins for weaksam and scontrol that write down how they were called."""
+    for name, body in (
+        ("weaksam", f'echo "$@" >> calls; exit {exits}'),
+        ("scontrol", 'echo "scontrol $@" >> calls'),
+    ):
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    path = {"PATH": f"{folder}:/usr/bin:/bin", "WEAKSAM_BIN": str(folder / "weaksam"), "SLURM_JOB_ID": "17"}
+    command = ["bash", str(ROOT / "slurm" / environment.pop("script")), "prompt", "--split", "a_train"]
+    return subprocess.run(
+        command, cwd=folder, env=path | environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("exits", "code", "calls"),
+    [
+        ("0", 0, ["prompt --split a_train --resume"]),
+        ("75", 0, ["prompt --split a_train --resume", "scontrol requeue 17"]),
+        ("3", 3, ["prompt --split a_train --resume"]),
+    ],
+)
+def test_stage_script__requeues_on_75_alone(tmp_path: Path, exits: str, code: int, calls: list[str]) -> None:
+    done = run_stage_script(tmp_path, exits, {"script": "stage.sh"})
+    assert done.returncode == code, done.stderr
+    assert (tmp_path / "calls").read_text().splitlines() == calls
+
+
+def test_array_script__shards_count_from_zero(tmp_path: Path) -> None:
+    task = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "4"}
+    done = run_stage_script(tmp_path, "0", {"script": "array.sh", "SLURM_SUBMIT_DIR": str(ROOT)} | task)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "calls").read_text().splitlines() == ["prompt --split a_train --shard 2/4 --resume"]
