@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -329,8 +330,16 @@ def test_merge_candidates__paper_leaves_other_sources_alone() -> None:
     # Grid: the better of two. Coarse and fine: as they are. Cross: NEAR comes first and outlives SAME.
     assert merged.source.tolist() == [1, 2, 2, 4, 8, 8]
     assert merged.boxes_xyxy.tolist() == [NEAR, NEAR, SAME, SAME, NEAR, FAR]
-    by_score = merge_candidates(given, config.model_copy(update={"cross_nms_by": "predicted_iou"}))
+    by_score = merge_candidates(given, config.model_copy(update={"cross_nms_by": "rank"}))
     assert by_score.boxes_xyxy.tolist()[4:] == [SAME, FAR]
+
+
+def test_merge_candidates__quality_prefers_the_sharper_mask() -> None:
+    given = candidates([SAME, NEAR], [0.9, 0.8], ["grid", "grid"])
+    given = replace(given, stability=torch.tensor([0.5, 0.9]))
+    by_quality = merge_candidates(given, replace_config(union_nms=0.7, rank_by="quality"))
+    by_iou = merge_candidates(given, replace_config(union_nms=0.7, rank_by="predicted_iou"))
+    assert (by_quality.boxes_xyxy.tolist(), by_iou.boxes_xyxy.tolist()) == ([NEAR], [SAME])
 
 
 def test_merge_candidates__cap_keeps_the_best() -> None:

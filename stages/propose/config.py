@@ -22,6 +22,7 @@ PAPER: Final[dict[str, Any]] = {
     "prompt_masks": (1, 2),
     "cross_nms": 0.9,
     "cross_nms_by": "order",
+    "rank_by": "predicted_iou",
     "union_nms": 1.0,
     "max_boxes": 0,
     "min_side": 1.0,
@@ -54,14 +55,14 @@ class ProposeConfig(StageConfig):
         (0, 1, 2), description="Which of the three masks of a grid point are candidates", min_length=1
     )
     grid_predicted_iou: float = Field(
-        0.5, description="Grid masks need a predicted IoU above this, 0..1", ge=0.0, le=1.0
+        0.3, description="Grid masks need a predicted IoU above this, 0..1; 0 = no filter", ge=0.0, le=1.0
     )
     grid_stability: float = Field(
-        0.5, description="Grid masks need at least this stability, 0..1", ge=0.0, le=1.0
+        0.0, description="Grid masks need at least this stability, 0..1; 0 = no filter", ge=0.0, le=1.0
     )
     grid_nms: float = Field(
         1.0,
-        description="NMS among grid boxes by predicted IoU: box IoU above which one goes; 1 = off",
+        description="NMS among grid boxes by rank: box IoU above which one goes; 1 = off",
         gt=0.0,
         le=1.0,
     )
@@ -69,10 +70,10 @@ class ProposeConfig(StageConfig):
         (0, 1, 2), description="Which of the three masks of a point prompt are candidates", min_length=1
     )
     prompt_predicted_iou: float = Field(
-        0.5, description="Prompted masks need a predicted IoU above this, 0..1; 0 = no filter", ge=0.0, le=1.0
+        0.3, description="Prompted masks need a predicted IoU above this, 0..1; 0 = no filter", ge=0.0, le=1.0
     )
     prompt_stability: float = Field(
-        0.5, description="Prompted masks need at least this stability, 0..1; 0 = no filter", ge=0.0, le=1.0
+        0.0, description="Prompted masks need at least this stability, 0..1; 0 = no filter", ge=0.0, le=1.0
     )
     stability_offset: float = Field(
         1.0, description="Logit distance of the two cuts whose masks are compared", gt=0.0, le=10.0
@@ -83,11 +84,14 @@ class ProposeConfig(StageConfig):
         gt=0.0,
         le=1.0,
     )
-    cross_nms_by: Literal["order", "predicted_iou"] = Field(
-        "predicted_iou", description="What ranks cross-attention boxes: list order (paper) or predicted IoU"
+    cross_nms_by: Literal["order", "rank"] = Field(
+        "rank", description="What decides among cross-attention boxes: list order (paper) or rank"
     )
     union_nms: float = Field(
-        0.7, description="NMS over all boxes by rank, merging provenance: box IoU; 1 = off", gt=0.0, le=1.0
+        0.9, description="NMS over all boxes by rank, merging provenance: box IoU; 1 = off", gt=0.0, le=1.0
+    )
+    rank_by: Literal["predicted_iou", "quality"] = Field(
+        "quality", description="Rank of a box: its predicted IoU, or quality = predicted IoU x stability"
     )
     max_boxes: int = Field(150, description="Boxes kept per image by rank, 0 = no limit", ge=0, le=100_000)
     min_side: float = Field(2.0, description="Boxes with a shorter side go, pixels", ge=0.0, le=10_000.0)

@@ -108,6 +108,7 @@ def decode_batch(
     logits = frame.crop(drawn.logits_NHW).float() - segmenter.mask_threshold
     stability = stability_scores(logits, config.stability_offset)
     least = torch.where(is_grid, config.grid_stability, config.prompt_stability)[:, 0].to(logits.device)
+    # No stability at all (0 / 0) is no mask at all.
     good = (stability >= least[drawn.prompt]).nonzero().squeeze(1)
     boxes = mask_boxes(logits[good], frame)
     large = usable(boxes, config.min_side, config.min_area)
