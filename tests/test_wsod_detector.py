@@ -44,7 +44,14 @@ def batch() -> tuple[Tensor, Bags]:
             {"image", "refine1"},
         ),
         (
-            {"method": "mist", "background_column": True, "bce_reduction": "mean", "pool": "max"},
+            {
+                "method": "mist",
+                "dropblock": True,
+                "dropblock_drop": 0.9,
+                "background_column": True,
+                "bce_reduction": "mean",
+                "pool": "max",
+            },
             {"image", "refine1", "refine2", "refine3", "box1", "box2", "box3"},
         ),
     ],

@@ -40,6 +40,15 @@ class WsodConfig(StageConfig):
     pool_size: int = Field(7, description="Bins per side of RoI pooling", ge=1, le=14)
     hidden: int = Field(512, description="Width of the two fully connected layers", ge=8, le=8192)
     dropout: float = Field(0.5, description="Dropout after each fully connected layer, share", ge=0, lt=1)
+    dropblock: bool = Field(
+        False, description="Adversarial Concrete DropBlock on pooled features (published for MIST)"
+    )
+    dropblock_drop: float = Field(
+        0.3, description="Concrete DropBlock: share of cells to drop at most", gt=0, lt=1
+    )
+    dropblock_weight: float = Field(
+        0.01, description="Concrete DropBlock: strength of the reversed gradient", ge=0, le=10
+    )
     init_std: float = Field(0.01, description="Standard deviation of new heads' weights", gt=0, le=1)
     background_column: bool = Field(
         False, description="Give the two streams a background column (published for MIST)"

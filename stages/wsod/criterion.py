@@ -47,6 +47,8 @@ def wsod_losses(outputs: ProposalOutputs, bags: Bags, config: WsodConfig) -> dic
     scores_NC = two_stream_scores(outputs.cls_logits_NC, outputs.det_logits_NC, bag_N, num_images)
     tags_BC = _tag_matrix(bags.tags, scores_NC, config.background_column)
     losses = {"image": image_bce(image_scores(scores_NC, bag_N, num_images), tags_BC, config.bce_reduction)}
+    if outputs.dropped is not None:
+        losses["_dropped"] = outputs.dropped
     if not outputs.refine_logits:
         return losses
     shares_N = row_shares(torch.tensor(bags.counts, device=device), bag_N)

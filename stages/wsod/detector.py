@@ -16,6 +16,7 @@ from stages.core.vision.backbones import Trunk, build_trunk
 from stages.core.vision.folding import fold_batch_norms
 from stages.wsod import vgg
 from stages.wsod.config import WsodConfig
+from stages.wsod.dropblock import ConcreteDropBlock
 from stages.wsod.oicr import RefinementHeads
 from stages.wsod.wsddn import TwoStreamHead
 
@@ -32,6 +33,8 @@ class ProposalOutputs:
     """Per branch (N, C + 1), column 0 background; empty for wsddn."""
     deltas: list[Tensor]
     """Per branch (N, C + 1, 4), or empty."""
+    dropped: Tensor | None = None
+    """Share of feature cells that Concrete DropBlock hid."""
 
 
 class FusedMap(nn.Module):
@@ -69,6 +72,11 @@ class WsodDetector(nn.Module):
         fuse = config.fused_channels > 0
         self.fuse = FusedMap(self.trunk.channels, config.fused_channels) if fuse else None
         channels = config.fused_channels if fuse else self.trunk.channels[0]
+        self.dropblock = (
+            ConcreteDropBlock(channels, config.dropblock_drop, weight=config.dropblock_weight)
+            if config.dropblock
+            else None
+        )
         self.neck = nn.Sequential(
             nn.Linear(channels * self.pool_size**2, config.hidden),
             nn.ReLU(),
@@ -103,10 +111,13 @@ class WsodDetector(nn.Module):
 
     def heads(self, pooled_NSSC: Tensor) -> ProposalOutputs:
         """Scores and deltas of pooled proposals."""
+        dropped = None
+        if self.dropblock is not None:
+            pooled_NSSC, dropped = self.dropblock(pooled_NSSC)
         feats_ND = self.neck(pooled_NSSC.flatten(1))
         cls_logits, det_logits = self.two_stream(feats_ND)
         refine_logits, deltas = self.refinement(feats_ND)
-        return ProposalOutputs(cls_logits, det_logits, refine_logits, deltas)
+        return ProposalOutputs(cls_logits, det_logits, refine_logits, deltas, dropped)
 
     def forward(self, images_BCHW: Tensor, boxes_xyxy: Sequence[Tensor]) -> ProposalOutputs:
         """Images (B, 3, H, W) in [0, 255], RGB; boxes (n_b, 4) half-open input pixels of each image."""

@@ -1,0 +1,75 @@
+"""Concrete DropBlock: block masks by hand, scale, reversed gradients, drop rate, identity at test."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.wsod.dropblock import ConcreteDropBlock, block_mask, rescale, reverse_gradient
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from([1, 3, 5]))
+def test_block_mask__every_cell_near_a_centre_is_dropped(seed: int, block: int) -> None:
+    centres = (torch.rand(2, 1, 7, 7, generator=torch.Generator().manual_seed(seed)) < 0.05).float()
+    mask = block_mask(centres, block)
+    for n in range(2):
+        for y in range(7):
+            for x in range(7):
+                near = [
+                    centres[n, 0, v, u]
+                    for v in range(7)
+                    for u in range(7)
+                    if abs(v - y) <= block // 2 and abs(u - x) <= block // 2
+                ]
+                assert mask[n, 0, y, x] == (0 if any(near) else 1)
+
+
+def test_rescale__keeps_the_sum_of_equal_features() -> None:
+    mask = torch.tensor([1.0, 1.0, 0.0, 0.0]).reshape(1, 2, 2, 1)
+    scaled = rescale(torch.ones(1, 2, 2, 3), mask)
+    assert scaled.sum().item() == pytest.approx(12.0)
+    assert scaled[0, 1].abs().sum() == 0
+
+
+def test_reverse_gradient__identity_forward_negative_backward() -> None:
+    values = torch.tensor([2.0, -1.0], requires_grad=True)
+    out = reverse_gradient(values, 0.5)
+    (slope,) = torch.autograd.grad((out * torch.tensor([3.0, 4.0])).sum(), values)
+    assert torch.equal(out, values)
+    assert slope.tolist() == [-1.5, -2.0]
+
+
+def test_concrete_dropblock__the_dropper_learns_to_raise_the_loss() -> None:
+    # Only the left column matters to the loss -sum; a dropper that raises it must drop there more often.
+    torch.manual_seed(0)
+    layer = ConcreteDropBlock(2, drop=0.9, block=1, temperature=0.5, weight=1.0).train()
+    feats = torch.zeros(64, 4, 4, 2)
+    feats[:, :, 0, 0] = 1.0
+    feats[:, :, 1:, 1] = 1.0
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
+    for _ in range(60):
+        out, _ = layer(feats)
+        optimizer.zero_grad()
+        torch.autograd.backward(-out[..., 0].mean())
+        optimizer.step()
+    out, dropped = layer(feats)
+    left = (out[:, :, 0, 0] == 0).float().mean()
+    right = (out[:, :, 1:, 1] == 0).float().mean()
+    assert left > right + 0.3
+    assert 0 < dropped < 1
+
+
+def test_concrete_dropblock__detector_gets_the_plain_gradient_and_test_time_is_identity() -> None:
+    torch.manual_seed(0)
+    layer = ConcreteDropBlock(3).train()
+    feats = torch.randn(8, 7, 7, 3, requires_grad=True)
+    out, dropped = layer(feats)
+    (slope,) = torch.autograd.grad(out.sum(), feats)
+    factor = 1 / (1 - dropped)
+    kept = slope > 0
+    assert torch.allclose(slope[kept], factor.expand_as(slope[kept]))
+    assert torch.equal(kept, out != 0)
+    assert layer.eval()(feats)[0] is feats
