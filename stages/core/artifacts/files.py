@@ -32,10 +32,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary = Path(name)
-        temporary.chmod(0o666 & ~umask)
     try:
         with disk_faults(path):
             yield temporary
+            # Last, since some writers replace the file by a private one of their own.
+            temporary.chmod(0o666 & ~umask)
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
