@@ -103,7 +103,7 @@ class DetectorSettings(StageConfig):
     nms_iou: float = Field(0.5, gt=0, le=1, description="IoU of the final per-class NMS")
     max_detections: int = Field(100, ge=1, description="detections kept per image")
 
-    epochs: int = Field(8, ge=1, description="passes over the images with pseudo boxes")
+    epochs: int = Field(6, ge=1, description="passes over the images with pseudo boxes")
     batch_size: int = Field(4, ge=1, description="images per step")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with momentum 0.9")
     lr: float = Field(1e-3, gt=0, description="learning rate of `lr_batch` images per step")
