@@ -163,6 +163,7 @@ def fill(contours: list[Points], size: int, united: bool) -> Mask:
     """
     canvas = np.zeros((size, size), dtype=np.uint8)
     # Pixel centres are integers for OpenCV, and half-integers for us.
+    # Its antialiased rim is up to a pixel too wide; pictures and masks share it, so they still agree.
     fixed = [np.round((points - 0.5) * 2**SUBPIXEL_BITS).astype(np.int32) for points in contours]
     if united:
         for points in fixed:
