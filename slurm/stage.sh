@@ -24,6 +24,7 @@ done
 
 if [ "$code" -eq 75 ]; then
   echo "preempted with the state saved; asking for a requeue" >&2
+  # Fails harmlessly when SLURM has requeued the job by itself, as it does after a preemption.
   scontrol requeue "$SLURM_JOB_ID" && exit 0
 fi
 exit "$code"
