@@ -137,8 +137,8 @@ def brute_force(segmenter: SamSegmenter, config: ProposeConfig, prompts: Prompts
         points = torch.from_numpy(prompts.points[number])[None]
         decoded = segmenter.decode(encoded, points, torch.ones(points.shape[:2]), None, multimask=True)
         frame = LogitFrame(48, 60, *encoded.logit_extent(decoded.low_res_logits))
-        logits = frame.crop(decoded.low_res_logits[0])
-        boxes, stability = mask_boxes(logits, frame), stability_scores(logits, 1.0)
+        logits = decoded.low_res_logits[0]
+        boxes, stability = mask_boxes(logits, frame), stability_scores(frame.crop(logits), 1.0)
         grid = prompts.source[number] == SOURCE_BITS["grid"]
         for m in config.grid_masks if grid else config.prompt_masks:
             least = config.grid_predicted_iou if grid else config.prompt_predicted_iou
@@ -250,7 +250,7 @@ def test_mask_boxes__near_full_resolution(height: int, width: int) -> None:
     encoded = segmenter.encode(np.zeros((height, width, 3), dtype=np.uint8))
     logits = smooth_logits(50, 64, seed=height)
     frame = LogitFrame(height, width, *encoded.logit_extent(logits))
-    found = mask_boxes(frame.crop(logits), frame)
+    found = mask_boxes(logits, frame)
     masks = segmenter.upscale(logits, encoded) > 0
     tolerance = max(1.0, max(height, width) / 128)
     exact = torch.zeros_like(found)
@@ -263,11 +263,11 @@ def test_mask_boxes__near_full_resolution(height: int, width: int) -> None:
 
 
 def test_mask_boxes__known_crossing() -> None:
-    # Along x the logits are 1 at cell 1 and -3 at cell 2: zero a quarter of the way, at 1.5 + 0.25 cells.
+    # Along x the logits are 1 at cell 2 and -3 at cell 3: zero a quarter of the way, at 2.5 + 0.25 cells.
     logits = torch.full((1, 4, 4), -3.0)
-    logits[0, 1, 1] = 1.0
+    logits[0, 1:3, 1:3] = 1.0
     frame = LogitFrame(400, 400, 4.0, 4.0)
-    assert mask_boxes(logits, frame).tolist() == [[125, 125, 175, 175]]
+    assert mask_boxes(logits, frame).tolist() == [[125, 125, 275, 275]]
 
 
 @pytest.mark.parametrize("value", [-1.0, 1.0])
@@ -281,7 +281,7 @@ def test_mask_boxes__mask_in_the_padding_is_empty() -> None:
     logits = torch.full((1, 16, 16), -1.0)
     logits[:, 12:, :] = 1.0  # below the image
     frame = LogitFrame(50, 100, 8.0, 16.0)
-    assert mask_boxes(frame.crop(logits), frame).tolist() == [[0, 0, 0, 0]]
+    assert mask_boxes(logits, frame).tolist() == [[0, 0, 0, 0]]
 
 
 def test_stability_scores__shares_of_the_looser_mask() -> None:

@@ -105,8 +105,8 @@ def decode_batch(
     drawn = segmenter.decode_above(encoded, points, labels, None, multimask=True, floor_PM=floor)
     extent = encoded.logit_extent(drawn.logits_NHW)
     frame = LogitFrame(encoded.height, encoded.width, *extent)
-    logits = frame.crop(drawn.logits_NHW).float() - segmenter.mask_threshold
-    stability = stability_scores(logits, config.stability_offset)
+    logits = drawn.logits_NHW.float() - segmenter.mask_threshold
+    stability = stability_scores(frame.crop(logits), config.stability_offset)
     least = torch.where(is_grid, config.grid_stability, config.prompt_stability)[:, 0].to(logits.device)
     # No stability at all (0 / 0) is no mask at all.
     good = (stability >= least[drawn.prompt]).nonzero().squeeze(1)
