@@ -1,5 +1,5 @@
 # A CPU image by default. For CUDA: docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu126 .
-FROM python:3.11-slim
+FROM python:3.11-slim-bookworm
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 # OpenCV's wheel needs these two at run time.

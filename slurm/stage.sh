@@ -10,6 +10,10 @@
 set -uo pipefail
 
 weaksam=${WEAKSAM_BIN:-${SLURM_SUBMIT_DIR:-.}/.venv/bin/weaksam}
+if [ ! -x "$weaksam" ]; then
+  echo "no $weaksam: run make venv in the folder you submit from, or set WEAKSAM_BIN" >&2
+  exit 5
+fi
 
 # SLURM signals this shell (B:); pass it on and wait: the stage saves its state and exits with 75.
 "$weaksam" "$@" --resume &
