@@ -69,14 +69,15 @@ def slow_near_top(scores: Tensor, classes: Tensor, iou: Tensor, ratio: float, ag
     return set().union(*(slow_nms(queue, iou, 0.5) for queue in queues))
 
 
-def slow_mist(scores: Tensor, classes: Tensor, iou: Tensor) -> Found:
+def slow_mist(scores: Tensor, classes: Tensor, iou: Tensor, floor: float = 0.0) -> Found:
     found = set()
     count = candidate_count(scores.shape[0])
     for c in classes.tolist():
         column = scores[:, c].tolist()
         ranked = sorted(range(len(column)), key=lambda i: (-column[i], i))[:count]
         for position, j in enumerate(ranked):
-            if all(iou[j, other] < 0.2 for other in ranked[:position]):
+            strong = scores[j, c] >= floor * scores[ranked[0], c]
+            if strong and all(iou[j, other] < 0.2 for other in ranked[:position]):
                 found.add((j, c, column[j]))
     return found
 
@@ -87,6 +88,8 @@ def test_miners__match_the_slow_versions(seed: int, boxes: int) -> None:
     iou, scores, classes = problem(seed, boxes)
     assert as_set(top1(scores, classes)) == slow_top1(scores, classes)
     assert as_set(multi_instance(scores, classes, iou)) == slow_mist(scores, classes, iou)
+    mined = multi_instance(scores, classes, iou, floor=0.7)
+    assert as_set(mined) == slow_mist(scores, classes, iou, 0.7)
     for agnostic in (False, True):
         mined = near_top(scores, classes, iou, 0.6, class_agnostic=agnostic, max_seeds=200)
         assert as_set(mined) == slow_near_top(scores, classes, iou, 0.6, agnostic)

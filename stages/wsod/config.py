@@ -13,7 +13,7 @@ class WsodConfig(StageConfig):
     """Settings of `weaksam wsod`."""
 
     method: Literal["wsddn", "oicr", "mist"] = Field(
-        "mist",
+        "oicr",
         description="Detector: two streams alone, with refinement, or with multi-instance refinement and regression",
     )
     # Network.
@@ -32,13 +32,13 @@ class WsodConfig(StageConfig):
     )
     frozen_bn: bool = Field(True, description="Keep batch normalisation of the backbone fixed")
     fused_channels: int = Field(
-        96, description="Channels of the fused map; 0 keeps a single map as it is", ge=0, le=2048
+        64, description="Channels of the fused map; 0 keeps a single map as it is", ge=0, le=2048
     )
     pool: Literal["align", "max"] = Field(
         "align", description="RoI pooling: RoIAlign or max RoIPool (published)"
     )
     pool_size: int = Field(7, description="Bins per side of RoI pooling", ge=1, le=14)
-    hidden: int = Field(512, description="Width of the two fully connected layers", ge=8, le=8192)
+    hidden: int = Field(256, description="Width of the two fully connected layers", ge=8, le=8192)
     dropout: float = Field(0.5, description="Dropout after each fully connected layer, share", ge=0, lt=1)
     dropblock: bool = Field(
         False, description="Adversarial Concrete DropBlock on pooled features (published for MIST)"
@@ -79,6 +79,9 @@ class WsodConfig(StageConfig):
     mist_iou: float = Field(
         0.2, description="mist: a seed must overlap all better ones by less than this IoU", gt=0, le=1
     )
+    mist_floor: float = Field(
+        0.0, description="mist: a seed must reach this share of its class's best; 0 = published", ge=0, le=1
+    )
     fg_iou: float = Field(
         0.5, description="IoU with a seed from which a proposal takes its class", gt=0, le=1
     )
@@ -96,17 +99,17 @@ class WsodConfig(StageConfig):
         "sum", description="Image loss over classes: sum (OICR) or mean (MIST)"
     )
     # Training.
-    epochs: int = Field(10, description="Passes over the training images", ge=1, le=1000)
-    batch_size: int = Field(8, description="Images per step", ge=1, le=1024)
+    epochs: int = Field(16, description="Passes over the training images", ge=1, le=1000)
+    batch_size: int = Field(4, description="Images per step", ge=1, le=1024)
     accumulate: int = Field(
         1, description="Steps whose gradients are averaged before the optimiser moves", ge=1, le=1024
     )
     optimizer: Literal["adam", "adamw", "sgd"] = Field(
         "adam", description="Optimiser; adam couples weight decay as published"
     )
-    lr: float = Field(2e-4, description="Learning rate of the heads", gt=0, le=1)
+    lr: float = Field(5e-4, description="Learning rate of the heads", gt=0, le=1)
     trunk_lr_factor: float = Field(
-        1.0, description="Learning rate of the backbone, multiple of lr", ge=0, le=10
+        0.3, description="Learning rate of the backbone, multiple of lr", ge=0, le=10
     )
     refine_lr_factor: float = Field(
         1.0,
@@ -133,7 +136,7 @@ class WsodConfig(StageConfig):
     threads: int = Field(2, description="CPU threads while training; the last bits depend on it", ge=1)
     # Images and proposals.
     train_sizes: tuple[int, ...] = Field(
-        (224, 256, 288), description="Short sides of training images, pixels, one drawn per image"
+        (192, 224, 256), description="Short sides of training images, pixels, one drawn per image"
     )
     max_size: int = Field(2000, description="Largest long side, pixels", ge=32, le=10000)
     photometric: float = Field(
@@ -153,7 +156,7 @@ class WsodConfig(StageConfig):
         2000, description="Proposals per image; the surest by predicted IoU are kept", ge=1, le=100000
     )
     # Detection.
-    test_size: int = Field(256, description="Short side at detection, pixels", ge=16, le=10000)
+    test_size: int = Field(224, description="Short side at detection, pixels", ge=16, le=10000)
     tta: bool = Field(False, description="Average detections over train_sizes and flips")
     nms_iou: float = Field(
         0.3, description="IoU above which the lower of two detections of a class is dropped", gt=0, le=1

@@ -72,7 +72,9 @@ def wsod_losses(outputs: ProposalOutputs, bags: Bags, config: WsodConfig) -> dic
 def mine(scores_NC: Tensor, classes_P: Tensor, iou_NN: Tensor, config: WsodConfig) -> Seeds:
     """Seeds of one image by the configured miner."""
     if config.method == "mist":
-        seeds = multi_instance(scores_NC, classes_P, iou_NN, config.mist_portion, config.mist_iou)
+        seeds = multi_instance(
+            scores_NC, classes_P, iou_NN, config.mist_portion, config.mist_iou, config.mist_floor
+        )
     elif config.miner == "top1":
         seeds = top1(scores_NC, classes_P)
     else:
