@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from stages.core.config import StageConfig
-from stages.pgt.adaptive import Rule
+
+if TYPE_CHECKING:
+    from stages.pgt.adaptive import Rule
 
 
 class PgtConfig(StageConfig):
@@ -45,6 +47,8 @@ class PgtConfig(StageConfig):
 
     def rule(self, classes: tuple[str, ...]) -> Rule:
         """The rule over class indices; names in `exempt` must be among `classes`."""
+        from stages.pgt.adaptive import Rule  # torch, which --help does without
+
         return Rule(
             mode=self.mode,
             tau_s=self.tau_s,
