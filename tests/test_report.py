@@ -164,10 +164,14 @@ def test_read_curves__resumed_and_cut_short(tmp_path: Path) -> None:
         '{"phase": "train", "step": 10, "epoch": 0, "loss": 9.0}',
         '{"phase": "train", "step": 10, "epoch": 0, "loss": 1.0, "loss_cls": NaN}',
         '{"summary": 1}',
+        '{"phase": "held-out", "epoch": 0, "mean_average_precision": 0.5}',
         '{"phase": "train", "step": 20, "los',
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
-    assert read_curves(tmp_path / "metrics.jsonl") == {"train": {"loss": [(0, 2.0), (10, 1.0)]}}
+    assert read_curves(tmp_path / "metrics.jsonl") == {
+        "train": {"loss": [(0, 2.0), (10, 1.0)]},
+        "held-out": {"mean_average_precision": [(0, 0.5)]},
+    }
 
 
 def test_read_run__unfinished_stage_has_no_folder_to_read(toy: tuple[Path, Path], tmp_path: Path) -> None:

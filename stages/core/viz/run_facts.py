@@ -100,7 +100,7 @@ def read_curves(path: Path) -> dict[str, dict[str, Series]]:
     """Read ``metrics.jsonl`` into phase -> quantity -> points.
 
     A resumed run repeats the steps after its last saved state; the later value of a step counts. Lines
-    without a step, and a last line cut short by a kill, are passed over.
+    without step or epoch, and a last line cut short by a kill, are passed over.
     """
     if not path.is_file():
         return {}
@@ -110,12 +110,14 @@ def read_curves(path: Path) -> dict[str, dict[str, Series]]:
             values = json.loads(line)
         except json.JSONDecodeError:
             continue
-        if not isinstance(values, dict) or not isinstance(values.get("step"), int):
+        # Figures taken once an epoch, such as those on held-out tags, have no step.
+        step = values.get("step", values.get("epoch")) if isinstance(values, dict) else None
+        if not isinstance(step, int):
             continue
         phase = found.setdefault(str(values.get("phase", "train")), {})
         for name, value in values.items():
             if name not in ("phase", "step", "epoch") and _is_number(value):
-                phase.setdefault(name, {})[values["step"]] = float(value)
+                phase.setdefault(name, {})[step] = float(value)
     return {
         phase: {name: sorted(points.items()) for name, points in quantities.items()}
         for phase, quantities in found.items()
