@@ -88,7 +88,7 @@ class ProposeConfig(StageConfig):
         "rank", description="What decides among cross-attention boxes: list order (paper) or rank"
     )
     union_nms: float = Field(
-        0.9, description="NMS over all boxes by rank, merging provenance: box IoU; 1 = off", gt=0.0, le=1.0
+        0.85, description="NMS over all boxes by rank, merging provenance: box IoU; 1 = off", gt=0.0, le=1.0
     )
     rank_by: Literal["predicted_iou", "quality"] = Field(
         "quality", description="Rank of a box: its predicted IoU, or quality = predicted IoU x stability"
