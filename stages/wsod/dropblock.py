@@ -31,7 +31,7 @@ class _ReverseGradient(torch.autograd.Function):
 
 def reverse_gradient(values: Tensor, weight: float) -> Tensor:
     """The values themselves; what they were made from is trained to raise the loss, at `weight` of its slope."""
-    return cast(Tensor, _ReverseGradient.apply(values, weight))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _ReverseGradient.apply(values, weight))
 
 
 def block_mask(centres_N1SS: Tensor, block: int) -> Tensor:
