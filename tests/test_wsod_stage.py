@@ -53,7 +53,9 @@ def context(
         make_voc(tmp_path / "data")
     out = tmp_path / name / subset
     out.mkdir(parents=True, exist_ok=True)
-    proposals = write_proposals(tmp_path / f"{name}-{subset}.h5", dict.fromkeys(SCENES[subset], 7) | (counts or {}))
+    proposals = write_proposals(
+        tmp_path / f"{name}-{subset}.h5", dict.fromkeys(SCENES[subset], 7) | (counts or {})
+    )
     split = open_split(f"tiny_{subset}", tmp_path / "data")
     return StageContext(split=split, run=tmp_path, out=out, inputs={"proposals": proposals})
 
