@@ -22,7 +22,7 @@ from stages.core.viz.run_facts import read_run
 
 COLUMNS = (
     "Image",
-    "Coarse map",
+    "Fine map",
     "Point prompts",
     "Proposals",
     "Pseudo ground truth",
