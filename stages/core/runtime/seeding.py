@@ -27,3 +27,5 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed % 2**32)  # libraries we call still use the global generator
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # Filling every new tensor with NaN is a debugging aid that costs a pass over memory per operation.
+    torch.utils.deterministic.fill_uninitialized_memory = False
