@@ -15,7 +15,7 @@ RUN     ?= runs/$(DATASET)
 SEED    ?= 0
 SET     ?=
 FLAGS   ?=
-RECIPE  ?= $(if $(filter shapes,$(DATASET)),shapes,$(if $(filter voc07 voc12 coco14 coco17,$(DATASET)),$(DATASET),offline))
+RECIPE  ?= $(if $(filter shapes,$(DATASET)),shapes,$(if $(filter voc07 voc12 coco14 coco17,$(DATASET)),paper,offline))
 STAGES  := cam prompt propose wsod pgt retrain wsis
 WHAT     = --run $(RUN) --recipe $(RECIPE) --seed $(SEED) $(foreach s,$(SET),--set $(s))
 
