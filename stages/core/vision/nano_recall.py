@@ -40,8 +40,8 @@ class GridRule:
     """
 
     side: int = 16
-    least_iou: float = 0.3
-    least_stability: float = 0.5
+    least_iou: float = 0.1
+    least_stability: float = 0.0
     nms: float = 0.7
 
 
