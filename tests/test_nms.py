@@ -99,4 +99,5 @@ def test_nms__no_boxes() -> None:
     assert class_wise_nms(none, scores, scores.long(), 0.5).tolist() == []
     assert nms_in_order(none, 0.5).tolist() == []
     keep, sources = nms_merging_sources(none, scores, scores.to(torch.int8), 0.5)
-    assert keep.tolist() == [] and sources.tolist() == []
+    assert keep.tolist() == []
+    assert sources.tolist() == []
