@@ -65,7 +65,11 @@ def make_xml(path: Path, objects: Scene, size: tuple[int, int] = (WIDTH, HEIGHT)
 
 
 def make_voc(
-    root: Path, name: str = "tiny", subsets: Mapping[str, Mapping[str, Scene]] = SCENES, *, masks: bool = False
+    root: Path,
+    name: str = "tiny",
+    subsets: Mapping[str, Mapping[str, Scene]] = SCENES,
+    *,
+    masks: bool = False,
 ) -> Path:
     """Write ``<root>/<name>`` in VOC layout (PNG images called .jpg would also do; these are JPEGs).
 
@@ -93,7 +97,9 @@ def make_voc(
     return folder
 
 
-def make_id_list(folder: Path, subset: str, ids: Sequence[str] | Mapping[str, Any], kind: str = "Main") -> Path:
+def make_id_list(
+    folder: Path, subset: str, ids: Sequence[str] | Mapping[str, Any], kind: str = "Main"
+) -> Path:
     """Write ``ImageSets/<kind>/<subset>.txt``."""
     path = folder / "ImageSets" / kind / f"{subset}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +137,9 @@ def coco_document(
     for position, (image_id, objects) in enumerate(scenes.items(), start=1):
         images.append({"id": 10 * position, "file_name": f"{image_id}.jpg", "width": WIDTH, "height": HEIGHT})
         for item in objects:
-            annotations.append(_coco_annotation(len(annotations) + 1, 10 * position, item, classes, categories))
+            annotations.append(
+                _coco_annotation(len(annotations) + 1, 10 * position, item, classes, categories)
+            )
     return {
         "images": images,
         "annotations": annotations,
@@ -168,7 +176,9 @@ def make_coco(
     seed = 0
     for subset, scenes in subsets.items():
         document = coco_document(scenes, **options)
-        (folder / "annotations" / f"instances_{subset}.json").write_text(json.dumps(document), encoding="utf-8")
+        (folder / "annotations" / f"instances_{subset}.json").write_text(
+            json.dumps(document), encoding="utf-8"
+        )
         for image in document["images"]:
             make_image(folder / subset / image["file_name"], seed)
             seed += 1

@@ -119,7 +119,11 @@ def test_open_split__names_with_underscores(tmp_path: Path) -> None:
     make_voc(tmp_path, "my_fruit_set", {"train": ONE, "hard_test": ONE})
     assert open_split("my_fruit_set_train", tmp_path).dataset == "my_fruit_set"
     split = open_split("my_fruit_set_hard_test", tmp_path)
-    assert (split.dataset, split.subset, split.train_split) == ("my_fruit_set", "hard_test", "my_fruit_set_train")
+    assert (split.dataset, split.subset, split.train_split) == (
+        "my_fruit_set",
+        "hard_test",
+        "my_fruit_set_train",
+    )
 
 
 def test_open_split__two_layouts_in_one_folder(tmp_path: Path) -> None:

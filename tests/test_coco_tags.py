@@ -25,7 +25,9 @@ def rewrite(folder: Path, change: Callable[[Document], object], subset: str = "t
 
 
 def test_tags__crowds_count_and_images_without_annotations_are_problems(tmp_path: Path) -> None:
-    make_coco(tmp_path, "tiny", {"train": {"a": [Obj("dog", crowd=True)], "b": [], "c": [Obj("cat"), Obj("bird")]}})
+    make_coco(
+        tmp_path, "tiny", {"train": {"a": [Obj("dog", crowd=True)], "b": [], "c": [Obj("cat"), Obj("bird")]}}
+    )
     split = open_split("tiny_train", tmp_path)
     assert [split.tags(i) for i in split.ids] == [(2,), (0, 1)]
     assert [(p.id, p.kind) for p in split.problems] == [("20", "no_tags")]
@@ -54,7 +56,10 @@ def test_images__file_names_relative_to_the_data_set(tmp_path: Path) -> None:
     folder = make_coco(tmp_path)
     rewrite(folder, lambda d: [i.update(file_name=f"train/{i['file_name']}") for i in d["images"]])
     split = open_split("tiny_train", tmp_path)
-    assert (split.file_name("10"), split.image_path("10")) == ("train/img_1.jpg", folder / "train" / "img_1.jpg")
+    assert (split.file_name("10"), split.image_path("10")) == (
+        "train/img_1.jpg",
+        folder / "train" / "img_1.jpg",
+    )
 
 
 def test_tags__a_test_file_needs_no_annotations(tmp_path: Path) -> None:
@@ -124,7 +129,9 @@ def test_json__parsed_once_while_it_does_not_change(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("stages.core.datasets.coco.json.loads", count)
     assert open_split("tiny_train", tmp_path) == open_split("tiny_train", tmp_path)
     assert len(reads) == 1
-    (folder / "annotations" / "instances_train.json").write_text(json.dumps(coco_document({"img_1": [Obj("cat")]})))
+    (folder / "annotations" / "instances_train.json").write_text(
+        json.dumps(coco_document({"img_1": [Obj("cat")]}))
+    )
     assert len(open_split("tiny_train", tmp_path)) == 1
 
 

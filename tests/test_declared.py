@@ -56,7 +56,9 @@ def test_dataset_yaml__coco_classes_choose_the_order(tmp_path: Path) -> None:
         ("[dog, bird]", "category 'cat' is not one of the declared classes"),
     ],
 )
-def test_dataset_yaml__coco_classes_must_be_the_categories(tmp_path: Path, classes: str, message: str) -> None:
+def test_dataset_yaml__coco_classes_must_be_the_categories(
+    tmp_path: Path, classes: str, message: str
+) -> None:
     write_yaml(make_coco(tmp_path), f"format: coco\nclasses: {classes}\nsubsets: {{train: train}}\n")
     with pytest.raises(SchemaError, match=message):
         open_split("tiny_train", tmp_path)
@@ -76,8 +78,14 @@ def test_dataset_yaml__a_named_image_folder_is_not_guessed_around(tmp_path: Path
         ("just text", "expected a mapping"),
         ("format: voc\n", "'subsets': Field required"),
         ("format: vco\nsubsets: {train: train}\n", "'format': .*'voc', 'coco' or 'folder'"),
-        ("format: voc\nclases: [a]\nsubsets: {train: train}\n", "unknown key 'clases'(.|\n)*did you mean 'classes'"),
-        ("format: voc\nsubsets: {train: {rle: train}}\n", "unknown key 'subsets.train.rle'(.|\n)*did you mean 'role'"),
+        (
+            "format: voc\nclases: [a]\nsubsets: {train: train}\n",
+            "unknown key 'clases'(.|\n)*did you mean 'classes'",
+        ),
+        (
+            "format: voc\nsubsets: {train: {rle: train}}\n",
+            "unknown key 'subsets.train.rle'(.|\n)*did you mean 'role'",
+        ),
         ("format: voc\nsubsets: {train: tarin}\n", "'subsets.train'"),
         ("format: voc\nclasses: [a, b, a]\nsubsets: {train: train}\n", "class 'a' is listed twice"),
         ("format: voc\nclasses: []\nsubsets: {train: train}\n", "'classes'"),

@@ -57,9 +57,7 @@ def test_decode__equals_the_library(
     f = Fixture(activation, heads)
     sparse, dense = f.embed(points, prompts)
     masks, iou = f.library(sparse, dense, multimask)
-    found = f.folded.decode(
-        f.embedding, f.encoder.get_dense_pe(), sparse, dense[:1], multimask=multimask
-    )
+    found = f.folded.decode(f.embedding, f.encoder.get_dense_pe(), sparse, dense[:1], multimask=multimask)
     torch.testing.assert_close(found.predicted_iou_PK, iou, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.logits_NHW, masks.flatten(0, 1), rtol=1e-4, atol=1e-4)
 

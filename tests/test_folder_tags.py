@@ -11,7 +11,9 @@ from stages.core.errors import InputError, MissingInputError, SchemaError
 from tests.datasets_builders import make_folder, make_image
 
 
-def small_set(root: Path, csv_text: str, *, files: tuple[str, ...] = ("a.jpg", "b.jpg"), yaml: str = "") -> Path:
+def small_set(
+    root: Path, csv_text: str, *, files: tuple[str, ...] = ("a.jpg", "b.jpg"), yaml: str = ""
+) -> Path:
     folder = root / "tiny"
     for i, name in enumerate(files):
         make_image(folder / "images" / name, i)

@@ -28,7 +28,9 @@ def voc_lists(root: Path, *subsets: str) -> None:
         (("train2017",), ("toys_train2017", "")),
     ],
 )
-def test_main_splits__prefers_test(tmp_path: Path, subsets: tuple[str, ...], expected: tuple[str, str]) -> None:
+def test_main_splits__prefers_test(
+    tmp_path: Path, subsets: tuple[str, ...], expected: tuple[str, str]
+) -> None:
     voc_lists(tmp_path, *subsets)
     assert main_splits("toys", tmp_path) == expected
 

@@ -92,7 +92,9 @@ def test_weak_split__is_frozen_and_survives_pickling(tmp_path: Path, make: Calla
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_ids__sorted_with_files_and_numbers_that_go_both_ways(tmp_path: Path, make: Callable[..., Path]) -> None:
+def test_ids__sorted_with_files_and_numbers_that_go_both_ways(
+    tmp_path: Path, make: Callable[..., Path]
+) -> None:
     make(tmp_path)
     split = open_split("tiny_train", tmp_path)
     assert list(split.ids) == sorted(split.ids)

@@ -127,7 +127,9 @@ def test_load_truth__voc_masks_go_to_the_objects_they_overlap(tmp_path: Path) ->
 
 
 def test_load_truth__voc_segmentation_splits_are_about_instances(tmp_path: Path) -> None:
-    folder = make_voc(tmp_path, "tiny", {"test": {"a": [Obj("cat", (2, 2, 20, 20)), Obj("dog", (20, 0, 48, 32))]}})
+    folder = make_voc(
+        tmp_path, "tiny", {"test": {"a": [Obj("cat", (2, 2, 20, 20)), Obj("dog", (20, 0, 48, 32))]}}
+    )
     make_id_list(folder, "val", ["a"], kind="Segmentation")
     instance, kind = np.zeros((HEIGHT, WIDTH), np.uint8), np.zeros((HEIGHT, WIDTH), np.uint8)
     instance[4:10, 6:12], kind[4:10, 6:12] = 3, 2
@@ -183,7 +185,9 @@ def test_load_truth__a_folder_of_tags_has_none(tmp_path: Path) -> None:
         ("<name>cat</name>", "<name>cta</name>", "'cta' is not one of"),
     ],
 )
-def test_load_truth__impossible_voc_objects_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_load_truth__impossible_voc_objects_are_named(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
     folder = make_voc(tmp_path, "tiny", {"test": {"a": [Obj("cat")]}})
     (folder / "dataset.yaml").write_text("format: voc\nclasses: [cat]\nsubsets: {test: test}\n")
     xml = folder / "Annotations" / "a.xml"

@@ -62,7 +62,11 @@ def test_tags__sizes_in_the_xml_are_not_looked_at(tmp_path: Path, size: tuple[in
 
 def test_classes__the_same_for_every_split(tmp_path: Path) -> None:
     make_voc(tmp_path, "tiny", {"train": {"a": [Obj("cat")]}, "test": {"b": [Obj("ant")]}})
-    assert open_split("tiny_train", tmp_path).classes == open_split("tiny_test", tmp_path).classes == ("ant", "cat")
+    assert (
+        open_split("tiny_train", tmp_path).classes
+        == open_split("tiny_test", tmp_path).classes
+        == ("ant", "cat")
+    )
 
 
 def test_classes__unknown_to_the_declared_list(tmp_path: Path) -> None:
@@ -89,7 +93,10 @@ def test_classes__nowhere_to_be_learned_from(tmp_path: Path) -> None:
         ("", "not well-formed"),
         ("<html/>", "expected <annotation>"),
         ("<annotation><object/></annotation>", "object 1 has no name"),
-        ("<annotation><object><name>a</name><difficult>maybe</difficult></object></annotation>", "expected 0 or 1"),
+        (
+            "<annotation><object><name>a</name><difficult>maybe</difficult></object></annotation>",
+            "expected 0 or 1",
+        ),
         ('<?xml version="1.0" encoding="klingon"?><annotation/>', "not readable|not well-formed"),
     ],
 )

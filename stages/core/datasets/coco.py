@@ -52,7 +52,9 @@ def read_coco(dataset: Dataset, subset: Subset, *, train: bool) -> Listing:
     for number in sorted(found.file_names, key=str):
         shown = found.shown.get(number, frozenset()) if train else frozenset()
         tags = tuple(sorted(class_of[category] for category in shown))
-        images.append(ListedImage(str(number), number, found.file_names[number], tags, "it has no annotation"))
+        images.append(
+            ListedImage(str(number), number, found.file_names[number], tags, "it has no annotation")
+        )
     folder = image_folder(subset.image_folders, [image.file_name or "" for image in images])
     return Listing(classes, category_ids, folder, tuple(images))
 
@@ -88,13 +90,17 @@ def read_document(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise MissingInputError("the annotation file does not exist", where=path) from error
     except (ValueError, RecursionError) as error:
-        raise SchemaError(f"not valid JSON ({error})", where=path, remedy="download or export it again") from error
+        raise SchemaError(
+            f"not valid JSON ({error})", where=path, remedy="download or export it again"
+        ) from error
     if not isinstance(loaded, dict):
         raise SchemaError(f"expected a COCO data set (an object), found {type(loaded).__name__}", where=path)
     loaded.setdefault("annotations", [])
     for section in ("images", "categories", "annotations"):
         if not isinstance(loaded.get(section), list):
-            raise SchemaError(f"expected a COCO data set, but '{section}' is missing or not a list", where=path)
+            raise SchemaError(
+                f"expected a COCO data set, but '{section}' is missing or not a list", where=path
+            )
     return loaded
 
 
@@ -108,7 +114,9 @@ def tags_of(document: Mapping[str, Any], path: Path) -> CocoTags:
     file_names = _by_id(document["images"], "image", "file_name", path)
     for number, name in file_names.items():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise SchemaError(f"image {number} has file_name '{name}', which leaves the image folder", where=path)
+            raise SchemaError(
+                f"image {number} has file_name '{name}', which leaves the image folder", where=path
+            )
     categories = _by_id(document["categories"], "category", "name", path)
     if not categories:
         raise SchemaError("no category is declared", where=path, remedy="export it with its categories")
@@ -145,13 +153,21 @@ def _by_id(entries: Sequence[Any], kind: str, key: str, path: Path) -> dict[int,
     found: dict[int, str] = {}
     owner: dict[str, int] = {}
     for position, entry in enumerate(entries):
-        if not isinstance(entry, dict) or type(entry.get("id")) is not int or not isinstance(entry.get(key), str):
+        if (
+            not isinstance(entry, dict)
+            or type(entry.get("id")) is not int
+            or not isinstance(entry.get(key), str)
+        ):
             raise SchemaError(
-                f"{kind} {position} lacks an integer 'id' or a text '{key}'", where=path, remedy="export it again"
+                f"{kind} {position} lacks an integer 'id' or a text '{key}'",
+                where=path,
+                remedy="export it again",
             )
         number, text = entry["id"], entry[key]
         if number in found:
-            raise SchemaError(f"{kind} id {number} is used twice", where=path, remedy="give every one its own id")
+            raise SchemaError(
+                f"{kind} id {number} is used twice", where=path, remedy="give every one its own id"
+            )
         if text in owner:
             raise SchemaError(f"{kind} ids {owner[text]} and {number} share the {key} '{text}'", where=path)
         found[number], owner[text] = text, number
@@ -172,7 +188,9 @@ def class_list(
     for name in declared:
         if name not in id_of:
             remedy = did_you_mean(name, id_of)
-            raise SchemaError(f"the declared class '{name}' is not one of its categories", where=path, remedy=remedy)
+            raise SchemaError(
+                f"the declared class '{name}' is not one of its categories", where=path, remedy=remedy
+            )
     for name in id_of:
         if name not in declared:
             raise SchemaError(

@@ -43,7 +43,9 @@ class _Strict(BaseModel):
 class DeclaredSubset(_Strict):
     """One entry of ``subsets``."""
 
-    role: Literal["train", "test"] | None = Field(None, description="train = fit and apply, test = apply only")
+    role: Literal["train", "test"] | None = Field(
+        None, description="train = fit and apply, test = apply only"
+    )
     file: str | None = Field(None, description="list of ids (voc), JSON (coco) or CSV (folder)")
     images: str | None = Field(None, description="folder of images, before the data set's own")
     train_split: str | None = Field(None, description="name of the train subset this test subset goes with")
@@ -107,7 +109,9 @@ def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
         # A union reports each of its branches; the branch names mean nothing to a user.
-        parts = [str(p) for p in problem["loc"] if p != "DeclaredSubset" and not str(p).startswith("literal[")]
+        parts = [
+            str(p) for p in problem["loc"] if p != "DeclaredSubset" and not str(p).startswith("literal[")
+        ]
         message = f"'{'.'.join(parts)}': {problem['msg']}, got {problem.get('input')!r}"
         if problem["type"] == "extra_forbidden":
             message = f"unknown key '{'.'.join(parts)}'"
@@ -134,7 +138,12 @@ def _subset(name: str, value: Role | DeclaredSubset, declared: DeclaredDataset, 
     role = entry.role or role_of(name)
     own = tuple(root / folder for folder in (entry.images, declared.images) if folder is not None)
     index: Path | None = root / (entry.file or usual_file)
-    if declared.format == "folder" and role == "test" and entry.file is None and not (root / usual_file).is_file():
+    if (
+        declared.format == "folder"
+        and role == "test"
+        and entry.file is None
+        and not (root / usual_file).is_file()
+    ):
         index = None
     # Folders that are named are meant: guesses would hide a typing error.
     return Subset(index, own or usual_images, role, entry.train_split)

@@ -110,7 +110,9 @@ def scan_official(name: str, data_root: Path, layout: Layout | None = None) -> D
         subsets = found.subsets
         if official.layout == "coco":
             # One folder may hold both years; "train2014" of coco14 is called "train".
-            of_year = {s.removesuffix(official.year): v for s, v in subsets.items() if s.endswith(official.year)}
+            of_year = {
+                s.removesuffix(official.year): v for s, v in subsets.items() if s.endswith(official.year)
+            }
             if not of_year and folder != name:
                 continue
             subsets = of_year or subsets

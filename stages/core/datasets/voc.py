@@ -142,7 +142,9 @@ def existing_folder(candidates: Sequence[Path]) -> Path:
             return folder
     remedy = "put the images there, or say where they are with 'images:' in dataset.yaml"
     others = "".join(f", nor does {folder.name}" for folder in candidates[1:])
-    raise MissingInputError(f"this folder of images does not exist{others}", where=candidates[0], remedy=remedy)
+    raise MissingInputError(
+        f"this folder of images does not exist{others}", where=candidates[0], remedy=remedy
+    )
 
 
 def named_objects(xml_file: Path) -> tuple[NamedObject, ...]:
@@ -181,7 +183,9 @@ def is_difficult(text: str | None, number: int, path: Path) -> bool:
     return value == "1"
 
 
-def _tags(xml_file: Path, class_index: dict[str, int], difficult_tags: bool) -> tuple[tuple[int, ...] | None, str]:
+def _tags(
+    xml_file: Path, class_index: dict[str, int], difficult_tags: bool
+) -> tuple[tuple[int, ...] | None, str]:
     """Class indices, and why there are none."""
     try:
         objects = named_objects(xml_file)

@@ -177,7 +177,9 @@ def _two_way(transformer: Any, queries: Tensor, keys: Tensor, position: Tensor) 
         found = _tokens_to_image(layer.cross_attn_token_to_image, queries + query_position, keys, position)
         queries = layer.norm2(queries + found)
         queries = layer.norm3(queries + layer.mlp(queries))
-        told = _image_to_tokens(layer.cross_attn_image_to_token, keys, position, queries + query_position, queries)
+        told = _image_to_tokens(
+            layer.cross_attn_image_to_token, keys, position, queries + query_position, queries
+        )
         keys = layer.norm4(keys + told)
     found = _tokens_to_image(transformer.final_attn_token_to_image, queries + query_position, keys, position)
     settled: Tensor = transformer.norm_final_attn(queries + found)
@@ -223,7 +225,9 @@ def _image_to_tokens(
     asked = asked / sqrt(asked.shape[-1])
     folded = torch.einsum("pthc,hcd->phtd", asked, _heads(attention.q_proj, heads))
     bias = torch.einsum("pthc,hc->pht", asked, attention.q_proj.bias.view(heads, -1))
-    scores = _scores(folded.flatten(1, 2), keys, position_NC).view(prompts, heads, tokens, -1) + bias[..., None]
+    scores = (
+        _scores(folded.flatten(1, 2), keys, position_NC).view(prompts, heads, tokens, -1) + bias[..., None]
+    )
     weights = scores.softmax(dim=2).flatten(1, 2)  # (P, H T, N)
     values = _split(attention.v_proj(tokens_PTC), heads)
     output = attention.out_proj.weight.view(channels, heads, -1)

@@ -100,7 +100,9 @@ class CocoTruthReader:
             raise self._error(entry, "has a polygon that is not a list of at least three x, y pairs")
 
     def _error(self, entry: Annotation, what: str) -> SchemaError:
-        return SchemaError(f"annotation {entry.get('id')!r} {what}", where=self._path, remedy="export it again")
+        return SchemaError(
+            f"annotation {entry.get('id')!r} {what}", where=self._path, remedy="export it again"
+        )
 
 
 def _finite(value: Any) -> bool:

@@ -42,7 +42,9 @@ def load_truth(
         )
     split = open_split(split_name, data_root, layout=layout)
     reader: VocTruthReader | CocoTruthReader
-    reader = VocTruthReader(source, split) if source.dataset.layout == "voc" else CocoTruthReader(source, split)
+    reader = (
+        VocTruthReader(source, split) if source.dataset.layout == "voc" else CocoTruthReader(source, split)
+    )
     images: dict[str, ImageTruth] = {}
     problems: list[TruthProblem] = []
     for image_id in split.ids:
@@ -51,6 +53,8 @@ def load_truth(
         try:
             images[image_id] = reader.read(image_id, *image_size(split.image_path(image_id)))
         except (ImageError, FileNotFoundError) as error:
-            reason = error.what if isinstance(error, ImageError) else f"annotation {error.filename} does not exist"
+            reason = (
+                error.what if isinstance(error, ImageError) else f"annotation {error.filename} does not exist"
+            )
             problems.append(TruthProblem(image_id, reason))
     return Truth(split_name, split.classes, split.category_ids, images, tuple(problems))

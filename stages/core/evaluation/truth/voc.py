@@ -95,13 +95,16 @@ class VocTruthReader:
         try:
             with Image.open(path, formats=("PNG",)) as image:
                 if image.mode not in ("P", "L"):
-                    raise SchemaError(f"expected palette indices, found a PNG of mode {image.mode}", where=path)
+                    raise SchemaError(
+                        f"expected palette indices, found a PNG of mode {image.mode}", where=path
+                    )
                 indices = np.array(image, dtype=np.uint8)
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
             raise SchemaError(f"cannot be read as a PNG of indices ({error})", where=path) from error
         if indices.shape != (height, width):
             raise SchemaError(
-                f"is {indices.shape[1]} x {indices.shape[0]} pixels, but its image is {width} x {height}", where=path
+                f"is {indices.shape[1]} x {indices.shape[0]} pixels, but its image is {width} x {height}",
+                where=path,
             )
         return indices
 
