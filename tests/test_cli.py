@@ -53,8 +53,11 @@ def test_stage_help__needs_no_torch_and_names_every_setting(stage: str) -> None:
         env={"COLUMNS": "200", "PATH": ""},
     )
     assert result.stderr.strip().splitlines()[-1] == "[]"
-    for name in load_config_class(stage).model_fields:
+    words = " ".join(result.stdout.split())
+    for name, field in load_config_class(stage).model_fields.items():
         assert f"--{name.replace('_', '-')}"[:40] in result.stdout
+        if isinstance(field.default, int | float) and not isinstance(field.default, bool):
+            assert f"{field.default})" in words, f"the default of {name} is not shown"
 
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)

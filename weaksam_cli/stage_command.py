@@ -296,7 +296,8 @@ def _setting_parameters(model: type[StageConfig]) -> list[inspect.Parameter]:
     parameters = []
     for name, field in model.model_fields.items():
         flag = name.replace("_", "-")
-        text = f"{field.description} [default: {_shown(field.default)}]"
+        # Brackets are markup to rich, and ranges are written with brackets.
+        text = f"{field.description} (default: {_shown(field.default)})".replace("[", r"\[")
         if field.annotation is bool:
             parameters.append(
                 _option(
