@@ -2,7 +2,6 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.DELETE_ON_ERROR:
 
 PYTHON  ?= python3
 VENV    ?= .venv
@@ -78,6 +77,9 @@ $(error the settings above do not work)
 endif
 TRAIN_SPLIT ?= $(word 1,$(PLAN))
 TEST_SPLIT  ?= $(word 2,$(PLAN))
+
+# A manifest is written whole and last, so make never has a half-made one to delete.
+.PRECIOUS: %/manifest.json
 
 # $(1) stage, $(2) split, $(3) manifests it depends on
 define stage_rule
