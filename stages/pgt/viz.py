@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.core.artifacts.coco_json import Detections, read_dataset
-from stages.core.datasets.images import load_image
+from stages.core.artifacts.coco_json import read_dataset
 from stages.core.datasets.split import WeakSplit
-from stages.core.viz.drawing import draw_boxes, enlarged, save_png
-from stages.core.viz.palette import class_color
+from stages.core.viz.detection_pictures import draw_detections
 
 
 def draw(out: Path, split: WeakSplit, ids: Sequence[str], folder: Path) -> list[Path]:
@@ -21,14 +19,4 @@ def draw(out: Path, split: WeakSplit, ids: Sequence[str], folder: Path) -> list[
         ids: which images.
         folder: where the pictures go.
     """
-    pseudo = read_dataset(out / "pgt.json", split)
-    paths = []
-    for image_id in ids:
-        found = pseudo.get(image_id, Detections.empty())
-        picture, factor = enlarged(load_image(split.image_path(image_id)))
-        classes = [int(c) for c in found.classes]
-        labels = [split.classes[c] for c in classes]
-        colors = [class_color(c) for c in classes]
-        paths.append(folder / f"{image_id}.png")
-        save_png(paths[-1], draw_boxes(picture, found.boxes_xyxy * factor, colors, labels))
-    return paths
+    return draw_detections(read_dataset(out / "pgt.json", split), split, ids, folder)

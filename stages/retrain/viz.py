@@ -1,15 +1,16 @@
-"""Pictures of `retrain`: the detections of each image, the better the brighter its label says."""
+"""Pictures of `retrain`: the detections of each image that the detector is fairly sure of."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from stages.core.artifacts.coco_json import Detections, read_results
-from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
-from stages.core.viz.drawing import draw_boxes, enlarged, save_png
-from stages.core.viz.palette import class_color
+from stages.core.viz.detection_pictures import draw_detections
 
 MIN_SCORE = 0.3
 
@@ -23,17 +24,8 @@ def draw(out: Path, split: WeakSplit, ids: Sequence[str], folder: Path) -> list[
         ids: which images.
         folder: where the pictures go.
     """
-    detections = read_results(out / "detections.json", split)
-    paths = []
-    for image_id in ids:
-        found = detections.get(image_id, Detections.empty())
-        picture, factor = enlarged(load_image(split.image_path(image_id)))
-        shown = [i for i in range(len(found)) if found.scores[i] >= MIN_SCORE]
-        classes = [int(found.classes[i]) for i in shown]
-        labels = [f"{split.classes[c]} {found.scores[i]:.2f}" for c, i in zip(classes, shown, strict=True)]
-        picture = draw_boxes(
-            picture, found.boxes_xyxy[shown] * factor, [class_color(c) for c in classes], labels
-        )
-        paths.append(folder / f"{image_id}.png")
-        save_png(paths[-1], picture)
-    return paths
+    return draw_detections(read_results(out / "detections.json", split), split, ids, folder, _sure)
+
+
+def _sure(found: Detections) -> NDArray[np.int64]:
+    return np.flatnonzero(found.scores >= MIN_SCORE)
