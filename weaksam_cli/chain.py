@@ -42,8 +42,8 @@ def demo(
     dataset: Annotated[
         str, typer.Option("--dataset", help="Data set with a _train and a _test split.")
     ] = "shapes",
-    train_images: Annotated[int, typer.Option("--train-images", min=1, help="Images to learn from.")] = 144,
-    test_images: Annotated[int, typer.Option("--test-images", min=1, help="Images to evaluate on.")] = 48,
+    train_images: Annotated[int, typer.Option("--train-images", min=1, help="Images to learn from.")] = 112,
+    test_images: Annotated[int, typer.Option("--test-images", min=1, help="Images to evaluate on.")] = 40,
     data: Annotated[
         Path | None, typer.Option("--data", help="Folder of data sets; default $WEAKSAM_DATA, else ./data.")
     ] = None,
