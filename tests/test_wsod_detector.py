@@ -11,7 +11,7 @@ from stages.wsod import vgg
 from stages.wsod.batches import pad_batch, render, unrender_boxes
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags, wsod_losses
-from stages.wsod.detection import ScoredProposals, detect, score_proposals
+from stages.wsod.detection import ScoredProposals, detect, score_proposals, weigh
 from stages.wsod.detector import ProposalOutputs, WsodDetector
 from stages.wsod.fitting import build_optimizer
 from stages.wsod.proposals import clean
@@ -134,6 +134,15 @@ def test_score_proposals__deltas_move_each_class_by_its_own_column() -> None:
     outputs = ProposalOutputs(torch.zeros(1, 2), torch.zeros(1, 2), [torch.zeros(1, 3)], [deltas])
     (scored,) = score_proposals(outputs, [torch.tensor([[0.0, 0.0, 10.0, 20.0]])], 2)
     assert scored.boxes_NC4[0].tolist() == [[0.0, 0.0, 10.0, 20.0], [10.0, 0.0, 20.0, 20.0]]
+
+
+def test_weigh__quality_decides_between_equal_scores_and_power_zero_changes_nothing() -> None:
+    boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 3, 3]])[:, None].expand(-1, 2, -1)
+    scored = ScoredProposals(torch.tensor([[0.8, 0.1], [0.8, 0.2]]), boxes)
+    quality = torch.tensor([0.9, 0.5])
+    assert torch.allclose(weigh(scored, quality, 1.0).scores_NC, torch.tensor([[0.72, 0.09], [0.40, 0.10]]))
+    assert torch.allclose(weigh(scored, quality, 2.0).scores_NC[:, 0], torch.tensor([0.648, 0.2]))
+    assert torch.equal(weigh(scored, quality, 0.0).scores_NC, scored.scores_NC)
 
 
 def test_detect__clips_drops_duplicates_per_class_and_caps() -> None:

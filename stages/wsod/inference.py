@@ -19,10 +19,10 @@ from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import StageContext
 from stages.wsod.batches import pad_batch, render, unrender_boxes
 from stages.wsod.config import WsodConfig
-from stages.wsod.detection import ScoredProposals, detect, score_proposals
+from stages.wsod.detection import ScoredProposals, detect, score_proposals, weigh
 from stages.wsod.detector import WsodDetector
 from stages.wsod.fitting import load_detector
-from stages.wsod.proposals import ProposalSource
+from stages.wsod.proposals import Proposals, ProposalSource
 from stages.wsod.tta import View, average, views
 
 
@@ -30,20 +30,27 @@ from stages.wsod.tta import View, average, views
 def detect_image(
     model: WsodDetector,
     pixels_CHW: Tensor,
-    boxes_xyxy: Tensor,
+    proposals: Proposals,
     config: WsodConfig,
     device: str,
     precision: Precision,
 ) -> Detections:
     """Detections of one uint8 image from its proposals (original pixels, at least one)."""
+    boxes_xyxy = torch.from_numpy(proposals.boxes_xyxy)
     chosen = views(config.test_size, config.train_sizes, config.tta)
     scored = [
         _score_view(model, pixels_CHW, boxes_xyxy, view, config.max_size, device, precision)
         for view in chosen
     ]
     height, width = pixels_CHW.shape[-2:]
+    quality = torch.from_numpy(proposals.quality).to(device)
     return detect(
-        average(scored), height, width, config.nms_iou, config.score_threshold, config.max_detections
+        weigh(average(scored), quality, config.quality_power),
+        height,
+        width,
+        config.nms_iou,
+        config.score_threshold,
+        config.max_detections,
     )
 
 
@@ -83,11 +90,11 @@ class DetectFactory:
         source = ProposalSource(self.proposals, self.config)
 
         def rows(image_id: str) -> ImageRows:
-            boxes = torch.from_numpy(source.boxes(image_id))
-            if not len(boxes):
+            proposals = source.proposals(image_id)
+            if not len(proposals):
                 raise InputError("no usable proposal")
             pixels = torch.from_numpy(load_image(self.split.image_path(image_id)).copy()).permute(2, 0, 1)
-            found = detect_image(model, pixels, boxes, self.config, self.device, self.precision)
+            found = detect_image(model, pixels, proposals, self.config, self.device, self.precision)
             return to_rows(found, pixels.shape[1], pixels.shape[2])
 
         return rows
