@@ -62,7 +62,10 @@ class HfSegmenter:
             raise ImageError(
                 f"an image of {width} x {height} px is too thin for the {self.input_size} px input of {self.name}"
             )
-        prepared = self.processor(images=image_HW3, input_data_format="channels_last", return_tensors="pt")
+        pixels = (
+            image_HW3 if image_HW3.flags.writeable else image_HW3.copy()
+        )  # torch warns of shared constants
+        prepared = self.processor(images=pixels, input_data_format="channels_last", return_tensors="pt")
         embedding, further = self._embed(prepared["pixel_values"].to(self.device))
         return EncodedImage(embedding, height, width, input_height, input_width, self.input_size, further)
 

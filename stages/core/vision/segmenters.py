@@ -18,11 +18,11 @@ from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from stages.core.errors import ConfigError, ImageError, did_you_mean
+from stages.core.errors import ImageError
 from stages.core.vision.folded_decoder import FoldedMaskDecoder, SelectedMasks
 from stages.core.vision.sam_loading import NANO, load_sam
 from stages.core.weights.cache import cached_weights
-from stages.core.weights.table import weights_table
+from stages.core.weights.table import segmenter_kind
 
 
 @dataclass(frozen=True)
@@ -229,19 +229,3 @@ def load_segmenter(name: str, checkpoint: Path | None, device: str) -> Segmenter
     if checkpoint is None and kind != NANO:
         checkpoint = cached_weights(name)
     return SamSegmenter(name, load_sam(kind, checkpoint).to(device))
-
-
-def segmenter_kind(name: str) -> str:
-    """The architecture behind a segmenter's name: the name itself, but for weights that a user added.
-
-    Raises:
-        ConfigError: unknown name.
-    """
-    if name == NANO:
-        return name
-    table = weights_table()
-    if name not in table:
-        raise ConfigError(
-            f"unknown segmenter '{name}'", where="segmenter", remedy=did_you_mean(name, [NANO, *table])
-        )
-    return table[name].kind

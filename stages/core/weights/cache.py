@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from stages.core.errors import EnvironmentFault
-from stages.core.weights.table import Weights, find_weights
+from stages.core.weights.table import SHIPPED, Weights, find_weights, segmenter_kind
 
 CACHE_VARIABLE: Final = "WEAKSAM_CACHE"
 OFFLINE_VARIABLES: Final = ("WEAKSAM_OFFLINE", "HF_HUB_OFFLINE")
@@ -66,6 +66,18 @@ def cached_weights(name: str) -> Path:
             remedy=f"weaksam weights get {name}, or give a checkpoint",
         )
     return found
+
+
+def missing_note(name: str, checkpoint: str) -> str | None:
+    """For the plan of a stage: what to do before the run if a segmenter's weights are not there; else None.
+
+    Raises:
+        ConfigError: unknown segmenter.
+    """
+    segmenter_kind(name)
+    if checkpoint or name == SHIPPED or cached(find_weights(name)) is not None:
+        return None
+    return f"NOT THERE YET: the weights of {name}; weaksam weights get {name}"
 
 
 def _cached_snapshot(entry: Weights) -> Path | None:

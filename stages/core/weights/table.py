@@ -18,6 +18,8 @@ from typing import Any, Final
 
 from stages.core.errors import ConfigError, MissingInputError, did_you_mean
 
+SHIPPED: Final = "sam-nano"
+"""The segmenter whose weights come with the package."""
 TABLE_VARIABLE: Final = "WEAKSAM_WEIGHTS"
 """Names a YAML file of entries that are added to the table or override its fields."""
 MIRROR_VARIABLE: Final = "WEAKSAM_WEIGHTS_URL"
@@ -154,6 +156,22 @@ def find_weights(name: str, environ: Mapping[str, str] | None = None) -> Weights
             f"no weights are called '{name}'", where="weights", remedy=did_you_mean(name, table)
         )
     return table[name]
+
+
+def segmenter_kind(name: str) -> str:
+    """The architecture behind a segmenter's name: the name itself, but for weights that a user added.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    table = weights_table()
+    if name == SHIPPED:
+        return name
+    if name not in table:
+        raise ConfigError(
+            f"unknown segmenter '{name}'", where="segmenter", remedy=did_you_mean(name, [SHIPPED, *table])
+        )
+    return table[name].kind
 
 
 def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
