@@ -175,3 +175,27 @@ def test_verify__a_folder_of_the_transformers_library(
     assert "weights of hq-sam-vit-b" in capsys.readouterr().out
     assert command("weights", "verify", "edgetam", str(folder)) == 3
     assert command("weights", "verify", "edgetam", str(tmp_path / "nothing")) == 5
+
+
+def test_vit_b__in_the_published_format_through_verify_and_propose(
+    split: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The real architecture with random weights: 375 MB, one image, five prompts."""
+    with torch.device("meta"):
+        shapes = segment_anything.sam_model_registry["vit_b"]().state_dict()
+    generator = torch.Generator().manual_seed(0)
+    state = {name: 0.02 * torch.randn(value.shape, generator=generator) for name, value in shapes.items()}
+    torch.save(state, tmp_path / "vit_b.pth")
+    del state
+    try:
+        assert command("weights", "verify", "sam-vit-b", str(tmp_path / "vit_b.pth")) == 0
+        assert "weights of sam-vit-b, 93.7 M parameters" in capsys.readouterr().out
+        assert command("weights", "verify", "sam-vit-h", str(tmp_path / "vit_b.pth")) == 3
+        assert "weights of sam-vit-b, not of sam-vit-h" in capsys.readouterr().err
+        words = ("--segmenter", "sam-vit-b", "--checkpoint", str(tmp_path / "vit_b.pth"), "--limit", "1")
+        assert command(*split, *words, "--grid-side", "1") == 0
+    finally:
+        (tmp_path / "vit_b.pth").unlink()
+    table = proposals(tmp_path)
+    assert table.ids == IDS[:1]
+    assert table.num_rows > 0
