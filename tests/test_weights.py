@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +19,16 @@ from stages.core.weights.cache import cache_folder, cached, cached_weights, file
 from stages.core.weights.checks import looks_like_markup
 from stages.core.weights.download import fetch, stale_parts
 from stages.core.weights.table import PUBLISHED, Weights, find_weights, weights_table
-from tests.weights_server import Resource, Server, serving
+from tests.weights_server import Resource, Server, serving, serving_hub
 from weaksam_cli import main as entry_point
 
 CONTENT = bytes(range(256)) * 40
 PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
 @pytest.fixture
@@ -291,3 +299,37 @@ def test_weights_command__get_path_and_offline(
     assert rows["sam-vit-b"]["path"] == str(path)
     assert rows["sam-vit-l"]["path"] is None
     assert command("get", "sam-vit-x") == 2
+
+
+def hub_command(tmp_path: Path, endpoint: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own: the hub's library reads its variables when it is imported."""
+    environment = os.environ | {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "0",
+    }
+    command = [sys.executable, "-m", "weaksam_cli", "weights", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_weights_command__hub_model_is_fetched_found_and_needs_its_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "config.json": b"{}",
+        "model.safetensors": CONTENT,
+        "model.bin": b"pickle",
+        "README.md": b"hello",
+    }
+    (tmp_path / "own.yaml").write_text("mine: {hub: me/edge, architecture: edgetam}\n")
+    monkeypatch.setenv("WEAKSAM_WEIGHTS", str(tmp_path / "own.yaml"))
+    with serving_hub("me/edge", files) as endpoint:
+        fetched = hub_command(tmp_path, endpoint, "get", "mine")
+    assert fetched.returncode == 0, fetched.stderr
+    assert fetched.stderr == "", "no bars in a log"
+    found = hub_command(tmp_path, endpoint, "path", "mine")  # the server is gone
+    folder = Path(found.stdout.strip())
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    (folder / "model.safetensors").unlink()
+    missing = hub_command(tmp_path, endpoint, "path", "mine")
+    assert (missing.returncode, "weaksam weights get mine" in missing.stderr) == (5, True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,12 +84,64 @@ def serving(resources: dict[str, Resource]) -> Iterator[Server]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    with _running(Handler) as url:
+        yield Server(url, resources, ranges)
+
+
+@contextmanager
+def _running(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
-        yield Server(f"http://127.0.0.1:{server.server_address[1]}", resources, ranges)
+        yield f"http://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def serving_hub(repository: str, files: dict[str, bytes]) -> Iterator[str]:
+    """As much of a model hub as it takes to fetch a snapshot of one repository; yields its address."""
+    commit = "a" * 40
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_HEAD(self) -> None:
+            self._answer(body=False)
+
+        def do_GET(self) -> None:
+            self._answer(body=True)
+
+        def _answer(self, *, body: bool) -> None:
+            path = self.path.partition("?")[0]
+            headers = {"X-Repo-Commit": commit}
+            if path.startswith(f"/api/models/{repository}/tree/"):
+                tree = [
+                    {"type": "file", "path": n, "size": len(c), "oid": "b" * 40} for n, c in files.items()
+                ]
+                content = json.dumps(tree).encode()
+            elif path.startswith(f"/api/models/{repository}"):
+                facts = {"id": repository, "sha": commit, "private": False, "tags": [], "downloads": 0}
+                content = json.dumps(facts | {"siblings": [{"rfilename": name} for name in files]}).encode()
+            elif path.startswith(f"/{repository}/resolve/") and path.rpartition("/")[2] in files:
+                content = files[path.rpartition("/")[2]]
+                headers["ETag"] = f'"{hashlib.sha1(content).hexdigest()}"'
+            else:
+                self.send_error(404)
+                return
+            self.send_response(200)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            if body:
+                self.wfile.write(content)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with _running(Handler) as url:
+        yield url

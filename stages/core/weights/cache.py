@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -69,13 +70,18 @@ def cached_weights(name: str) -> Path:
 
 
 def missing_note(name: str, checkpoint: str) -> str | None:
-    """For the plan of a stage: what to do before the run if a segmenter's weights are not there; else None.
+    """For the plan of a stage: what to do before the run if a segmenter's weights or library are not there.
 
     Raises:
         ConfigError: unknown segmenter.
     """
     segmenter_kind(name)
-    if checkpoint or name == SHIPPED or cached(find_weights(name)) is not None:
+    if name == SHIPPED:
+        return None
+    entry = find_weights(name)
+    if entry.hub and find_spec("transformers") is None:
+        return f'NOT THERE YET: the library of {name}; pip install "weaksam[hf]"'
+    if checkpoint or cached(entry) is not None:
         return None
     return f"NOT THERE YET: the weights of {name}; weaksam weights get {name}"
 

@@ -13,6 +13,7 @@ import http.client
 import json
 import os
 import shutil
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -260,7 +261,10 @@ def _wrong_content(entry: Weights, problem: Mismatch) -> EnvironmentFault:
 
 def _fetch_snapshot(entry: Weights, force: bool) -> Path:
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
 
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     try:
         # Resume, lock and checksums are the library's.
         found = snapshot_download(
