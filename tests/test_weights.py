@@ -333,3 +333,14 @@ def test_weights_command__hub_model_is_fetched_found_and_needs_its_weights(
     (folder / "model.safetensors").unlink()
     missing = hub_command(tmp_path, endpoint, "path", "mine")
     assert (missing.returncode, "weaksam weights get mine" in missing.stderr) == (5, True)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["path", "sam-vit-b"], ["get", "sam-vit-b", "--offline"]])
+def test_weights_command__imports_nothing_heavy(words: list[str]) -> None:
+    program = (
+        f"import sys\nfrom weaksam_cli.main import main\ntry:\n    main(['weights', *{words!r}])\n"
+        "except SystemExit:\n    pass\n"
+        "print([m for m in ('torch', 'cv2', 'h5py', 'timm', 'transformers') if m in sys.modules], file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stderr.strip().splitlines()[-1] == "[]"
