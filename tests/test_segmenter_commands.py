@@ -10,10 +10,12 @@ import pytest
 import segment_anything
 import torch
 
+from stages.core.artifacts.files import read_json
 from stages.core.artifacts.schemas import PROMPTS, PROPOSALS
 from stages.core.artifacts.table import ImageRows, gather, read_table, write_table
 from tests.datasets_builders import HEIGHT, WIDTH, make_voc
 from tests.hf_builders import save_tiny
+from tests.run_builder import build_run, draw_toy_data
 from tests.test_propose import prompt_rows
 from tests.test_segmenters import shaken, tiny_vit_sam
 from weaksam_cli import main as entry_point
@@ -60,6 +62,30 @@ def test_propose__with_a_segmenter_of_the_transformers_library(
     assert (columns["x2"] <= WIDTH).all()
     assert (columns["y2"] <= HEIGHT).all()
     assert np.bitwise_or.reduce(columns["source"]) == 1 | 2 | 8, "grid, coarse and cross"
+
+
+def test_wsis__with_a_segmenter_of_the_transformers_library(tmp_path: Path) -> None:
+    folder, run = save_tiny("edgetam", tmp_path / "model"), tmp_path / "run"
+    draw_toy_data(tmp_path / "data", train=3, test=1)
+    build_run(run, tmp_path / "data", "toy_train", ["pgt"])
+    words = (
+        "--split",
+        "toy_train",
+        "--run",
+        str(run),
+        "--recipe",
+        "toy",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+    )
+    assert command("wsis", *words, "--segmenter", "edgetam", "--segmenter-checkpoint", str(folder)) == 0
+    made = read_json(run / "wsis" / "toy_train" / "pgt_masks.json")
+    assert (
+        len(made["annotations"]) == len(read_json(run / "pgt" / "toy_train" / "pgt.json")["annotations"]) > 0
+    )
+    assert all(one["segmentation"]["counts"] for one in made["annotations"])
 
 
 def test_propose__weights_of_another_kind(
