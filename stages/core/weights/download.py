@@ -261,7 +261,7 @@ def _wrong_content(entry: Weights, problem: Mismatch) -> EnvironmentFault:
 
 def _fetch_snapshot(entry: Weights, force: bool) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()
