@@ -18,12 +18,17 @@ from torch import Tensor
 
 from stages.core.errors import EnvironmentFault, ImageError, SchemaError
 from stages.core.vision.checkpoint_checks import check_architecture
+from stages.core.vision.folded_decoder import SelectedMasks
 from stages.core.vision.hf_loading import family_of
 from stages.core.vision.segmenters import load_segmenter
 from stages.core.weights.table import PUBLISHED, segmenter_kind
-from stages.propose.filtering import LogitFrame, mask_boxes
+from stages.propose.config import ProposeConfig
+from stages.propose.decoding import decode_batch
+from stages.propose.grid import grid_points
+from stages.propose.prompting import build_prompts
 from stages.wsis.box_to_mask import MaskRule, masks_of_boxes
 from tests.hf_builders import BUILDERS, SIZE, save_tiny, tiny
+from tests.test_propose import prompt_rows
 from tests.test_segmenters import PROMPTS, picture
 
 NAMES = tuple(BUILDERS)
@@ -132,27 +137,37 @@ def test_decode_above__what_decode_draws_above_the_floor(folders: dict[str, Path
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size_hw", [(48, 160), (200, 64), (64, 64)])
-def test_boxes__of_images_of_any_shape(folders: dict[str, Path], name: str, size_hw: tuple[int, int]) -> None:
-    """Boxes read off the logits are those of the full-size masks, to a pixel of the coarser of both grids."""
+def test_boxes__of_images_of_any_shape(
+    folders: dict[str, Path], name: str, size_hw: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Boxes that propose reads off logits are those of the full-size masks, to a pixel of the coarser grid."""
     height, width = size_hw
-    segmenter = load_segmenter(name, folders[name], "cpu")
+    segmenter: Any = load_segmenter(name, folders[name], "cpu")
     encoded = segmenter.encode(picture(height, width))
     rows, columns = encoded.logit_extent(torch.zeros(1, 16, 16))
     squashes = name in ("sam2-hiera-tiny", "edgetam")
     assert (rows == columns == 16) is (squashes or height == width)
+    assert encoded.via_input is not squashes
     y, x = torch.meshgrid(torch.arange(16) + 0.5, torch.arange(16) + 0.5, indexing="ij")
     centres = torch.tensor([[0.4, 0.55], [0.7, 0.3]]) * torch.tensor([rows, columns])
-    radii = 0.2 * torch.tensor([rows, columns])
-    logits = torch.stack(
-        [1 - ((y - cy) / radii[0]) ** 2 - ((x - cx) / radii[1]) ** 2 for cy, cx in centres.tolist()]
+    blobs = torch.stack(
+        [
+            1 - ((y - cy) / (0.2 * rows)) ** 2 - ((x - cx) / (0.2 * columns)) ** 2
+            for cy, cx in centres.tolist()
+        ]
     )
-    found = mask_boxes(logits, LogitFrame(height, width, rows, columns))
-    masks = (segmenter.upscale(logits, encoded) > 0).numpy()
-    for box, mask in zip(found.tolist(), masks, strict=True):
+    answer = SelectedMasks(torch.arange(2), torch.zeros(2, dtype=torch.int64), blobs, torch.ones(2, 3))
+    monkeypatch.setattr(segmenter, "decode_above", lambda *_, **__: answer)
+    prompts = build_prompts(grid_points(2, height, width)[:2], prompt_rows(), (), class_prompts=False)
+    config = ProposeConfig(min_side=1, grid_stability=0)
+    found = decode_batch(segmenter, encoded, prompts, np.arange(2), config)
+    masks = (segmenter.upscale(blobs, encoded) > 0).numpy()
+    coarse_x, coarse_y = max(1, width / encoded.input_width), max(1, height / encoded.input_height)
+    tolerance = np.array([coarse_x, coarse_y, coarse_x, coarse_y]) + 1e-3
+    assert len(found) == 2
+    for box, mask in zip(found.boxes_xyxy.tolist(), masks, strict=True):
         ys, xs = np.nonzero(mask)
         tight = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
-        coarse_x, coarse_y = max(1, width / encoded.input_width), max(1, height / encoded.input_height)
-        tolerance = np.array([coarse_x, coarse_y, coarse_x, coarse_y]) + 1e-3
         assert (np.abs(np.array(box) - tight) <= tolerance).all(), (box, tight)
 
 

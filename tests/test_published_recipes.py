@@ -165,8 +165,8 @@ def test_recipe__wsis_table(recipe: str) -> None:
     MASKS[recipe].check(found)
 
 
-def test_recipe__paper_is_another_name_of_voc07() -> None:
-    assert load_recipe("paper") == load_recipe("voc07")
+def test_recipe__voc07_is_another_name_of_paper() -> None:
+    assert load_recipe("voc07") == load_recipe("paper")
 
 
 def test_propose__dry_run_shows_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

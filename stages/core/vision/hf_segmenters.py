@@ -34,6 +34,8 @@ class HfSegmenter:
     """
 
     mask_threshold = 0.0
+    pads = False
+    """Whether the input is a scaled image and padding, or a squashed image."""
 
     def __init__(self, name: str, model: Any, processor: Any) -> None:
         self.name = name
@@ -67,7 +69,10 @@ class HfSegmenter:
         )  # torch warns of shared constants
         prepared = self.processor(images=pixels, input_data_format="channels_last", return_tensors="pt")
         embedding, further = self._embed(prepared["pixel_values"].to(self.device))
-        return EncodedImage(embedding, height, width, input_height, input_width, self.input_size, further)
+        return EncodedImage(
+            embedding, height, width, input_height, input_width, self.input_size,
+            via_input=self.pads, further=further,
+        )  # fmt: skip
 
     @torch.no_grad()
     def decode(
@@ -109,18 +114,26 @@ class HfSegmenter:
         size = (encoded.height, encoded.width)
         if low_res_logits.numel() == 0:
             return low_res_logits.new_zeros((*leading, *size))
-        full = self._enlarged(low_res_logits.reshape(-1, 1, *cells), encoded)
+        logits_N1hw = low_res_logits.reshape(-1, 1, *cells)
+        if encoded.via_input:
+            square = (encoded.input_size, encoded.input_size)
+            padded = F.interpolate(logits_N1hw, square, mode="bilinear", align_corners=False)
+            logits_N1hw = padded[..., : encoded.input_height, : encoded.input_width]
+        full = F.interpolate(logits_N1hw, size, mode="bilinear", align_corners=False)
         return full.reshape(*leading, *size)
 
     def _scaled(self, coords_xy: Tensor, encoded: EncodedImage) -> Tensor:
         scale = (encoded.input_width / encoded.width, encoded.input_height / encoded.height)
         return coords_xy.to(self.device, torch.float32) * torch.tensor(scale, device=self.device)
 
-    # What differs between the families.
-
     def _scaled_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the image in the model's input: all of it."""
-        return self.input_size, self.input_size
+        """Height and width of the image in the model's input, without padding."""
+        if not self.pads:
+            return self.input_size, self.input_size
+        scale = self.input_size / max(height, width)
+        return int(height * scale + 0.5), int(width * scale + 0.5)
+
+    # What differs between the models.
 
     def _embed(self, pixels_13HW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The embedding that prompts attend to, and what else the decoder asks for."""
@@ -134,17 +147,11 @@ class HfSegmenter:
         answer = self.model(image_embeddings=levels, multimask_output=multimask, **prompts)
         return answer.pred_masks[0], answer.iou_scores[0]
 
-    def _enlarged(self, logits_N1hw: Tensor, encoded: EncodedImage) -> Tensor:
-        size = (encoded.height, encoded.width)
-        return F.interpolate(logits_N1hw, size, mode="bilinear", align_corners=False)
-
 
 class HfSamSegmenter(HfSegmenter):
-    """``SamModel``: the longest side is scaled to the input, the rest padded."""
+    """``SamModel``: one embedding, and padding below or to the right."""
 
-    def _scaled_size(self, height: int, width: int) -> tuple[int, int]:
-        scale = self.input_size / max(height, width)
-        return int(height * scale + 0.5), int(width * scale + 0.5)
+    pads = True
 
     def _embed(self, pixels_13HW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         return self.model.get_image_embeddings(pixels_13HW), ()
@@ -154,12 +161,6 @@ class HfSamSegmenter(HfSegmenter):
     ) -> tuple[Tensor, Tensor]:
         answer = self.model(image_embeddings=encoded.embedding_1CHW, multimask_output=multimask, **prompts)
         return answer.pred_masks[0], answer.iou_scores[0]
-
-    def _enlarged(self, logits_N1hw: Tensor, encoded: EncodedImage) -> Tensor:
-        square = (encoded.input_size, encoded.input_size)
-        padded = F.interpolate(logits_N1hw, square, mode="bilinear", align_corners=False)
-        inside = padded[..., : encoded.input_height, : encoded.input_width]
-        return super()._enlarged(inside, encoded)
 
 
 class HfHqSegmenter(HfSamSegmenter):

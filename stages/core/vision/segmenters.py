@@ -34,6 +34,8 @@ class EncodedImage:
         height, width: pixels of the original image.
         input_height, input_width: pixels of the image after scaling, before padding.
         input_size: side of the square input in pixels.
+        via_input: whether full-size masks are interpolated to the square input first and from there to the
+            image, as Segment Anything does, or at once.
         further: more features that the segmenter's own decoder asks for (SAM 2's finer levels).
 
     SAM scales the longest side to the square and pads below or to the right; SAM 2 squashes the image into
@@ -46,6 +48,7 @@ class EncodedImage:
     input_height: int
     input_width: int
     input_size: int
+    via_input: bool = True
     further: tuple[Tensor, ...] = ()
 
     def logit_extent(self, low_res_logits: Tensor) -> tuple[float, float]:
