@@ -115,8 +115,8 @@ class HfSegmenter:
         if low_res_logits.numel() == 0:
             return low_res_logits.new_zeros((*leading, *size))
         logits_N1hw = low_res_logits.reshape(-1, 1, *cells)
-        if encoded.via_input:
-            square = (encoded.input_size, encoded.input_size)
+        if encoded.frame_size:
+            square = (encoded.frame_size, encoded.frame_size)
             padded = F.interpolate(logits_N1hw, square, mode="bilinear", align_corners=False)
             logits_N1hw = padded[..., : encoded.input_height, : encoded.input_width]
         full = F.interpolate(logits_N1hw, size, mode="bilinear", align_corners=False)

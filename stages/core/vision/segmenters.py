@@ -51,6 +51,11 @@ class EncodedImage:
     via_input: bool = True
     further: tuple[Tensor, ...] = ()
 
+    @property
+    def frame_size(self) -> int:
+        """Side of the square that masks are interpolated to first; 0 if there is none."""
+        return self.input_size if self.via_input else 0
+
     def logit_extent(self, low_res_logits: Tensor) -> tuple[float, float]:
         """Height and width of the image in cells of ``(..., h, w)`` logits, from the top left corner."""
         height, width = low_res_logits.shape[-2:]
