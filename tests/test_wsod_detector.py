@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stages.wsod import vgg
-from stages.wsod.batches import pad_batch, render, unrender_boxes
+from stages.wsod.batches import pad_image, render, unrender_boxes
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags, wsod_losses
 from stages.wsod.detection import ScoredProposals, detect, score_proposals
@@ -180,11 +180,12 @@ def test_average__mean_box_by_box() -> None:
     assert mirror_boxes(torch.tensor([1.0, 2, 3, 4]), 10.0).tolist() == [7.0, 2.0, 9.0, 4.0]
 
 
-def test_pad_batch__right_and_bottom() -> None:
-    images = [torch.ones(3, 10, 33, dtype=torch.uint8), torch.ones(3, 40, 5, dtype=torch.uint8)]
-    padded = pad_batch(images)
-    assert padded.shape == (2, 3, 64, 64)
-    assert padded[0].sum() == 3 * 10 * 33
+def test_pad_image__right_and_bottom() -> None:
+    for size, padded in (((10, 33), (32, 64)), ((64, 32), (64, 32))):
+        image = torch.ones(3, *size, dtype=torch.uint8)
+        assert pad_image(image).shape == (3, *padded)
+        assert torch.equal(pad_image(image)[:, : size[0], : size[1]], image)
+        assert pad_image(image).sum() == image.sum()
 
 
 @pytest.mark.parametrize(

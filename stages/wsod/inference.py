@@ -17,7 +17,7 @@ from stages.core.errors import InputError
 from stages.core.runtime.device import Precision, autocast
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import StageContext
-from stages.wsod.batches import pad_batch, render, unrender_boxes
+from stages.wsod.batches import pad_image, render, unrender_boxes
 from stages.wsod.config import WsodConfig
 from stages.wsod.detection import ScoredProposals, detect, score_proposals
 from stages.wsod.detector import WsodDetector
@@ -59,7 +59,7 @@ def _score_view(
     image, boxes = render(pixels_CHW, boxes_xyxy, view, max_size)
     boxes = boxes.to(device)
     with autocast(device, precision):
-        outputs = model(pad_batch([image]).to(device), [boxes])
+        outputs = model([pad_image(image).to(device)], [boxes])
     (scored,) = score_proposals(outputs, [boxes], model.num_classes)
     size_hw = (pixels_CHW.shape[-2], pixels_CHW.shape[-1])
     return ScoredProposals(scored.scores_NC, unrender_boxes(scored.boxes_NC4, view, image, size_hw))
