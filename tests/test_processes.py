@@ -23,6 +23,7 @@ from stages.core.errors import UsageError
 from stages.core.ops.rle import encode_masks
 from stages.core.runtime.processes import Launch, first_host, launch_facts
 from stages.core.vision import detectors
+from stages.core.vision.backbones import build_trunk
 from tests import processes_worker
 from tests.processes_worker import EPOCHS, STAGES, run_all
 
@@ -110,7 +111,7 @@ def curve(folder: Path, stage: str) -> list[dict[str, Any]]:
 
 def test_fit__two_processes_give_the_losses_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shapes, "ensure_shapes", lambda root: root / "shapes")
-    monkeypatch.setattr(detectors, "build_trunk", detectors.build_trunk)  # put back what the worker patches
+    monkeypatch.setattr(detectors, "build_trunk", build_trunk)  # put back what the worker patches
     data = tmp_path / "data"
     write_inputs(data)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]

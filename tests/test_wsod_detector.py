@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stages.core.runtime.streams import image_streams
 from stages.wsod import vgg
 from stages.wsod.batches import pad_image, render, unrender_boxes
 from stages.wsod.config import WsodConfig
@@ -71,6 +72,30 @@ def test_wsod_losses__every_method_trains_all_its_heads(changes: dict[str, objec
     ]
     # The last rows of a class that no image shows may get no gradient, whole tensors must.
     assert untouched == []
+
+
+@pytest.mark.parametrize("method", ["wsddn", "oicr", "mist"])
+def test_detector__loss_of_a_batch_is_the_mean_of_its_images(method: str) -> None:
+    config = small(method=method, dropout=0.5, pool="max" if method == "oicr" else "align")
+    torch.manual_seed(0)
+    model = WsodDetector(config, 3).train()
+    sizes, counts = ((64, 64), (32, 96), (64, 64)), (5, 12, 1)
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
+    low = [torch.rand(count, 2) * 16 for count in counts]
+    boxes = [torch.cat((corner, corner + 8 + torch.rand_like(corner) * 8), dim=1) for corner in low]
+    tags = [(0,), (0, 2), (1,)]
+
+    def losses(rows: list[int]) -> dict[str, Tensor]:
+        bags = Bags([boxes[row] for row in rows], [tags[row] for row in rows])
+        with image_streams([90 + row for row in rows]):
+            outputs = model([images[row] for row in rows], bags.boxes_xyxy)
+        return {k: v for k, v in wsod_losses(outputs, bags, config).items() if not k.startswith("_")}
+
+    whole, alone = losses([0, 1, 2]), [losses([row]) for row in range(3)]
+    for name, value in whole.items():
+        mean = torch.stack([one[name] for one in alone]).mean()
+        torch.testing.assert_close(value, mean, rtol=1e-5, atol=1e-6, msg=name)
+    assert not torch.equal(losses([0])["image"], alone[1]["image"])
 
 
 def test_detector__frozen_stages_stay_and_the_rest_moves() -> None:

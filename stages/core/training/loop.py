@@ -179,7 +179,7 @@ class Trainer(Generic[BatchT]):
         if processes.world() == 1:
             return bare
         # A branch without a foreground box leaves parameters without a gradient in one process and not in another.
-        return DistributedDataParallel(bare, find_unused_parameters=True, broadcast_buffers=False)
+        return DistributedDataParallel(bare, find_unused_parameters=True)
 
     def _stop_if_asked(self) -> None:
         """Stop all processes when one of them is asked to."""
