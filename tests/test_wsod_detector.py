@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from stages.core.errors import EnvironmentFault
 from stages.core.runtime.streams import image_streams
-from stages.wsod import vgg
+from stages.wsod import inference, vgg
 from stages.wsod.batches import pad_image, render, unrender_boxes
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags, wsod_losses
@@ -203,6 +207,61 @@ def test_average__mean_box_by_box() -> None:
     assert mean.scores_NC.item() == pytest.approx(0.4)
     assert mean.boxes_NC4.flatten().tolist() == [2.0] * 4
     assert mirror_boxes(torch.tensor([1.0, 2, 3, 4]), 10.0).tolist() == [7.0, 2.0, 9.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("refused", "left", "warned"),
+    [
+        # The largest view is refused once, and never tried again.
+        (96, [32, 64], 1),
+        # The plain view does not fit: nothing is left for larger ones either, but the smaller one is.
+        (64, [32], 1),
+    ],
+)
+def test_detect_image__views_larger_than_memory_are_left_out(
+    refused: int,
+    left: list[int],
+    warned: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("weaksam"), "propagate", True)
+    config = small(train_sizes=(32, 96), test_size=64, tta=True)
+    torch.manual_seed(0)
+    model = WsodDetector(config, 3).eval()
+    tried: list[int] = []
+    plain = inference._score_view
+
+    def limited(model: Any, pixels: Any, boxes: Any, view: View, *rest: Any) -> ScoredProposals:
+        tried.append(view.size)
+        if view.size >= refused:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+        return plain(model, pixels, boxes, view, *rest)
+
+    monkeypatch.setattr(inference, "_score_view", limited)
+    monkeypatch.setattr(inference, "_too_large", {})
+    pixels = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8)
+    boxes = torch.tensor([[2.0, 2, 30, 40], [10, 5, 60, 44]])
+    with caplog.at_level("WARNING", "weaksam"):
+        for _ in range(2):
+            found = inference.detect_image(model, pixels, boxes, config, "cpu", "fp32")
+    assert caplog.text.count("memory cannot hold") == warned
+    assert tried.count(96) <= 1
+    fitting = small(train_sizes=(32,), test_size=left[-1], tta=True)
+    monkeypatch.setattr(inference, "_score_view", plain)
+    expected = inference.detect_image(model, pixels, boxes, fitting, "cpu", "fp32")
+    assert np.allclose(found.scores, expected.scores, atol=1e-6)
+
+
+def test_detect_image__nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> ScoredProposals:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(inference, "_score_view", refuse)
+    config = small(test_size=64)
+    model, pixels = WsodDetector(config, 3).eval(), torch.zeros(3, 48, 64, dtype=torch.uint8)
+    with pytest.raises(EnvironmentFault, match="test_size"):
+        inference.detect_image(model, pixels, torch.tensor([[2.0, 2, 30, 40]]), config, "cpu", "fp32")
 
 
 def test_pad_image__right_and_bottom() -> None:
