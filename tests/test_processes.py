@@ -22,6 +22,7 @@ from stages.core.datasets.shapes import write_shapes
 from stages.core.errors import UsageError
 from stages.core.ops.rle import encode_masks
 from stages.core.runtime.processes import Launch, first_host, launch_facts
+from stages.core.training.weights_io import load_state
 from stages.core.vision import detectors
 from stages.core.vision.backbones import build_trunk
 from tests import processes_worker
@@ -109,20 +110,48 @@ def curve(folder: Path, stage: str) -> list[dict[str, Any]]:
     return [line for line in lines if "loss" in line]
 
 
+def start_two(module: str, *arguments: Path) -> subprocess.Popen[str]:
+    """Two processes under torchrun."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--standalone",
+        "-m",
+        module,
+    ]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, *map(str, arguments)], env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_two_processes__faults_of_one_reach_both(tmp_path: Path) -> None:
+    two = start_two("tests.processes_faults", tmp_path)
+    _, errors = two.communicate(timeout=120)
+    assert two.returncode == 0, errors[-3000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    for seen in (first, second):
+        assert seen["diverged"][0] == "TrainingDivergedError"
+        assert "'c'" in seen["diverged"][1], "the image is named in both, whichever had it"
+        assert seen["stopped"][0] == "PreemptedError"
+        assert seen["refused"] == ["InputError", "no such thing"]
+        assert seen["gathered"] == [0, 1]
+        assert seen["normalised"]
+        assert seen["dropped"]
+    assert first["diverged"] == second["diverged"]
+    assert load_state(tmp_path / "stopped" / "state" / "train.pt")["done"] == 3
+    assert (tmp_path / "diverged" / "state" / "train.pt").is_file()
+
+
 def test_fit__two_processes_give_the_losses_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shapes, "ensure_shapes", lambda root: root / "shapes")
     monkeypatch.setattr(detectors, "build_trunk", build_trunk)  # put back what the worker patches
     data = tmp_path / "data"
     write_inputs(data)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command += ["-m", "tests.processes_worker", str(data), str(tmp_path / "two")]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    two = subprocess.Popen(
-        command,
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    two = start_two("tests.processes_worker", data, tmp_path / "two")
     processes_worker.patch()
     run_all(data, tmp_path / "one", {"proposals": data / "proposals.h5", "pgt": data / "pgt.json"})
     _, errors = two.communicate(timeout=300)
