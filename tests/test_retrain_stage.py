@@ -16,7 +16,7 @@ from stages.core.artifacts.coco_json import Detections, read_dataset, read_resul
 from stages.core.config import StageConfig
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
-from stages.core.errors import ConfigError, InputError, SchemaError
+from stages.core.errors import ConfigError, EnvironmentFault, InputError, SchemaError
 from stages.core.spec import Stage, StageContext
 from stages.core.training.loop import TrainingDivergedError
 from stages.core.vision.backbones import build_trunk
@@ -42,6 +42,7 @@ def no_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
         return build_trunk(*arguments, **options | {"pretrained": False})
 
     monkeypatch.setattr("stages.core.vision.detectors.build_trunk", random_trunk)
+    monkeypatch.setattr("stages.core.vision.detr.build_trunk", random_trunk)
 
 
 def context(tmp_path: Path, subset: str, stage: str, **inputs: Path) -> StageContext:
@@ -182,6 +183,104 @@ def test_retrain__relative_thresholds_must_be_shares(tmp_path: Path) -> None:
     at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
     with pytest.raises(ConfigError, match="tau_cls"):
         RetrainStage().plan(RetrainConfig(**TINY, drop="percentile"), at)
+
+
+DETR = {
+    **TINY, "transformer_width": 32, "attention_heads": 4, "feedforward": 16, "encoder_layers": 1, "decoder_layers": 2,
+    "queries": 5, "denoising": 4, "drop_start": 0.0,
+}  # fmt: skip
+DETRS = ("rt-detr", "deformable-detr")
+
+
+@pytest.mark.parametrize("architecture", DETRS)
+def test_retrain__detr_fits_resumes_and_applies(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    config = RetrainConfig(**DETR, architecture=architecture, tau_cls=0.0, tau_reg=0.0)
+    lines: list[dict[str, Any]] = []
+    results = []
+    for name in ("whole", "stopped"):
+        at = context(tmp_path, "train", name)
+        at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
+        at.metrics_fn = lambda values: lines.append(dict(values))
+        if name == "stopped":
+            stops = iter([True])
+
+            def interrupt(stops: Any = stops) -> None:
+                if next(stops, False):
+                    raise InputError("stop now")
+
+            at.interrupted_fn = interrupt
+            with pytest.raises(InputError, match="stop now"):
+                run(RetrainStage(), config, at)
+            at.resume = True
+        counts = run(RetrainStage(), config, at)
+        assert counts["training_images"] == 3
+        results.append(
+            (at.out / "detector.safetensors").read_bytes() + (at.out / "detections.json").read_bytes()
+        )
+    assert results[0] == results[1], "resumed from the state equals uninterrupted"
+    assert lines[0]["dropped_share"] == 1.0, "thresholds of 0 drop every matched query"
+    assert {"loss_class", "loss_box", "loss_giou"} <= set(lines[0])
+    # The test split takes what the checkpoint says, whatever the settings are.
+    checkpoint = tmp_path / "whole" / "train" / "detector.safetensors"
+    test = context(tmp_path, "test", "retrain", checkpoint=checkpoint)
+    run(RetrainStage(), RetrainConfig(), test)
+    found = read_results(test.out / "detections.json", test.split)
+    assert found.keys() == {"img_4", "img_5"}
+    assert all(len(one) <= 3 for one in found.values())
+
+
+def test_retrain__detr_on_any_images(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from tests.test_predict import predict
+
+    at = context(tmp_path, "train", "retrain")
+    at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
+    run(RetrainStage(), RetrainConfig(**DETR | {"epochs": 1}, architecture="rt-detr"), at)
+    detector, out = at.out / "detector.safetensors", tmp_path / "found"
+    image = at.split.image_path("img_1")
+    assert predict(image, "--detector", detector, "--out", out, "--score-threshold", 0) == 0
+    data = json.loads((out / "predictions.json").read_text())
+    assert [category["name"] for category in data["categories"]] == ["bird", "cat", "dog"]
+    assert len(data["annotations"]) == 3
+
+
+def test_retrain__detr_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    at = context(tmp_path, "train", "retrain")
+    at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(EnvironmentFault, match=r"weaksam\[hf\]"):
+        RetrainStage().plan(RetrainConfig(architecture="deformable-detr"), at)
+    RetrainStage().plan(RetrainConfig(), at)  # Faster R-CNN needs no extra
+
+
+def test_retrain__checkpoint_of_another_detector(tmp_path: Path) -> None:
+    from stages.core.vision.detectors import build_detector, save_detector
+
+    test = context(tmp_path, "test", "retrain", checkpoint=tmp_path / "s.safetensors")
+    spec = WsisConfig(**MASKED).spec("mask-rcnn", 8)
+    save_detector(
+        tmp_path / "s.safetensors", build_detector(spec, test.split.classes, False), spec, test.split.classes
+    )
+    with pytest.raises(SchemaError, match="mask-rcnn"):
+        RetrainStage().plan(RetrainConfig(), test)
+
+
+@pytest.mark.parametrize("architecture", DETRS)
+def test_retrain__detr_diverged_loss_names_step_and_images(architecture: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    at = context(tmp_path, "train", "retrain")
+    at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
+    with pytest.raises(TrainingDivergedError, match="img_"):
+        run(
+            RetrainStage(),
+            RetrainConfig(**DETR | {"epochs": 40, "lr": 1e30, "clip_norm": 0}, architecture=architecture),
+            at,
+        )
 
 
 @dataclass
