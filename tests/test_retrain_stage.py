@@ -346,3 +346,60 @@ def test_wsis__masks_are_not_made_again_on_resume(tmp_path: Path, monkeypatch: p
     run(WsisStage(), WsisConfig(**MASKED), at)
     assert segmenter.encodings == encodings
     assert (at.out / "segmentations.json").read_bytes() == before
+
+
+def test_retrain__low_scores_are_written_on_the_train_split_alone(tmp_path: Path) -> None:
+    """A second round of pgt must find a box for every tag, however unsure the detector is."""
+    settings = TINY | {"epochs": 1, "score_threshold": 0.6, "max_detections": 30, "nms_iou": 0.99}
+    train = context(tmp_path, "train", "retrain")
+    train.inputs = {"pgt": write_pgt(tmp_path, train.split)}
+    run(RetrainStage(), RetrainConfig(**settings, train_score_threshold=0.0), train)
+    found = read_results(train.out / "detections.json", train.split)
+    assert min(one.scores.min() for one in found.values()) < 0.6
+    test = context(tmp_path, "test", "retrain", checkpoint=train.out / "detector.safetensors")
+    run(RetrainStage(), RetrainConfig(**settings), test)
+    for one in read_results(test.out / "detections.json", test.split).values():
+        assert (one.scores >= 0.6).all()
+
+
+def test_second_round__from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """pgt from the detections of retrain, in a run of its own; again with --overwrite; then apply and predict."""
+    from tests.test_cli import run as command
+    from tests.test_predict import finished
+
+    monkeypatch.chdir(tmp_path)
+    make_voc(tmp_path / "data")
+    split = open_split("tiny_train", tmp_path / "data")
+    first = tmp_path / "runs" / "first"
+    (first / "pgt" / "tiny_train").mkdir(parents=True)
+    write_pgt(tmp_path, split).rename(first / "pgt" / "tiny_train" / "pgt.json")
+    finished(first / "pgt" / "tiny_train", "pgt", ("pgt.json",))
+    tiny = {**TINY, "epochs": 1, "max_detections": 60, "nms_iou": 0.99, "train_score_threshold": 0.0}
+    settings = [f"--set={name}={list(v) if isinstance(v, tuple) else v}" for name, v in tiny.items()]
+    common = ["--device", "cpu", "--workers", "0"]
+    assert command("-q", "retrain", "--split", "tiny_train", "--run", "runs/first", *common, *settings) == 0
+    detections = "runs/first/retrain/tiny_train/detections.json"
+    again: list[str] = []
+    for _ in range(2):
+        second = ["--run", "runs/second", *common]
+        assert command("-q", "pgt", "--split", "tiny_train", *second, "--detections", detections, *again) == 0
+        assert command("-q", "retrain", "--split", "tiny_train", *second, *settings, *again) == 0
+        again = ["--overwrite"]
+    pseudo = read_dataset(tmp_path / "runs" / "second" / "pgt" / "tiny_train" / "pgt.json", split)
+    for image_id in split.ids:
+        assert set(pseudo[image_id].classes.tolist()) == set(split.tags(image_id)), "a box for every tag"
+    assert command("-q", "retrain", "--split", "tiny_test", *second, *settings) == 0
+    assert (tmp_path / "runs" / "second" / "retrain" / "tiny_test" / "detections.json").is_file()
+    image = str(split.image_path("img_1"))
+    assert command("-q", "predict", image, *second, "--json") == 0
+    capsys.readouterr()
+    # What the first round was made from has changed: its detections are stale in the second round, too.
+    other = {image_id: Detections.empty() for image_id in split.ids}
+    write_dataset(
+        first / "pgt" / "tiny_train" / "pgt.json", split, other, dict.fromkeys(other, (HEIGHT, WIDTH))
+    )
+    finished(first / "pgt" / "tiny_train", "pgt", ("pgt.json",))
+    assert command("-q", "pgt", "--split", "tiny_train", *second, "--detections", detections, *again) == 3
+    assert "has changed since" in capsys.readouterr().err

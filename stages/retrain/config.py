@@ -73,6 +73,12 @@ class RetrainConfig(DetectorSettings):
     denoising: int = Field(
         60, ge=0, description="rt-detr: noisy targets per image that the decoder restores; 0 = none"
     )
+    train_score_threshold: float = Field(
+        0.001,
+        ge=0,
+        lt=1,
+        description="score_threshold on the train split: a second round of pgt needs a box for every tag",
+    )
     drop: Literal["off", "paper", "independent", "normalised", "percentile"] = Field(
         "paper", description="RoI drop rule: paper = both raw losses above their thresholds"
     )

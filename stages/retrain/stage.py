@@ -68,7 +68,12 @@ class RetrainStage:
                 counts = self._fit(config, context)
         else:
             checkpoint = context.input("checkpoint")
-        detections = detect_split(context, checkpoint, *BOX_KINDS)
+        detections = detect_split(
+            context,
+            checkpoint,
+            *BOX_KINDS,
+            score=config.train_score_threshold if context.split.role == "train" else None,
+        )
         if detections is not None:
             write_results(context.out / DETECTIONS, context.split, detections)
             counts["detections"] = sum(len(found) for found in detections.values())

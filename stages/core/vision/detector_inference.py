@@ -55,10 +55,13 @@ class DetectorFactory:
     split: WeakSplit
     device: str
     precision: Precision
+    score: float | None = None
 
     def __call__(self) -> ImageFunction:
         """Load the model once and return image id -> rows."""
         model = open_detector(self.checkpoint, self.split.classes, self.kinds).to(self.device)
+        if self.score is not None:
+            model.keep_from(self.score)
 
         def rows(image_id: str) -> ImageRows:
             pixels = load_image(self.split.image_path(image_id))
@@ -68,13 +71,16 @@ class DetectorFactory:
         return rows
 
 
-def detect_split(context: StageContext, checkpoint: Path, *kinds: AnyKind) -> dict[str, Detections] | None:
+def detect_split(
+    context: StageContext, checkpoint: Path, *kinds: AnyKind, score: float | None = None
+) -> dict[str, Detections] | None:
     """Detections of every readable image of the context's split, resumable and sharded.
 
     Args:
         context: gives images, device, workers and the output folder.
         checkpoint: a detector file.
         kinds: what it may be.
+        score: least score of a detection; None takes the checkpoint's own.
 
     Returns:
         Image id -> detections, or None while other shards have parts to do.
@@ -83,6 +89,6 @@ def detect_split(context: StageContext, checkpoint: Path, *kinds: AnyKind) -> di
         SchemaError: the checkpoint is of another kind or another class list.
     """
     open_detector(checkpoint, context.split.classes, kinds)  # fail here rather than in a worker
-    factory = DetectorFactory(checkpoint, kinds, context.split, context.device, context.precision)
+    factory = DetectorFactory(checkpoint, kinds, context.split, context.device, context.precision, score)
     table = map_images(context, DETECTION_ROWS, factory, "detect")
     return None if table is None else from_table(table, with_masks=kinds == ("mask-rcnn",))

@@ -51,6 +51,10 @@ class Detector(GeneralizedRCNN):  # type: ignore[misc]
         """Weight sampled RoIs by RoI drop from now on."""
         self.roi_heads.roi_weights = weights
 
+    def keep_from(self, score: float) -> None:
+        """Give detections from this score on, instead of from the specification's."""
+        self.roi_heads.score_thresh = score
+
 
 def build_detector(spec: DetectorSpec, classes: Sequence[str], pretrained: bool = True) -> Detector:
     """Build a detector, its trunk with ImageNet weights unless `pretrained` is False.

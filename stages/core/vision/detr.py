@@ -62,6 +62,10 @@ class Detr(nn.Module):
         """Weight matched queries by RoI drop from now on."""
         self.roi_weights = weights
 
+    def keep_from(self, score: float) -> None:
+        """Give detections from this score on, instead of from the specification's."""
+        self.spec = self.spec.model_copy(update={"score_threshold": score})
+
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Losses by name in training, else `boxes`, `labels` and `scores` of each image in its own pixels.
 
