@@ -279,6 +279,16 @@ def test_set_losses__not_finite_is_nan_rather_than_a_crash(where: str) -> None:
     layer, targets = random_layer(0)
     (layer.logits_BQC if where == "logits" else layer.boxes_BQ4)[0, 1, 2] = float("nan")
     assert torch.isnan(total(set_losses(SetOutput([layer]), targets, COSTS["rt-detr"])))
+    good, _ = random_layer(1)
+    calls: list[int] = []
+
+    def weights(surprise: Tensor, boxes: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append(len(surprise))
+        return surprise, boxes
+
+    output = SetOutput([good, layer], proposals=good)
+    assert torch.isnan(total(set_losses(output, targets, COSTS["rt-detr"], weights)))
+    assert calls == [0, 0], "every process asks the rule equally often"
 
 
 def test_set_losses__images_without_targets() -> None:

@@ -91,18 +91,19 @@ def set_losses(
     with torch.autocast(output.layers[-1].logits_BQC.device.type, enabled=False):
         # Normalised by the number of targets; the queries that are dropped still count.
         count = max(sum(len(target["class_labels"]) for target in targets), 1)
-        decoder: list[Losses] = []
-        for layer in output.layers:
-            matches = match_queries(layer, targets, costs)
-            if matches is None:
-                return {"loss_class": layer.logits_BQC.float().sum() * float("nan")}
-            decoder.append(layer_losses(layer, targets, matches, costs, count, weights))
-        losses = _summed(decoder)
-        if output.proposals is not None:
-            matches = match_queries(output.proposals, targets, costs)
-            if matches is None:
-                return {"loss_class": output.proposals.logits_BQC.float().sum() * float("nan")}
-            losses["loss_proposals"] = _total(layer_losses(output.proposals, targets, matches, costs, count))
+        matched = [match_queries(layer, targets, costs) for layer in output.layers]
+        chosen = None if output.proposals is None else match_queries(output.proposals, targets, costs)
+        if None in matched or (output.proposals is not None and chosen is None):
+            return _not_a_number(output, weights)
+        losses = _summed(
+            [
+                layer_losses(layer, targets, matches, costs, count, weights)
+                for layer, matches in zip(output.layers, matched, strict=True)
+                if matches is not None
+            ]
+        )
+        if output.proposals is not None and chosen is not None:
+            losses["loss_proposals"] = _total(layer_losses(output.proposals, targets, chosen, costs, count))
         if output.denoising:
             each = [
                 _total(layer_losses(layer, targets, output.restored, costs, count * output.groups))
@@ -228,6 +229,16 @@ def _pairwise_giou(boxes_R4: Tensor, wanted_T4: Tensor) -> Tensor:
 
     giou_RT: Tensor = generalized_box_iou(_corners(boxes_R4), _corners(wanted_T4))
     return giou_RT
+
+
+def _not_a_number(output: SetOutput, weights: RoiWeights | None) -> Losses:
+    """A loss that stops the training, where the outputs cannot be matched."""
+    first = output.layers[0].logits_BQC
+    if weights is not None:
+        nothing = first.new_zeros(0, dtype=torch.float32)
+        for _ in output.layers:  # the rule may wait for the queries of other processes
+            weights(nothing, nothing, nothing.bool())
+    return {"loss_class": first.float().sum() * float("nan")}
 
 
 def _summed(each: Sequence[Losses]) -> Losses:
