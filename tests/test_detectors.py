@@ -12,6 +12,7 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.ops import MultiScaleRoIAlign
 
 from stages.core.errors import ConfigError, MissingInputError, SchemaError
+from stages.core.runtime.streams import image_streams
 from stages.core.vision.detector_inference import detect
 from stages.core.vision.detector_spec import DetectorSpec, Kind
 from stages.core.vision.detectors import build_detector, load_detector, save_detector
@@ -57,14 +58,38 @@ def test_build_detector__losses_equal_torchvision_without_hook() -> None:
         rpn_post_nms_top_n_train=25, box_batch_size_per_image=16, _skip_resize=True,
     )  # fmt: skip
     theirs.roi_heads.box_roi_pool = ours.roi_heads.box_roi_pool  # its constructor accepts only its own class
-    images, targets = batch()
-    torch.manual_seed(1)
-    mine = ours.train()(images, targets)
-    torch.manual_seed(1)
-    reference = theirs.train()(images, targets)
-    assert set(mine) == set(reference)
-    for name in mine:
-        torch.testing.assert_close(mine[name], reference[name], msg=name)
+    for image, target in zip(*batch(), strict=True):
+        torch.manual_seed(1)
+        mine = ours.train()([image], [target])
+        torch.manual_seed(1)
+        reference = theirs.train()([image], [target])
+        assert set(mine) == set(reference)
+        for name in mine:
+            torch.testing.assert_close(mine[name], reference[name], msg=name)
+
+
+@pytest.mark.parametrize("kind", ["faster-rcnn", "mask-rcnn"])
+def test_detector__loss_of_a_batch_is_the_mean_of_its_images(kind: Kind) -> None:
+    torch.manual_seed(0)
+    model = build_detector(tiny(kind=kind), CLASSES, pretrained=False).train()
+    images = [torch.rand(3, 40, 60), torch.rand(3, 64, 33), torch.rand(3, 60, 60)]
+    targets = [
+        {
+            "boxes": torch.tensor([[4.0, 4, 20, 20], [1, 9, 30, 38]])[: 1 + row % 2],
+            "labels": torch.tensor([1, 2])[: 1 + row % 2],
+            "masks": torch.ones((1 + row % 2, *image.shape[-2:]), dtype=torch.uint8),
+        }
+        for row, image in enumerate(images)
+    ]
+    with image_streams([7, 8, 9]):
+        whole = model(images, targets)
+    alone = []
+    for row in range(3):
+        with image_streams([7 + row]):
+            alone.append(model([images[row]], [targets[row]]))
+    for name in whole:
+        mean = torch.stack([losses[name] for losses in alone]).mean()
+        torch.testing.assert_close(whole[name], mean, msg=name, rtol=1e-5, atol=1e-6)
 
 
 def test_roi_losses__smooth_l1_sums_to_torchvision() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stages.core.training.adversary import Adversary
 from stages.wsod.dropblock import ConcreteDropBlock, block_mask, rescale, reverse_gradient
 
 
@@ -73,3 +76,53 @@ def test_concrete_dropblock__detector_gets_the_plain_gradient_and_test_time_is_i
     assert torch.allclose(slope[kept], factor.expand_as(slope[kept]))
     assert torch.equal(kept, out != 0)
     assert layer.eval()(feats)[0] is feats
+
+
+def telling_feats() -> torch.Tensor:
+    """Only the left column matters to a loss over channel 0."""
+    feats = torch.zeros(64, 4, 4, 2)
+    feats[:, :, 0, 0] = 1.0
+    feats[:, :, 1:, 1] = 1.0
+    return feats
+
+
+def drop_rates(form: str, steps: int = 80) -> tuple[float, list[float], float]:
+    """Drop rate at the start, over the last steps, and that of the left column at the end."""
+    torch.manual_seed(0)
+    layer = ConcreteDropBlock(2, drop=0.9, block=1, temperature=0.5, weight=1.0, form=form).train()  # type: ignore[arg-type]
+    feats, rates = telling_feats(), []
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
+    adversary = Adversary(list(layer.parameters()), optimizer, 1.0, layer.own_turn)
+    for step in range(steps):
+        torch.manual_seed(step)  # the same noise in both forms
+        out, dropped = layer(feats)
+        rates.append(dropped.item())
+        if form == "reversal":
+            optimizer.zero_grad()
+            torch.autograd.backward(-out[..., 0].mean())
+            optimizer.step()
+        else:
+            assert not out.requires_grad, "the detector's pass does not reach the dropper"
+            torch.manual_seed(step)
+            adversary.move(lambda: [-layer(feats)[0][..., 0].mean()], factor=1.0)
+    out, _ = layer(feats)
+    return rates[0], rates[-20:], (out[:, :, 0, 0] == 0).float().mean().item()
+
+
+def test_concrete_dropblock__both_forms_drop_alike() -> None:
+    first, last, left = drop_rates("reversal")
+    first_two, last_two, left_two = drop_rates("two_step")
+    assert first == first_two, "the same network drops the same cells"
+    # With the same noise both forms take the same steps: the reversed gradient is that of the negated loss.
+    assert last_two == pytest.approx(last, abs=0.02)
+    assert left_two == pytest.approx(left, abs=0.05)
+    assert left > sum(last) / len(last) + 0.2, "and both learn where it hurts"
+
+
+def test_adversary__weights_the_slope_and_sums_the_passes() -> None:
+    value = torch.tensor([1.0], requires_grad=True)
+    adversary = Adversary([value], torch.optim.SGD([value], lr=0.1), 0.5, contextlib.nullcontext)
+    adversary.move(lambda: [value.sum() * 3, value.sum() * 1], factor=0.5)
+    # Up the slope of 4 by 0.1 (rate) x 0.5 (factor) x 0.5 (weight).
+    assert value.item() == pytest.approx(1.0 + 0.1 * 0.5 * 0.5 * 4)
+    assert value.grad is None

@@ -183,6 +183,80 @@ def test_ordered__matches_the_slow_version(
     assert keep[0] or not protect
 
 
+def slow_iou(a: Box, b: Box) -> float:
+    area_a, area_b = (a[2] - a[0]) * (a[3] - a[1]), (b[2] - b[0]) * (b[3] - b[1])
+    common = share(a, b) * area_a
+    return common / (area_a + area_b - common)
+
+
+def slow_improved(boxes: list[Box], scores: list[float], rule: Rule) -> list[int]:
+    """Relative threshold, greedy NMS, ordered containment, one box after the other."""
+    order = sorted(range(len(boxes)), key=lambda i: (-scores[i], i))
+    best = scores[order[0]]
+    passed = [i for i in order if (scores[i] >= rule.tau_s * best if best > 0 else scores[i] == best)]
+    separate: list[int] = []
+    for i in passed:
+        if all(slow_iou(boxes[i], boxes[k]) <= rule.nms_iou for k in separate):
+            separate.append(i)
+    kept_places = slow_ordered([boxes[i] for i in separate], rule.tau_o, rule.policy, rule.protect_top1)
+    return sorted(separate[place] for place in kept_places)
+
+
+def slow_pgf(boxes: list[Box], scores: list[float], rule: Rule) -> list[int]:
+    """Raw threshold with an unconditional first box, then containment as in the paper's rule; mutual: the better."""
+    order = sorted(range(len(boxes)), key=lambda i: (-scores[i], i))
+    passed = [i for place, i in enumerate(order) if place == 0 or scores[i] > rule.tau_s]
+    if 0 in rule.exempt_classes:
+        return sorted(passed)
+    survivors = []
+    for place, j in enumerate(passed):
+        containers = [
+            other
+            for other, k in enumerate(passed)
+            if k != j
+            and share(boxes[j], boxes[k]) >= rule.tau_o
+            and not (share(boxes[k], boxes[j]) >= rule.tau_o and place < other)
+        ]
+        if not containers:
+            survivors.append(j)
+    return sorted(survivors or passed[:1])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    image_strategy,
+    st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    st.sampled_from([0.5, 0.85, 1.0]),
+    st.sampled_from([0.3, 0.6, 1.0]),
+    st.sampled_from(["drop_inner", "drop_lower"]),
+    st.booleans(),
+)
+def test_select__improved_matches_the_slow_version(
+    image: list[tuple[Box, int]], tau_s: float, tau_o: float, nms_iou: float, policy: Policy, protect: bool
+) -> None:
+    boxes, scores = [b for b, _ in image], [s / 16 for _, s in image]
+    rule = Rule("improved", tau_s, tau_o, nms_iou, policy, protect)
+    assert kept(boxes, scores, rule) == slow_improved(boxes, scores, rule)
+
+
+@settings(max_examples=150, deadline=None)
+@given(image_strategy, st.sampled_from([0.0, 0.25, 0.9]), st.sampled_from([0.5, 0.85]), st.booleans())
+def test_select__pgf_matches_the_slow_version(
+    image: list[tuple[Box, int]], tau_s: float, tau_o: float, exempt: bool
+) -> None:
+    boxes, scores = [b for b, _ in image], [s / 16 for _, s in image]
+    rule = Rule("pgf", tau_s, tau_o, exempt_classes=frozenset({0} if exempt else ()))
+    assert kept(boxes, scores, rule) == slow_pgf(boxes, scores, rule)
+
+
+@settings(max_examples=60, deadline=None)
+@given(image_strategy, st.integers(1, 4))
+def test_select__topk_matches_the_slow_version(image: list[tuple[Box, int]], top: int) -> None:
+    boxes, scores = [b for b, _ in image], [s / 16 for _, s in image]
+    best = sorted(range(len(boxes)), key=lambda i: (-scores[i], i))[:top]
+    assert kept(boxes, scores, Rule(mode="topk", top=top)) == sorted(best)
+
+
 @settings(max_examples=100, deadline=None)
 @given(image_strategy)
 def test_select__every_mode_keeps_a_box_for_a_detected_tag(image: list[tuple[Box, int]]) -> None:

@@ -139,5 +139,5 @@ def test_drop_meter__share_of_foreground_since_last_call() -> None:
     high = torch.tensor([9.0, 9.0, 0.0, 0.0, 9.0])
     foreground = torch.tensor([True, True, True, True, False])
     meter(high, high, foreground)
-    assert meter.pop_share() == 0.5
-    assert meter.pop_share() == 0.0
+    assert meter.pop_share().item() == 0.5
+    assert meter.pop_share().item() == 0.0

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -15,16 +17,16 @@ from stages.core.errors import PreemptedError, SchemaError
 from stages.core.runtime.seeding import numpy_generator
 from stages.core.spec import StageContext
 from stages.core.training.ema import ModelEma
-from stages.core.training.loop import FitSettings, Trainer, TrainingDivergedError, epoch_batches
+from stages.core.training.loop import FitSettings, Trainer, TrainingDivergedError, epoch_batches, own_passes
 from stages.core.training.schedule import warmup_cosine, warmup_steps
-from stages.core.training.weights_io import load_weights, read_metadata, save_weights
+from stages.core.training.weights_io import load_state, load_weights, read_metadata, save_weights
 from tests.fake_split import FakeSplit, weak
 
 ITEMS = tuple("abcdefghij")
 
 
 def trainer(
-    out: Path, stop_after: int | None = None, resume: bool = False, **changes: Any
+    out: Path, stop_after: int | None = None, resume: bool = False, precision: str = "fp32", **changes: Any
 ) -> Trainer[Tensor]:
     calls = iter(range(10_000))
 
@@ -39,6 +41,7 @@ def trainer(
         resume=resume,
         interrupted_fn=interrupted,
         seed=3,
+        precision=precision,  # type: ignore[arg-type]
     )
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
@@ -59,16 +62,24 @@ def flat(model: nn.Module) -> Tensor:
     return torch.cat([v.flatten().double() for v in model.state_dict().values()])
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 5, 8])
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_fit__resume_is_bit_exact(tmp_path: Path, stop_after: int, accumulate: int) -> None:
-    whole = trainer(tmp_path / "whole", accumulate=accumulate).fit()
-    first = trainer(tmp_path / "cut", stop_after, accumulate=accumulate)
+@pytest.mark.parametrize(("accumulate", "stop_after"), [(1, 1), (1, 3), (1, 5), (1, 8), (3, 1), (3, 2)])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_fit__resume_is_bit_exact(tmp_path: Path, stop_after: int, accumulate: int, precision: str) -> None:
+    whole = trainer(tmp_path / "whole", precision=precision, accumulate=accumulate).fit()
+    first = trainer(tmp_path / "cut", stop_after, precision=precision, accumulate=accumulate)
+    first.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, enabled=precision == "fp16")
     with pytest.raises(PreemptedError):
         first.fit()
-    second = trainer(tmp_path / "cut", resume=True, accumulate=accumulate)
+    second = trainer(tmp_path / "cut", resume=True, precision=precision, accumulate=accumulate)
     assert torch.equal(flat(second.fit()), flat(whole))
-    assert second.done == 9
+    assert second.done == second.total_moves == (9 if accumulate == 1 else 3)
+    assert second.scaler.get_scale() == (8.0 if precision == "fp16" else 1.0)
+
+
+def test_fit__scaled_losses_train_like_plain_ones(tmp_path: Path) -> None:
+    plain = trainer(tmp_path / "plain", clip_norm=0.1).fit()
+    scaled = trainer(tmp_path / "scaled", precision="fp16", clip_norm=0.1).fit()
+    torch.testing.assert_close(flat(scaled), flat(plain), rtol=1e-5, atol=1e-6)
 
 
 def test_fit__accumulation_equals_the_larger_batch(tmp_path: Path) -> None:
@@ -101,10 +112,22 @@ def test_fit__bad_loss_stops_with_step_and_images(tmp_path: Path) -> None:
         return {"square": losses["square"] * (float("nan") if number == 4 else 1.0)}
 
     run.step = step
-    with pytest.raises(TrainingDivergedError, match="at batch 4") as caught:
+    with pytest.raises(TrainingDivergedError, match="at step 4") as caught:
         run.fit()
     assert "square" in str(caught.value)
     assert run.state_path.is_file()
+    assert load_state(run.state_path)["done"] == 4
+
+
+@pytest.mark.parametrize("images", range(1, 12))
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("passes", [1, 2, 4])
+def test_own_passes__every_image_once(images: int, world: int, passes: int) -> None:
+    ids = list(ascii_lowercase[:images])
+    cut = [own_passes(ids, passes, rank, world) for rank in range(world)]
+    assert sorted(i for own in cut for part in own for i in part) == ids
+    assert {len(own) for own in cut} == {passes}, "every process takes part in every pass"
+    assert max(len(part) for own in cut for part in own) <= math.ceil(math.ceil(images / world) / passes)
 
 
 def test_epoch_batches__each_item_once_and_epochs_differ() -> None:

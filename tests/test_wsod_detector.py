@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from stages.wsod import vgg
-from stages.wsod.batches import pad_batch, render, unrender_boxes
+from stages.core.errors import EnvironmentFault
+from stages.core.runtime.streams import image_streams
+from stages.wsod import inference, vgg
+from stages.wsod.batches import pad_image, render, unrender_boxes
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags, wsod_losses
 from stages.wsod.detection import ScoredProposals, detect, score_proposals
@@ -71,6 +76,30 @@ def test_wsod_losses__every_method_trains_all_its_heads(changes: dict[str, objec
     ]
     # The last rows of a class that no image shows may get no gradient, whole tensors must.
     assert untouched == []
+
+
+@pytest.mark.parametrize("method", ["wsddn", "oicr", "mist"])
+def test_detector__loss_of_a_batch_is_the_mean_of_its_images(method: str) -> None:
+    config = small(method=method, dropout=0.5, pool="max" if method == "oicr" else "align")
+    torch.manual_seed(0)
+    model = WsodDetector(config, 3).train()
+    sizes, counts = ((64, 64), (32, 96), (64, 64)), (5, 12, 1)
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
+    low = [torch.rand(count, 2) * 16 for count in counts]
+    boxes = [torch.cat((corner, corner + 8 + torch.rand_like(corner) * 8), dim=1) for corner in low]
+    tags = [(0,), (0, 2), (1,)]
+
+    def losses(rows: list[int]) -> dict[str, Tensor]:
+        bags = Bags([boxes[row] for row in rows], [tags[row] for row in rows])
+        with image_streams([90 + row for row in rows]):
+            outputs = model([images[row] for row in rows], bags.boxes_xyxy)
+        return {k: v for k, v in wsod_losses(outputs, bags, config).items() if not k.startswith("_")}
+
+    whole, alone = losses([0, 1, 2]), [losses([row]) for row in range(3)]
+    for name, value in whole.items():
+        mean = torch.stack([one[name] for one in alone]).mean()
+        torch.testing.assert_close(value, mean, rtol=1e-5, atol=1e-6, msg=name)
+    assert not torch.equal(losses([0])["image"], alone[1]["image"])
 
 
 def test_detector__frozen_stages_stay_and_the_rest_moves() -> None:
@@ -180,11 +209,67 @@ def test_average__mean_box_by_box() -> None:
     assert mirror_boxes(torch.tensor([1.0, 2, 3, 4]), 10.0).tolist() == [7.0, 2.0, 9.0, 4.0]
 
 
-def test_pad_batch__right_and_bottom() -> None:
-    images = [torch.ones(3, 10, 33, dtype=torch.uint8), torch.ones(3, 40, 5, dtype=torch.uint8)]
-    padded = pad_batch(images)
-    assert padded.shape == (2, 3, 64, 64)
-    assert padded[0].sum() == 3 * 10 * 33
+@pytest.mark.parametrize(
+    ("refused", "left", "warned"),
+    [
+        # The largest view is refused once, and never tried again.
+        (96, [32, 64], 1),
+        # The plain view does not fit: nothing is left for larger ones either, but the smaller one is.
+        (64, [32], 1),
+    ],
+)
+def test_detect_image__views_larger_than_memory_are_left_out(
+    refused: int,
+    left: list[int],
+    warned: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("weaksam"), "propagate", True)
+    config = small(train_sizes=(32, 96), test_size=64, tta=True)
+    torch.manual_seed(0)
+    model = WsodDetector(config, 3).eval()
+    tried: list[int] = []
+    plain = inference._score_view
+
+    def limited(model: Any, pixels: Any, boxes: Any, view: View, *rest: Any) -> ScoredProposals:
+        tried.append(view.size)
+        if view.size >= refused:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+        return plain(model, pixels, boxes, view, *rest)
+
+    monkeypatch.setattr(inference, "_score_view", limited)
+    monkeypatch.setattr(inference, "_too_large", {})
+    pixels = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8)
+    boxes = torch.tensor([[2.0, 2, 30, 40], [10, 5, 60, 44]])
+    with caplog.at_level("WARNING", "weaksam"):
+        for _ in range(2):
+            found = inference.detect_image(model, pixels, boxes, config, "cpu", "fp32")
+    assert caplog.text.count("memory cannot hold") == warned
+    assert tried.count(96) <= 1
+    fitting = small(train_sizes=(32,), test_size=left[-1], tta=True)
+    monkeypatch.setattr(inference, "_score_view", plain)
+    expected = inference.detect_image(model, pixels, boxes, fitting, "cpu", "fp32")
+    assert np.allclose(found.scores, expected.scores, atol=1e-6)
+
+
+def test_detect_image__nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> ScoredProposals:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(inference, "_score_view", refuse)
+    config = small(test_size=64)
+    model, pixels = WsodDetector(config, 3).eval(), torch.zeros(3, 48, 64, dtype=torch.uint8)
+    with pytest.raises(EnvironmentFault, match="test_size"):
+        inference.detect_image(model, pixels, torch.tensor([[2.0, 2, 30, 40]]), config, "cpu", "fp32")
+
+
+def test_pad_image__right_and_bottom() -> None:
+    for size, padded in (((10, 33), (32, 64)), ((64, 32), (64, 32))):
+        image = torch.ones(3, *size, dtype=torch.uint8)
+        assert pad_image(image).shape == (3, *padded)
+        assert torch.equal(pad_image(image)[:, : size[0], : size[1]], image)
+        assert pad_image(image).sum() == image.sum()
 
 
 @pytest.mark.parametrize(

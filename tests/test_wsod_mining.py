@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stages.core.ops.boxes import pairwise_iou
+from stages.wsod import mining
 from stages.wsod.mining import Seeds, assign_labels, by_score, relative_scores
 from stages.wsod.mist import candidate_count, multi_instance
 from stages.wsod.oicr import near_top, top1
@@ -17,14 +18,14 @@ Found = set[tuple[int, int, float]]
 
 
 def problem(seed: int, boxes: int, classes: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """Random integer boxes, coarse scores (so that ties happen) and positive classes."""
+    """Random integer boxes (float64), coarse scores (so that ties happen) and positive classes."""
     generator = torch.Generator().manual_seed(seed)
     low = torch.randint(0, 12, (boxes, 2), generator=generator)
     side = torch.randint(3, 12, (boxes, 2), generator=generator)
     xyxy = torch.cat((low, low + side), dim=1).double()
     scores = torch.randint(1, 20, (boxes, classes), generator=generator) / 20
     positives = torch.nonzero(torch.rand(classes, generator=generator) < 0.6).flatten()
-    return pairwise_iou(xyxy, xyxy), scores, positives if len(positives) else torch.tensor([1])
+    return xyxy, scores, positives if len(positives) else torch.tensor([1])
 
 
 def as_set(seeds: Seeds) -> Found:
@@ -85,22 +86,23 @@ def slow_mist(scores: Tensor, classes: Tensor, iou: Tensor, floor: float = 0.0) 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 60))
 def test_miners__match_the_slow_versions(seed: int, boxes: int) -> None:
-    iou, scores, classes = problem(seed, boxes)
+    xyxy, scores, classes = problem(seed, boxes)
+    iou = pairwise_iou(xyxy, xyxy)
     assert as_set(top1(scores, classes)) == slow_top1(scores, classes)
-    assert as_set(multi_instance(scores, classes, iou)) == slow_mist(scores, classes, iou)
-    mined = multi_instance(scores, classes, iou, floor=0.7)
+    assert as_set(multi_instance(scores, classes, xyxy)) == slow_mist(scores, classes, iou)
+    mined = multi_instance(scores, classes, xyxy, floor=0.7)
     assert as_set(mined) == slow_mist(scores, classes, iou, 0.7)
     for agnostic in (False, True):
-        mined = near_top(scores, classes, iou, 0.6, class_agnostic=agnostic, max_seeds=200)
+        mined = near_top(scores, classes, xyxy, 0.6, class_agnostic=agnostic, max_seeds=200)
         assert as_set(mined) == slow_near_top(scores, classes, iou, 0.6, agnostic)
 
 
 def test_near_top__published_class_agnostic_nms_lets_one_class_delete_another() -> None:
-    iou = torch.ones(2, 2)
+    same = torch.tensor([[0.0, 0, 9, 9]] * 2)
     scores = torch.tensor([[0.9, 0.0], [0.0, 0.5]])
     classes = torch.tensor([0, 1])
-    assert [(i, c) for i, c, _ in as_set(near_top(scores, classes, iou, class_agnostic=True))] == [(0, 0)]
-    assert len(as_set(near_top(scores, classes, iou))) == 2
+    assert [(i, c) for i, c, _ in as_set(near_top(scores, classes, same, class_agnostic=True))] == [(0, 0)]
+    assert len(as_set(near_top(scores, classes, same))) == 2
 
 
 def test_multi_instance__a_suppressed_box_still_suppresses() -> None:
@@ -109,7 +111,7 @@ def test_multi_instance__a_suppressed_box_still_suppresses() -> None:
     scores = torch.tensor([[0.9], [0.8], [0.7]])
     filler = torch.tensor([[100.0 + 20 * i, 0, 110.0 + 20 * i, 10] for i in range(17)])
     boxes, scores = torch.cat((boxes, filler)), torch.cat((scores, torch.zeros(17, 1)))
-    found = as_set(multi_instance(scores, torch.tensor([0]), pairwise_iou(boxes, boxes)))
+    found = as_set(multi_instance(scores, torch.tensor([0]), boxes))
     assert {index for index, _, _ in found} == {0}
 
 
@@ -120,12 +122,26 @@ def test_candidate_count__never_none(boxes: int, expected: int) -> None:
     assert candidate_count(boxes) == expected
 
 
+@pytest.mark.parametrize("entries", [1, 7, 64])
+def test_mining__blocks_do_not_matter(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    boxes, scores, classes = problem(5, 90)
+    whole = multi_instance(scores, classes, boxes, portion=0.5)
+    labels = assign_labels(boxes, whole)
+    monkeypatch.setattr(mining, "BLOCK_ENTRIES", {"cpu": entries})
+    cut = multi_instance(scores, classes, boxes, portion=0.5)
+    assert torch.equal(cut.valid_S, whole.valid_S)
+    again = assign_labels(boxes, cut)
+    for name in ("labels_N", "weights_N", "matched_N"):
+        assert torch.equal(getattr(again, name), getattr(labels, name))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 25), st.sampled_from([None, 0.1]))
 def test_assign_labels__matches_the_slow_version(seed: int, boxes: int, ignore: float | None) -> None:
-    iou, scores, classes = problem(seed, boxes)
-    seeds = multi_instance(scores, classes, iou, portion=0.4)
-    targets = assign_labels(iou, seeds, 0.5, ignore)
+    xyxy, scores, classes = problem(seed, boxes)
+    iou = pairwise_iou(xyxy, xyxy)
+    seeds = multi_instance(scores, classes, xyxy, portion=0.4)
+    targets = assign_labels(xyxy, seeds, 0.5, ignore)
     rows = [s for s in range(len(seeds.valid_S)) if seeds.valid_S[s]]
     for i in range(boxes):
         best = max(rows, key=lambda s: (iou[i, seeds.index_S[s]].item(), -s))
@@ -148,9 +164,9 @@ def test_relative_scores__the_best_valid_seed_of_each_class_weighs_one() -> None
 
 
 def test_by_score__a_shared_proposal_goes_to_the_surer_class() -> None:
-    iou = torch.eye(2)
+    apart = torch.tensor([[0.0, 0, 9, 9], [20, 0, 29, 9]])
     seeds = Seeds(
         torch.tensor([0, 0]), torch.tensor([3, 5]), torch.tensor([0.2, 0.7]), torch.tensor([True, True])
     )
-    assert int(assign_labels(iou, seeds).labels_N[0]) == 4
-    assert int(assign_labels(iou, by_score(seeds)).labels_N[0]) == 6
+    assert int(assign_labels(apart, seeds).labels_N[0]) == 4
+    assert int(assign_labels(apart, by_score(seeds)).labels_N[0]) == 6

@@ -66,6 +66,7 @@ def demo(
     """
     from stages.core.runtime.device import available_cores, resolve_device, resolve_precision
     from stages.core.runtime.execute import Request, execute
+    from stages.core.runtime.processes import is_main
 
     chosen = resolve_device(device)
     if workers is None:
@@ -98,6 +99,8 @@ def demo(
             ),
         )
     seconds = time.monotonic() - start
+    if not is_main():
+        return
     evaluate_and_report(run, root, train, test)
     typer.echo(f"{len(steps)} steps in {seconds / 60:.1f} min; report: {run / 'report.html'}")
 

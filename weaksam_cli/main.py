@@ -88,7 +88,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         _report(error)
     else:
+        _leave_processes()
         sys.exit(result if isinstance(result, int) else 0)
+
+
+def _process_name() -> str:
+    """Which process of a launch this is, before its messages; nothing for the main one."""
+    if "stages.core.runtime.processes" not in sys.modules:
+        return ""
+    from stages.core.runtime.processes import rank
+
+    return f"[process {rank()}] " if rank() else ""
+
+
+def _leave_processes() -> None:
+    """Part from the other processes of a launch, if this one had joined any."""
+    if "stages.core.runtime.processes" in sys.modules:
+        from stages.core.runtime.processes import leave
+
+        leave()
 
 
 def _report(error: Exception) -> None:
@@ -111,5 +129,5 @@ def _report(error: Exception) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"error: {message}", err=True)
+    typer.echo(f"{_process_name()}error: {message}", err=True)
     sys.exit(code)

@@ -62,8 +62,11 @@ def stage_command(stage: str) -> Callable[..., None]:
         config, request = prepare(stage, model, values)
         stage_object = importlib.import_module(f"stages.{stage}.stage").STAGE
         from stages.core.runtime.execute import execute
+        from stages.core.runtime.processes import is_main
 
         outcome = execute(stage_object, config, request)
+        if not is_main():
+            return
         if values["viz"] and outcome.status in ("done", "already done"):
             _draw(stage, outcome, request, values["viz"])
         _print_outcome(stage, outcome, config, as_json=values["as_json"])
@@ -101,6 +104,8 @@ def prepare(stage: str, model: type[StageConfig], values: dict[str, Any]) -> tup
         shard=parse_shard(values["shard"]),
         resume=values["resume"],
         overwrite=values["overwrite"],
+        save_every=values["save_every"],
+        log_every=values["log_every"],
         dry_run=values["dry_run"],
         device=device,
         precision=resolve_precision(values["precision"], device),
@@ -229,6 +234,26 @@ def _common_parameters() -> list[inspect.Parameter]:
         ),
         _option(
             "overwrite", bool, False, "--overwrite", help="Replace what this stage wrote before.", **panel
+        ),
+        _option(
+            "save_every",
+            float,
+            120.0,
+            "--save-every",
+            min=0.0,
+            metavar="SECONDS",
+            help="Time between saved states of a training; 0 saves every step.",
+            **panel,
+        ),
+        _option(
+            "log_every",
+            int,
+            20,
+            "--log-every",
+            min=1,
+            metavar="STEPS",
+            help="Training steps between lines of metrics.jsonl.",
+            **panel,
         ),
         _option(
             "dry_run", bool, False, "--dry-run", help="Check everything, print settings, do nothing.", **panel

@@ -49,10 +49,9 @@ class CamStage:
             load_classifier(context.input("checkpoint"), config, context.split.classes)
             return Plan(len(context.split.ids), ("apply only",))
         build_classifier(config, len(context.split.classes), pretrained=False)
-        steps = config.epochs * steps_per_epoch(len(context.split.ids), config.batch_size)
-        return Plan(
-            len(context.split.ids), (f"{config.model}: about {steps} steps of {config.batch_size} images",)
-        )
+        steps = config.epochs * steps_per_epoch(len(context.split.ids), config.batch_size, config.accumulate)
+        size = config.batch_size * config.accumulate
+        return Plan(len(context.split.ids), (f"{config.model}: about {steps} steps of {size} images",))
 
     def run(self, config: CamConfig, context: StageContext) -> Counts:
         """Fit on a train split, then write the maps."""

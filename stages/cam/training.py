@@ -26,7 +26,9 @@ from stages.core.artifacts.files import read_json, write_json
 from stages.core.datasets.images import load_image
 from stages.core.errors import ImageError, InputError
 from stages.core.runtime.device import autocast, torch_threads
+from stages.core.runtime.processes import gather, is_main, own_share, wait_for_all
 from stages.core.runtime.seeding import derive_seed, numpy_generator
+from stages.core.runtime.streams import draw_per_image
 from stages.core.spec import Counts, StageContext
 from stages.core.training.loop import FitSettings, Trainer, steps_per_epoch
 from stages.core.training.schedule import warmup_cosine
@@ -123,10 +125,13 @@ class EpochChoice:
         if not self.active or epoch < 0 or epoch in self.scores:
             return
         score = self._score()
-        if score >= max(self.scores.values(), default=0.0):
-            save_state(self.folder / "best.pt", {"epoch": epoch, "model": self.model.state_dict()})
+        best = score >= max(self.scores.values(), default=0.0)
         self.scores[epoch] = score
-        write_json(self.folder / "held_out.json", {str(k): v for k, v in self.scores.items()})
+        if is_main():
+            if best:
+                save_state(self.folder / "best.pt", {"epoch": epoch, "model": self.model.state_dict()})
+            write_json(self.folder / "held_out.json", {str(k): v for k, v in self.scores.items()})
+        wait_for_all()
         self.context.metrics({"phase": "held-out", "epoch": epoch, "mean_average_precision": score})
 
     def restore_best(self) -> tuple[int, float] | None:
@@ -140,8 +145,8 @@ class EpochChoice:
     @torch.no_grad()
     def _score(self) -> float:
         self.model.eval()
-        scores, tags = [], []
-        for image_id in self.ids:
+        found: dict[str, NDArray[np.float32]] = {}
+        for image_id in own_share(self.ids):
             try:
                 pixels = load_image(self.context.split.image_path(image_id))
             except ImageError as error:
@@ -156,10 +161,13 @@ class EpochChoice:
             output = self.model(
                 F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
             )
-            scores.append(torch.stack([output.class_logits_BC[0], output.patch_logits_BC[0]]).cpu().numpy())
-            tags.append(tag_vector(self.context, image_id).numpy())
+            logits = torch.stack([output.class_logits_BC[0], output.patch_logits_BC[0]])
+            found[image_id] = logits.float().cpu().numpy()
         self.model.train()
-        both = np.stack(scores)
+        found = {image_id: row for part in gather(found) for image_id, row in part.items()}
+        ids = [image_id for image_id in self.ids if image_id in found]
+        tags = [tag_vector(self.context, image_id).numpy() for image_id in ids]
+        both = np.stack([found[image_id] for image_id in ids])
         return float(np.mean([mean_average_precision(both[:, head], np.stack(tags)) for head in range(2)]))
 
 
@@ -191,6 +199,7 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[MultiCla
     """
     torch.manual_seed(derive_seed(context.seed, "fresh layers"))
     model = build_classifier(config, len(context.split.classes), config.pretrained).to(context.device)
+    draw_per_image(model)
     if isinstance(model.body, HybridBody):
         model.body.trunk.freeze_to(config.frozen_to)
     held_out = held_out_ids(context.split.ids, config.holdout, context.seed)
@@ -206,7 +215,7 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[MultiCla
             output = model(batch.images.to(context.device))
         return tag_losses(output, batch.tags.to(context.device))
 
-    steps = config.epochs * steps_per_epoch(len(data.ids), config.batch_size)
+    steps = config.epochs * steps_per_epoch(len(data.ids), config.batch_size, config.accumulate)
     with torch_threads(config.threads):
         trainer = Trainer(
             context=context,
@@ -216,7 +225,7 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[MultiCla
             items=data.ids,
             load=load,
             step=step,
-            settings=FitSettings(config.epochs, config.batch_size, label="classifier"),
+            settings=FitSettings(config.epochs, config.batch_size, config.accumulate, label="classifier"),
         )
         trainer.fit()
         choice.finished(config.epochs - 1)

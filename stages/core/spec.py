@@ -80,6 +80,8 @@ class StageContext:
         workers: Processes for map-style work; 0 = in this process.
         shard: (index, count) of the parts this process takes.
         resume: Continue from parts and training state found in ``out``.
+        save_every: Seconds between saved states of a training.
+        log_every: Steps between the lines of ``metrics.jsonl``.
     """
 
     split: WeakSplit
@@ -92,6 +94,8 @@ class StageContext:
     workers: int = 0
     shard: tuple[int, int] = (0, 1)
     resume: bool = False
+    save_every: float = 120.0
+    log_every: int = 20
     failures: FailureLog = field(default_factory=FailureLog)
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("weaksam"))
     progress_fn: ProgressFn = _silent

@@ -8,6 +8,7 @@ from stages.core.artifacts.coco_json import Detections, read_results, write_data
 from stages.core.config import StageConfig
 from stages.core.datasets.images import image_size
 from stages.core.errors import ConfigError, ImageError, InputError, UsageError, did_you_mean
+from stages.core.runtime.processes import is_main
 from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
 from stages.pgt.adaptive import ImageSelection, select
 from stages.pgt.config import PgtConfig
@@ -48,7 +49,9 @@ class PgtStage:
         return Plan(len(context.split.ids), (f"{total} detections", f"rule: {config.mode}"))
 
     def run(self, config: PgtConfig, context: StageContext) -> Counts:
-        """Select, write `pgt.json`, and report per class."""
+        """Select, write `pgt.json`, and report per class; seconds of work, which the main process does alone."""
+        if not is_main():
+            return {}
         split, rule = context.split, config.rule(context.split.classes)
         found = read_results(context.input("detections"), split)
         selections: dict[str, ImageSelection] = {}

@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from stages.core.runtime import processes
+
 DropMode = Literal["off", "paper", "independent", "normalised", "percentile"]
 
 
@@ -38,6 +40,11 @@ class DropRule:
     tau_cls: float = 4.0
     tau_reg: float = 4.0
     start_step: int = 0
+
+    @property
+    def compares(self) -> bool:
+        """Whether a RoI's fate depends on the other RoIs of the batch."""
+        return self.mode in ("normalised", "percentile")
 
 
 class KeepWeights(NamedTuple):
@@ -89,7 +96,7 @@ def roi_drop(
 class DropMeter:
     """The drop rule as a training hook: holds the current step and counts what was dropped.
 
-    Counts stay on the device until `pop_share` is called, so that a training step never waits for them.
+    Counts stay on the device, so that a training step never waits for them.
     """
 
     def __init__(self, rule: DropRule) -> None:
@@ -102,18 +109,30 @@ class DropMeter:
         self, cls_losses_R: Tensor, reg_losses_R: Tensor, foreground_R: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the weights of `roi_drop` at the current step and count them."""
-        kept = roi_drop(cls_losses_R, reg_losses_R, foreground_R, self.step, self.rule)
+        kept = self._weights(cls_losses_R, reg_losses_R, foreground_R)
         dropped = ((kept.cls_R == 0) | (kept.reg_R == 0)).sum()
         foreground = foreground_R.sum()
         self._dropped = dropped if self._dropped is None else self._dropped + dropped
         self._foreground = foreground if self._foreground is None else self._foreground + foreground
         return kept.cls_R, kept.reg_R
 
-    def pop_share(self) -> float:
-        """Return the share of foreground RoIs dropped since the last call, in [0, 1]; count anew."""
+    def _weights(self, cls_losses_R: Tensor, reg_losses_R: Tensor, foreground_R: Tensor) -> KeepWeights:
+        """The rule over this process's RoIs, or, if it compares RoIs, over those of all processes."""
+        if processes.world() == 1 or not self.rule.compares:
+            return roi_drop(cls_losses_R, reg_losses_R, foreground_R, self.step, self.rule)
+        own = torch.stack([cls_losses_R.float(), reg_losses_R.float(), foreground_R.float()])
+        parts = processes.gather(own.cpu())
+        everyone = torch.cat(parts, dim=1).to(own.device)
+        kept = roi_drop(everyone[0], everyone[1], everyone[2] > 0, self.step, self.rule)
+        first = sum(part.shape[1] for part in parts[: processes.rank()])
+        rows = slice(first, first + own.shape[1])
+        return KeepWeights(kept.cls_R[rows].to(cls_losses_R), kept.reg_R[rows].to(cls_losses_R))
+
+    def pop_share(self) -> Tensor:
+        """Return the share of foreground RoIs dropped since the last call, a scalar in [0, 1]; count anew."""
         if self._foreground is None or self._dropped is None:
-            return 0.0
-        share = float(self._dropped) / max(float(self._foreground), 1.0)
+            return torch.zeros(())
+        share = self._dropped / self._foreground.clamp(min=1)
         self._foreground = self._dropped = None
         return share
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from stages.core.artifacts.coco_json import read_dataset, write_results
@@ -93,13 +92,13 @@ class RetrainStage:
         meter = DropMeter(DropRule(config.drop, config.tau_cls, config.tau_reg, start))
 
         def attach(model: AnyDetector) -> None:
-            model.drop_with(meter)
+            model.drop_with(meter, meter.rule.compares)
 
         def advance(step: int) -> None:
             meter.step = step
 
         def dropped() -> dict[str, Tensor]:
-            return {"_dropped_share": torch.tensor(meter.pop_share())}
+            return {"_dropped_share": meter.pop_share()}
 
         model = train_detector(
             config,

@@ -100,7 +100,7 @@ def make_pseudo_masks(context: StageContext, config: WsisConfig) -> PseudoMasks:
     factory = MaskFactory(context.input("pgt"), context.split, config, context.device)
     # The detector's own parts lie in <out>/parts; these need another folder.
     inside = replace(context, out=context.out / "parts" / "masks", shard=(0, 1))
-    table = map_images(inside, DETECTION_ROWS, factory, "masks")
+    table = map_images(inside, DETECTION_ROWS, factory, "masks", everywhere=True)
     assert table is not None, "a run without shards does all parts"
     origin = table.columns["origin"]
     sizes = {i: (row["image_h"], row["image_w"]) for i in table.ids for row in [table.image_row(i)]}

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from stages.core.artifacts.coco_json import read_dataset, write_dataset, write_results
 from stages.core.config import StageConfig
+from stages.core.runtime.processes import is_main
 from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
 from stages.core.training.detection_data import PseudoTruthData
 from stages.core.training.detector_fit import total_steps, train_detector
@@ -65,7 +66,8 @@ class WsisStage:
 
     def _fit(self, config: WsisConfig, context: StageContext) -> Counts:
         made = make_pseudo_masks(context, config)
-        write_dataset(context.out / MASKS, context.split, made.masks, made.sizes)
+        if is_main():
+            write_dataset(context.out / MASKS, context.split, made.masks, made.sizes)
         counts = dict(made.counts)
         data = PseudoTruthData(
             context.split,

@@ -25,15 +25,15 @@ PAD_MULTIPLE = 32
 
 @dataclass(frozen=True)
 class WsodBatch:
-    """Images (B, 3, H, W) uint8, zero-padded at right and bottom, and what is known of each."""
+    """Images (3, H, W) uint8, each zero-padded at right and bottom, and what is known of each."""
 
-    images_BCHW: Tensor
+    images: list[Tensor]
     bags: Bags
 
     def to(self, device: str) -> WsodBatch:
         """The same batch on another device."""
         boxes = [part.to(device) for part in self.bags.boxes_xyxy]
-        return WsodBatch(self.images_BCHW.to(device), Bags(boxes, self.bags.tags))
+        return WsodBatch([image.to(device) for image in self.images], Bags(boxes, self.bags.tags))
 
 
 class WeakData:
@@ -77,7 +77,7 @@ class WeakData:
             images.append(image)
             boxes.append(own)
             tags.append(self.split.tags(used))
-        return WsodBatch(pad_batch(images), Bags(boxes, tags))
+        return WsodBatch([pad_image(image) for image in images], Bags(boxes, tags))
 
     def _augment(self, image_id: str, pixels_CHW: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         generator = numpy_generator(self.seed, "augment", epoch, image_id)
@@ -131,11 +131,7 @@ def unrender_boxes(boxes: Tensor, view: View, image_CHW: Tensor, size_hw: tuple[
     return boxes * boxes.new_tensor((size_hw[1] / width, size_hw[0] / height) * 2)
 
 
-def pad_batch(images: Sequence[Tensor]) -> Tensor:
-    """Stack (3, H, W) images, zero-padded at right and bottom to a common multiple of 32."""
-    height, width = (
-        -(-max(image.shape[side] for image in images) // PAD_MULTIPLE) * PAD_MULTIPLE for side in (-2, -1)
-    )
-    return torch.stack(
-        [F.pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2])) for image in images]
-    )
+def pad_image(image_CHW: Tensor) -> Tensor:
+    """Zero-pad a (3, H, W) image at right and bottom to multiples of 32."""
+    height, width = image_CHW.shape[-2:]
+    return F.pad(image_CHW, (0, -width % PAD_MULTIPLE, 0, -height % PAD_MULTIPLE))

@@ -49,6 +49,13 @@ class WsodConfig(StageConfig):
     dropblock_weight: float = Field(
         0.01, description="Concrete DropBlock: strength of the reversed gradient", ge=0, le=10
     )
+    dropblock_form: Literal["reversal", "two_step"] = Field(
+        "reversal",
+        description="Concrete DropBlock: one pass with a reversed gradient, or a second pass and optimiser (published)",
+    )
+    dropblock_lr_factor: float = Field(
+        1.0, description="two_step: learning rate of the dropper, multiple of lr", gt=0, le=1000
+    )
     init_std: float = Field(0.01, description="Standard deviation of new heads' weights", gt=0, le=1)
     background_column: bool = Field(
         False, description="Give the two streams a background column (published for MIST)"
@@ -100,9 +107,9 @@ class WsodConfig(StageConfig):
     )
     # Training.
     epochs: int = Field(16, description="Passes over the training images", ge=1, le=1000)
-    batch_size: int = Field(4, description="Images per step", ge=1, le=1024)
+    batch_size: int = Field(4, description="Images per step, all processes together", ge=1, le=1024)
     accumulate: int = Field(
-        1, description="Steps whose gradients are averaged before the optimiser moves", ge=1, le=1024
+        1, description="Steps whose gradients make one move of the optimiser", ge=1, le=1024
     )
     optimizer: Literal["adam", "adamw", "sgd"] = Field(
         "adam", description="Optimiser; adam couples weight decay as published"

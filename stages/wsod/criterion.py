@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from stages.core.ops.boxes import encode_deltas, pairwise_iou
+from stages.core.ops.boxes import encode_deltas
 from stages.core.ops.mil import bag_index, image_scores, two_stream_scores
 from stages.wsod.config import WsodConfig
 from stages.wsod.detector import ProposalOutputs
@@ -52,10 +52,9 @@ def wsod_losses(outputs: ProposalOutputs, bags: Bags, config: WsodConfig) -> dic
     if not outputs.refine_logits:
         return losses
     shares_N = row_shares(torch.tensor(bags.counts, device=device), bag_N)
-    ious = [pairwise_iou(boxes, boxes) for boxes in bags.boxes_xyxy]
     source_NC = scores_NC.detach()[:, int(config.background_column) :]
     for k, logits_NK in enumerate(outputs.refine_logits):
-        targets = _batch_targets(source_NC, ious, bags, config)
+        targets = _batch_targets(source_NC, bags, config)
         weights_N = targets.weights_N * config.branch_weights[k]
         losses[f"refine{k + 1}"] = refinement_loss(logits_NK, targets.labels_N, weights_N, shares_N)
         if outputs.deltas:
@@ -69,11 +68,11 @@ def wsod_losses(outputs: ProposalOutputs, bags: Bags, config: WsodConfig) -> dic
     return losses
 
 
-def mine(scores_NC: Tensor, classes_P: Tensor, iou_NN: Tensor, config: WsodConfig) -> Seeds:
-    """Seeds of one image by the configured miner."""
+def mine(scores_NC: Tensor, classes_P: Tensor, boxes_N4: Tensor, config: WsodConfig) -> Seeds:
+    """Seeds of one image by the configured miner; boxes_N4: its proposals."""
     if config.method == "mist":
         seeds = multi_instance(
-            scores_NC, classes_P, iou_NN, config.mist_portion, config.mist_iou, config.mist_floor
+            scores_NC, classes_P, boxes_N4, config.mist_portion, config.mist_iou, config.mist_floor
         )
     elif config.miner == "top1":
         seeds = top1(scores_NC, classes_P)
@@ -81,7 +80,7 @@ def mine(scores_NC: Tensor, classes_P: Tensor, iou_NN: Tensor, config: WsodConfi
         seeds = near_top(
             scores_NC,
             classes_P,
-            iou_NN,
+            boxes_N4,
             config.near_top_ratio,
             config.near_top_nms,
             config.class_agnostic_nms,
@@ -91,13 +90,14 @@ def mine(scores_NC: Tensor, classes_P: Tensor, iou_NN: Tensor, config: WsodConfi
     return relative_scores(seeds, scores_NC.shape[1]) if config.seed_weights == "relative" else seeds
 
 
-def _batch_targets(source_NC: Tensor, ious: Sequence[Tensor], bags: Bags, config: WsodConfig) -> Targets:
+def _batch_targets(source_NC: Tensor, bags: Bags, config: WsodConfig) -> Targets:
     """Mine and label image by image; rows of `matched_N` point into the whole batch."""
     parts, start = [], 0
-    for iou_NN, count, tags in zip(ious, bags.counts, bags.tags, strict=True):
+    for boxes_N4, tags in zip(bags.boxes_xyxy, bags.tags, strict=True):
+        count = len(boxes_N4)
         classes_P = torch.tensor(list(tags), device=source_NC.device)
-        seeds = mine(source_NC[start : start + count], classes_P, iou_NN, config)
-        own = assign_labels(iou_NN, seeds, config.fg_iou, config.ignore_iou or None)
+        seeds = mine(source_NC[start : start + count], classes_P, boxes_N4, config)
+        own = assign_labels(boxes_N4, seeds, config.fg_iou, config.ignore_iou or None)
         parts.append(Targets(own.labels_N, own.weights_N, own.matched_N + start))
         start += count
     return Targets(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_pool
 
 from stages.core.ops.roi_align import roi_align
+from stages.core.runtime.streams import ImageDropout
 from stages.core.vision.backbones import Trunk, build_trunk
 from stages.core.vision.folding import fold_batch_norms
 from stages.wsod import vgg
@@ -73,17 +74,22 @@ class WsodDetector(nn.Module):
         self.fuse = FusedMap(self.trunk.channels, config.fused_channels) if fuse else None
         channels = config.fused_channels if fuse else self.trunk.channels[0]
         self.dropblock = (
-            ConcreteDropBlock(channels, config.dropblock_drop, weight=config.dropblock_weight)
+            ConcreteDropBlock(
+                channels,
+                config.dropblock_drop,
+                weight=config.dropblock_weight,
+                form=config.dropblock_form,
+            )
             if config.dropblock
             else None
         )
         self.neck = nn.Sequential(
             nn.Linear(channels * self.pool_size**2, config.hidden),
             nn.ReLU(),
-            nn.Dropout(config.dropout),
+            ImageDropout(config.dropout),
             nn.Linear(config.hidden, config.hidden),
             nn.ReLU(),
-            nn.Dropout(config.dropout),
+            ImageDropout(config.dropout),
         )
         _load_fc(self.neck, fc_state)
         self.two_stream = TwoStreamHead(config.hidden, num_classes, config.background_column, config.init_std)
@@ -109,19 +115,40 @@ class WsodDetector(nn.Module):
         pooled: Tensor = roi_pool(feats_BCHW, list(boxes_xyxy), self.pool_size, 1.0 / self.stride)
         return pooled.permute(0, 2, 3, 1)
 
-    def heads(self, pooled_NSSC: Tensor) -> ProposalOutputs:
-        """Scores and deltas of pooled proposals."""
+    def heads(self, pooled_NSSC: Tensor, counts: Sequence[int]) -> ProposalOutputs:
+        """Scores and deltas of pooled proposals, `counts[b]` of image b."""
         dropped = None
         if self.dropblock is not None:
             pooled_NSSC, dropped = self.dropblock(pooled_NSSC)
-        feats_ND = self.neck(pooled_NSSC.flatten(1))
+        feats_ND = pooled_NSSC.flatten(1)
+        for layer in self.neck:
+            feats_ND = layer(feats_ND, counts) if isinstance(layer, ImageDropout) else layer(feats_ND)
         cls_logits, det_logits = self.two_stream(feats_ND)
         refine_logits, deltas = self.refinement(feats_ND)
         return ProposalOutputs(cls_logits, det_logits, refine_logits, deltas, dropped)
 
-    def forward(self, images_BCHW: Tensor, boxes_xyxy: Sequence[Tensor]) -> ProposalOutputs:
-        """Images (B, 3, H, W) in [0, 255], RGB; boxes (n_b, 4) half-open input pixels of each image."""
-        return self.heads(self.pooled(self.features(images_BCHW), boxes_xyxy))
+    def forward(self, images: Tensor | Sequence[Tensor], boxes_xyxy: Sequence[Tensor]) -> ProposalOutputs:
+        """Score the boxes (n_b, 4), half-open input pixels, of each image.
+
+        images: (B, 3, H, W), or a list of (3, H, W), in [0, 255], RGB. Images of one size go through the trunk
+        together; none is padded to the size of another, so that what is said of an image depends on it alone.
+        """
+        parts: dict[int, Tensor] = {}
+        for rows in same_size(images):
+            feats_BCHW = self.features(torch.stack([images[row] for row in rows]))
+            boxes = [boxes_xyxy[row] for row in rows]
+            pooled = torch.split(self.pooled(feats_BCHW, boxes), [len(own) for own in boxes])
+            parts |= dict(zip(rows, pooled, strict=True))
+        pooled_NSSC = torch.cat([parts[row] for row in range(len(images))])
+        return self.heads(pooled_NSSC, [len(own) for own in boxes_xyxy])
+
+
+def same_size(images: Tensor | Sequence[Tensor]) -> list[list[int]]:
+    """Rows of the images that share a size, group by group in order of their first."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, image in enumerate(images):
+        groups.setdefault(tuple(image.shape), []).append(row)
+    return list(groups.values())
 
 
 def _build_trunk(config: WsodConfig, pretrained: bool) -> tuple[Trunk, dict[str, Tensor]]:

@@ -1,13 +1,16 @@
 """Concrete DropBlock: learns to hide the blocks of RoI features that the detector leans on most.
 
 Ren et al., CVPR 2020; method digest section 4.5. A small network proposes centres of square blocks to drop,
-in training only. It is adversarial: a gradient-reversal layer lets one backward pass lower the loss in the
-detector and raise it in the dropper.
+in training only. It is adversarial, in one of two forms. `reversal`: a gradient-reversal layer lets one backward
+pass lower the loss in the detector and raise it in the dropper. `two_step`, as published: the detector's pass does not
+reach the dropper, which has a pass and an optimiser of its own (`ConcreteDropBlock.own_turn`).
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +56,7 @@ class ConcreteDropBlock(nn.Module):
         block: Side of a block, cells, odd.
         temperature: Of the Gumbel softmax.
         weight: Strength of the reversed gradient.
+        form: `reversal` or `two_step`.
     """
 
     def __init__(
@@ -62,10 +66,13 @@ class ConcreteDropBlock(nn.Module):
         block: int = 3,
         temperature: float = 0.01,
         weight: float = 0.01,
+        form: Literal["reversal", "two_step"] = "reversal",
     ) -> None:
         super().__init__()
         self.gamma, self.block = drop / block**2, block
         self.temperature, self.weight = temperature, weight
+        self.form: Literal["reversal", "two_step"] = form
+        self._on_turn = False
         self.residual = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
@@ -74,6 +81,15 @@ class ConcreteDropBlock(nn.Module):
             nn.BatchNorm2d(2),
         )
         self.shortcut = nn.Conv2d(channels, 2, 1, bias=False)
+
+    @contextlib.contextmanager
+    def own_turn(self) -> Iterator[None]:
+        """Of the two-step form: for the block, gradients reach the dropper (plain; the caller negates the loss)."""
+        self._on_turn = True
+        try:
+            yield
+        finally:
+            self._on_turn = False
 
     def forward(self, pooled_NSSC: Tensor) -> tuple[Tensor, Tensor]:
         """Features with blocks dropped, and the share of dropped cells (for the log). Identity in eval mode."""
@@ -85,6 +101,10 @@ class ConcreteDropBlock(nn.Module):
         q = (torch.sigmoid(logits_N1SS) * self.gamma).clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
         choices = torch.stack((q, 1 - q), dim=-1).log()
         centres_N1SS = F.gumbel_softmax(choices, tau=self.temperature, hard=True)[..., 0]
-        mask_N1SS = block_mask(reverse_gradient(centres_N1SS, self.weight), self.block)
+        if self.form == "reversal":
+            centres_N1SS = reverse_gradient(centres_N1SS, self.weight)
+        elif not self._on_turn:
+            centres_N1SS = centres_N1SS.detach()
+        mask_N1SS = block_mask(centres_N1SS, self.block)
         dropped = 1.0 - mask_N1SS.detach().mean()
         return rescale(pooled_NSSC, mask_N1SS.permute(0, 2, 3, 1)), dropped

@@ -13,6 +13,7 @@ from torch import Tensor
 from stages.core.errors import SchemaError
 from stages.core.runtime.device import autocast, torch_threads
 from stages.core.spec import StageContext
+from stages.core.training.adversary import Adversary
 from stages.core.training.loop import FitSettings, Trainer, steps_per_epoch
 from stages.core.training.schedule import Schedule, warmup_cosine, warmup_steps
 from stages.core.training.weights_io import load_weights, read_metadata, save_weights
@@ -27,8 +28,7 @@ KIND = "wsod"
 
 def optimiser_steps(config: WsodConfig, images: int) -> int:
     """Moves of the optimiser in the whole training on that many images."""
-    batches = config.epochs * steps_per_epoch(images, config.batch_size)
-    return max(1, batches // config.accumulate)
+    return config.epochs * steps_per_epoch(images, config.batch_size, config.accumulate)
 
 
 def fit_detector(config: WsodConfig, data: WeakData, context: StageContext) -> WsodDetector:
@@ -43,7 +43,7 @@ def fit_detector(config: WsodConfig, data: WeakData, context: StageContext) -> W
     def step(batch: WsodBatch, number: int) -> dict[str, Tensor]:
         on_device = batch.to(context.device)
         with autocast(context.device, context.precision):
-            outputs = model(on_device.images_BCHW, on_device.bags.boxes_xyxy)
+            outputs = model(on_device.images, on_device.bags.boxes_xyxy)
         return wsod_losses(outputs, on_device.bags, config)
 
     with torch_threads(config.threads):
@@ -63,6 +63,7 @@ def fit_detector(config: WsodConfig, data: WeakData, context: StageContext) -> W
                 ema_decay=config.ema_decay or None,
                 label="train",
             ),
+            adversary=build_adversary(model, config),
         )
         return cast(WsodDetector, trainer.fit())
 
@@ -73,6 +74,8 @@ def build_optimizer(model: WsodDetector, config: WsodConfig) -> torch.optim.Opti
     members: dict[tuple[str, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         part = name.split(".")[0]
+        if part == "dropblock" and config.dropblock_form == "two_step":
+            continue
         # A rate of 0 would still let Adam carry state for it.
         if parameter.requires_grad and factors.get(part, 1.0) > 0:
             key = (part if part in factors else "rest", parameter.ndim > 1)
@@ -89,6 +92,20 @@ def build_optimizer(model: WsodDetector, config: WsodConfig) -> torch.optim.Opti
         return torch.optim.SGD(groups, lr=config.lr, momentum=SGD_MOMENTUM)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, lr=config.lr)
+
+
+def build_adversary(model: WsodDetector, config: WsodConfig) -> Adversary | None:
+    """The dropper as a player of its own, in the two-step form of Concrete DropBlock; Adam, as published."""
+    block = model.dropblock
+    if block is None or config.dropblock_form != "two_step":
+        return None
+    parameters: list[Tensor] = list(block.parameters())
+    return Adversary(
+        parameters,
+        torch.optim.Adam(parameters, lr=config.lr * config.dropblock_lr_factor),
+        config.dropblock_weight,
+        block.own_turn,
+    )
 
 
 def build_schedule(config: WsodConfig, steps: int) -> Schedule:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +14,11 @@ from stages.core.artifacts.detection_rows import DETECTION_ROWS, from_table, to_
 from stages.core.artifacts.table import ImageRows
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
-from stages.core.errors import InputError
+from stages.core.errors import EnvironmentFault, InputError
 from stages.core.runtime.device import Precision, autocast
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import StageContext
-from stages.wsod.batches import pad_batch, render, unrender_boxes
+from stages.wsod.batches import pad_image, render, unrender_boxes
 from stages.wsod.config import WsodConfig
 from stages.wsod.detection import ScoredProposals, detect, score_proposals
 from stages.wsod.detector import WsodDetector
@@ -35,16 +36,58 @@ def detect_image(
     device: str,
     precision: Precision,
 ) -> Detections:
-    """Detections of one uint8 image from its proposals (original pixels, at least one)."""
-    chosen = views(config.test_size, config.train_sizes, config.tta)
-    scored = [
-        _score_view(model, pixels_CHW, boxes_xyxy, view, config.max_size, device, precision)
-        for view in chosen
-    ]
+    """Detections of one uint8 image from its proposals (original pixels, at least one).
+
+    A view of test-time augmentation that memory cannot hold is left out, with a warning, and so are larger ones.
+
+    Raises:
+        EnvironmentFault: memory cannot hold the plain view either.
+    """
+    scored: list[ScoredProposals] = []
+    for view in views(config.test_size, config.train_sizes, config.tta):
+        if view.size >= _too_large.get(device, view.size + 1):
+            continue
+        try:
+            scored.append(
+                _score_view(model, pixels_CHW, boxes_xyxy, view, config.max_size, device, precision)
+            )
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            _leave_out(view, device, plain=view.size == config.test_size)
+    if not scored:
+        raise EnvironmentFault(
+            f"memory cannot hold an image of {config.test_size} pixels with {len(boxes_xyxy)} proposals",
+            where="wsod.test_size",
+            remedy="lower wsod.test_size or wsod.max_proposals, or use another --device or --precision bf16",
+        )
     height, width = pixels_CHW.shape[-2:]
     return detect(
         average(scored), height, width, config.nms_iou, config.score_threshold, config.max_detections
     )
+
+
+_too_large: dict[str, int] = {}
+"""Device -> smallest short side of a view that its memory could not hold."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch means that memory is too small: CUDA has a class for it, the CPU a message."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _leave_out(view: View, device: str, *, plain: bool) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    if plain:
+        return  # of this image; another may be smaller
+    if view.size < _too_large.get(device, view.size + 1):
+        _too_large[device] = view.size
+        logging.getLogger("weaksam").warning(
+            "detect: memory cannot hold views of %d pixels; test-time augmentation goes on without these and larger"
+            " ones, and its figures are not those of all views",
+            view.size,
+        )
 
 
 def _score_view(
@@ -59,7 +102,7 @@ def _score_view(
     image, boxes = render(pixels_CHW, boxes_xyxy, view, max_size)
     boxes = boxes.to(device)
     with autocast(device, precision):
-        outputs = model(pad_batch([image]).to(device), [boxes])
+        outputs = model([pad_image(image).to(device)], [boxes])
     (scored,) = score_proposals(outputs, [boxes], model.num_classes)
     size_hw = (pixels_CHW.shape[-2], pixels_CHW.shape[-1])
     return ScoredProposals(scored.scores_NC, unrender_boxes(scored.boxes_NC4, view, image, size_hw))

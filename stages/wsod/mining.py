@@ -1,7 +1,8 @@
 """Pseudo seeds and the labels they give to proposals, shared by every miner (digest sections 3.3 and 4.3).
 
 Seeds have a fixed size with a validity mask instead of a data-dependent length, so that mining never waits
-for the device.
+for the device. Overlaps are computed of proposals with seeds, block by block: no matrix of proposals by proposals
+exists, and memory grows linearly with their number.
 """
 
 from __future__ import annotations
@@ -10,6 +11,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from stages.core.ops.boxes import pairwise_iou
+
+BLOCK_ENTRIES = {"cpu": 1 << 15}
+"""Overlaps held at a time: what fits a core's cache; elsewhere few, large blocks are faster."""
+LARGE_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -58,23 +65,47 @@ def relative_scores(seeds: Seeds, num_classes: int) -> Seeds:
     return replace(seeds, scores_S=seeds.scores_S / best_C[seeds.classes_S].clamp(min=1e-12))
 
 
+def block_rows(columns_S4: Tensor) -> int:
+    """Rows of a block whose overlaps with these boxes are held at a time."""
+    return max(1, BLOCK_ENTRIES.get(columns_S4.device.type, LARGE_BLOCK) // max(1, len(columns_S4)))
+
+
+def compact(seeds: Seeds) -> Seeds:
+    """Leave the padding out where that costs no waiting: on a CPU. On other devices the seeds as they are."""
+    if seeds.valid_S.device.type != "cpu":
+        return seeds
+    rows = torch.nonzero(seeds.valid_S).flatten()
+    return Seeds(seeds.index_S[rows], seeds.classes_S[rows], seeds.scores_S[rows], seeds.valid_S[rows])
+
+
 def assign_labels(
-    iou_NN: Tensor, seeds: Seeds, fg_iou: float = 0.5, ignore_iou: float | None = None
+    boxes_N4: Tensor, seeds: Seeds, fg_iou: float = 0.5, ignore_iou: float | None = None
 ) -> Targets:
     """Give every proposal the class, score and box of the seed it overlaps most.
 
     Foreground means IoU >= `fg_iou`. With `ignore_iou` proposals below that overlap get weight 0 (the band
     of the first OICR); without it all background carries its seed's score, as in the published
     configurations. Equal overlaps go to the earlier seed. At least one seed must be valid.
+
+    boxes_N4: the proposals, half-open pixels.
     """
-    overlap_NS = iou_NN[:, seeds.index_S].masked_fill(~seeds.valid_S, -1.0)
-    best_N = overlap_NS.amax(dim=1)
-    # argmax leaves the choice among ties open and differs between devices; the smallest tied column does not.
-    columns_S = torch.arange(overlap_NS.shape[1], device=overlap_NS.device)
-    tied_NS = overlap_NS == best_N[:, None]
-    seed_N = torch.where(tied_NS, columns_S, overlap_NS.shape[1]).amin(dim=1)
+    seeds = compact(seeds)
+    chosen_S4 = boxes_N4[seeds.index_S]
+    best, seed = [], []
+    for rows_R4 in boxes_N4.split(block_rows(chosen_S4)):  # type: ignore[no-untyped-call]
+        best_R, seed_R = _best_seed(rows_R4, chosen_S4, seeds.valid_S)
+        best.append(best_R)
+        seed.append(seed_R)
+    best_N, seed_N = torch.cat(best), torch.cat(seed)
     labels_N = torch.where(best_N >= fg_iou, seeds.classes_S[seed_N] + 1, 0)
     weights_N = seeds.scores_S[seed_N]
     if ignore_iou is not None:
         weights_N = weights_N * (best_N >= ignore_iou)
     return Targets(labels_N, weights_N, seeds.index_S[seed_N])
+
+
+def _best_seed(rows_R4: Tensor, seeds_S4: Tensor, valid_S: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest overlap of each row with a valid seed, and the first seed that reaches it."""
+    overlap_RS = pairwise_iou(rows_R4, seeds_S4).masked_fill(~valid_S, -1.0)
+    best_R, seed_R = overlap_RS.max(dim=1)  # of equal ones the first
+    return best_R, seed_R

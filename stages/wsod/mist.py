@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stages.wsod.mining import Seeds
+from stages.core.ops.boxes import pairwise_iou
+from stages.wsod.mining import Seeds, block_rows
 
 BRANCH_WEIGHTS = (3.0, 1.0, 1.0)
 """Published loss weights of the three refinement branches."""
@@ -23,14 +24,15 @@ def candidate_count(num_boxes: int, portion: float = 0.15) -> int:
 def multi_instance(
     scores_NC: Tensor,
     classes_P: Tensor,
-    iou_NN: Tensor,
+    boxes_N4: Tensor,
     portion: float = 0.15,
     keep_iou: float = 0.2,
     floor: float = 0.0,
 ) -> Seeds:
     """Top `portion` of every positive class, each kept if its IoU with all better ones is below `keep_iou`.
 
-    scores_NC: source branch without its background column; classes_P: positive 0-based classes. Returns P * k
+    scores_NC: source branch without its background column; classes_P: positive 0-based classes; boxes_N4: the
+    proposals, half-open pixels. Returns P * k
     seeds, class by class in descending score; the suppressed ones are marked invalid, and so are those below
     `floor` times the best score of their class (published: 0). Of 2000 proposals the top 15 % hold the objects, of
     150 mostly background.
@@ -39,8 +41,7 @@ def multi_instance(
     scores_PN = scores_NC[:, classes_P].T
     ranked_PN, order_PN = torch.sort(scores_PN, dim=1, descending=True, stable=True)
     ranked_PK, order_PK = ranked_PN[:, :count], order_PN[:, :count]
-    iou_PKK = iou_NN[order_PK[:, :, None], order_PK[:, None, :]]
-    suppressed_PK = torch.tril(iou_PKK >= keep_iou, diagonal=-1).any(dim=2)
+    suppressed_PK = torch.stack([_suppressed(boxes_N4[order_K], keep_iou) for order_K in order_PK])
     kept_PK = ~suppressed_PK & (ranked_PK >= floor * ranked_PK[:, :1])
     return Seeds(
         order_PK.reshape(-1),
@@ -48,3 +49,15 @@ def multi_instance(
         ranked_PK.reshape(-1),
         kept_PK.reshape(-1),
     )
+
+
+def _suppressed(ranked_K4: Tensor, keep_iou: float) -> Tensor:
+    """Whether each box overlaps one before it by `keep_iou` or more: (K,), block by block."""
+    parts = []
+    size = block_rows(ranked_K4)
+    for start in range(0, len(ranked_K4), size):
+        rows_R4 = ranked_K4[start : start + size]
+        before_K4 = ranked_K4[: start + len(rows_R4)]
+        overlaps_RK = pairwise_iou(rows_R4, before_K4) >= keep_iou
+        parts.append(torch.tril(overlaps_RK, diagonal=start - 1).any(dim=1))
+    return torch.cat(parts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from stages.core.ops.boxes import pairwise_iou
 from stages.wsod.mining import Seeds
 
 
@@ -57,7 +58,7 @@ def top1(scores_NC: Tensor, classes_P: Tensor) -> Seeds:
 def near_top(
     scores_NC: Tensor,
     classes_P: Tensor,
-    iou_NN: Tensor,
+    boxes_N4: Tensor,
     ratio: float = 0.9,
     nms_iou: float = 0.5,
     class_agnostic: bool = False,
@@ -65,6 +66,7 @@ def near_top(
 ) -> Seeds:
     """All proposals within `ratio` of their class maximum, after greedy NMS (overlap > `nms_iou` is suppressed).
 
+    boxes_N4: the proposals, half-open pixels.
     class_agnostic: the published variant, where a proposal of one class may delete another class's;
     otherwise each class is pruned by itself. At most `max_seeds` seeds are picked (per class unless
     class-agnostic), highest score first; picking instead of listing keeps the output size fixed, and each
@@ -87,7 +89,7 @@ def near_top(
         classes.append(classes_P[column_Q // num_boxes if class_agnostic else queues_Q])
         scores.append(torch.where(found_Q, best_Q, 0.0))
         valid.append(found_Q)
-        suppressed_QN = (iou_NN[box_Q] > nms_iou).repeat(1, tiles)
+        suppressed_QN = (pairwise_iou(boxes_N4[box_Q], boxes_N4) > nms_iou).repeat(1, tiles)
         alive_PN = alive_PN & ~suppressed_QN
         # A degenerate box overlaps nothing, not even itself: take it out by name.
         alive_PN = alive_PN.index_put((queues_Q, column_Q), torch.zeros_like(found_Q))

@@ -22,7 +22,7 @@ def resolve_device(name: str) -> str:
     import torch
 
     if name == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -31,14 +31,25 @@ def resolve_device(name: str) -> str:
         ) from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
+        index = int(name.partition(":")[2]) if ":" in name else _own_gpu(count)
+        if index >= count:
             raise EnvironmentFault(
-                f"no CUDA device {device.index or 0}: this machine shows {count}",
+                f"no CUDA device {index}: this machine shows {count}",
                 where="--device",
                 remedy="use --device cpu, or check nvidia-smi and the torch build (weaksam doctor)",
             )
-        return f"cuda:{device.index or 0}"
+        return f"cuda:{index}"
     return str(device)
+
+
+def _own_gpu(count: int) -> int:
+    """The GPU of this process among those of its node; fewer GPUs than processes are the caller's to refuse."""
+    from stages.core.runtime.processes import launch_facts
+
+    bound = os.environ.get("SLURM_STEP_GPUS", "")
+    if count == 1 and bound and "," not in bound:
+        return 0  # SLURM shows each task its own GPU only, under the number 0
+    return launch_facts(os.environ).local_rank
 
 
 def resolve_precision(name: str, device: str) -> Precision:
@@ -74,9 +85,9 @@ def available_cores() -> int:
     granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
     if granted.isdigit() and int(granted) > 0:
         return int(granted)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    # Processes that torchrun starts on one node share its cores.
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1") or 1))
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ from stages.core.errors import (
     TooManyFailuresError,
     UsageError,
 )
+from stages.core.runtime import processes
 from stages.core.runtime.device import Precision, peak_memory_mib
 from stages.core.runtime.environment import environment_facts, git_state, package_version
 from stages.core.runtime.interrupts import catch_interrupts
@@ -60,6 +61,8 @@ class Request:
     shard: tuple[int, int] = (0, 1)
     resume: bool = False
     overwrite: bool = False
+    save_every: float = 120.0
+    log_every: int = 20
     dry_run: bool = False
     device: str = "cpu"
     precision: Precision = "fp32"
@@ -72,7 +75,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: ``done``, ``already done``, ``planned`` or ``shard done``."""
+    """How a run ended: ``done``, ``already done``, ``planned``, ``shard done`` or ``done elsewhere``.
+
+    The last is what processes other than the main one report.
+    """
 
     status: str
     out: Path
@@ -86,7 +92,7 @@ def stage_folder(run: Path, stage: str, split: str) -> Path:
 
 
 def execute(stage: Stage, config: StageConfig, request: Request, split: WeakSplit | None = None) -> Outcome:
-    """Run one stage on one split.
+    """Run one stage on one split; every process of a launch calls it, the main one writes.
 
     Args:
         stage: The room.
@@ -101,8 +107,16 @@ def execute(stage: Stage, config: StageConfig, request: Request, split: WeakSpli
 
     if request.limit is not None and request.limit < 1:
         raise UsageError("expected at least 1", where="--limit")
+    processes.join(request.device)
+    if request.shard[1] > 1 and processes.world() > 1:
+        raise UsageError(
+            f"{processes.world()} processes share the work already",
+            where="--shard",
+            remedy="use shards in separate jobs, or one launch with several processes",
+        )
     if split is None:
-        split = open_split(request.split, request.data)
+        # Opening a split may write it (the drawn set), so one process does it first.
+        split = processes.from_main(lambda: open_split(request.split, request.data))
     if request.limit is not None:
         split = split.limited(request.limit)
     if request.shard[1] > 1 and split.role not in stage.shardable:
@@ -120,11 +134,13 @@ def execute(stage: Stage, config: StageConfig, request: Request, split: WeakSpli
         workers=request.workers,
         shard=request.shard,
         resume=request.resume,
+        save_every=request.save_every,
+        log_every=request.log_every,
         progress_fn=progress_reporter(configure_logging(request.verbosity), enabled=request.show_progress),
     )
     for problem in split.problems:
         context.failures.record(problem.id, problem.reason)
-    hashes = _input_records(stage, inputs, request.run)
+    hashes = processes.from_main(lambda: _input_records(stage, inputs, request.run))
     wanted = {
         "stage": stage.name,
         "split": split.name,
@@ -134,12 +150,13 @@ def execute(stage: Stage, config: StageConfig, request: Request, split: WeakSpli
         "split_fingerprint": split.fingerprint,
         "inputs": {name: record.sha256 for name, record in hashes.items()},
     }
-    finished = _output_guard(out, stage, wanted, request)
+    finished = processes.from_main(lambda: _output_guard(out, stage, wanted, request))
     plan = stage.plan(config, context)
     if request.dry_run:
         return Outcome("planned", out, plan)
     if finished is not None:
-        (out / MANIFEST_NAME).touch()  # so that Make sees it is newer than what it depends on
+        if processes.is_main():
+            (out / MANIFEST_NAME).touch()  # so that Make sees it is newer than what it depends on
         return Outcome("already done", out, plan, finished)
     return _run(stage, config, context, wanted, hashes, plan, request)
 
@@ -248,14 +265,15 @@ def _run(
     request: Request,
 ) -> Outcome:
     out = context.out
-    write_json(out / STATE_FILE, wanted)
-    write_text(out / "resolved.yaml", yaml.safe_dump({stage.name: wanted["config"]}, sort_keys=False))
-    context.metrics_fn = metrics_writer(out / "metrics.jsonl")
     with contextlib.ExitStack() as cleanup:
-        handler = events_handler(out / "events.log")
-        context.log.addHandler(handler)
-        cleanup.callback(handler.close)
-        cleanup.callback(context.log.removeHandler, handler)
+        if processes.is_main():
+            write_json(out / STATE_FILE, wanted)
+            write_text(out / "resolved.yaml", yaml.safe_dump({stage.name: wanted["config"]}, sort_keys=False))
+            context.metrics_fn = metrics_writer(out / "metrics.jsonl")
+            handler = events_handler(out / "events.log")
+            context.log.addHandler(handler)
+            cleanup.callback(handler.close)
+            cleanup.callback(context.log.removeHandler, handler)
         flag = cleanup.enter_context(catch_interrupts())
         context.interrupted_fn = flag.check
         cleanup.enter_context(disk_faults(out))
@@ -264,6 +282,12 @@ def _run(
         context.log.info("%s: %s, %d images", stage.name, context.split.name, len(context.split.ids))
         counts = stage.run(config, context)
         seconds = time.monotonic() - clock
+        for entries in processes.gather(context.failures.entries):
+            for image_id, reason in entries.items():
+                context.failures.record(image_id, reason)
+        if not processes.is_main():
+            processes.wait_for_all()  # for the manifest
+            return Outcome("done elsewhere", out, plan)
         outputs = stage.outputs[context.split.role]
         if not all((out / name).is_file() for name in outputs):
             context.log.info("shard %d/%d done; other shards have parts to do", *context.shard)
@@ -272,6 +296,7 @@ def _run(
         manifest.started, manifest.wall_seconds = started.isoformat(timespec="seconds"), round(seconds, 3)
         manifest.images_per_second = round(len(context.split.ids) / max(seconds, 1e-9), 3)
         write_manifest(out, manifest)
+        processes.wait_for_all()
         for leftover in ("parts", "state"):
             shutil.rmtree(out / leftover, ignore_errors=True)
         context.log.info("%s: done in %.0f s -> %s", stage.name, seconds, out)

@@ -1,5 +1,6 @@
 """Map-style work: a function per image, cut into parts by image id, resumable and shardable.
 
+Several processes of one launch (torchrun, srun) take the parts in turn, like shards that wait for one another.
 A part is written to a temporary name and renamed; the final table is a deterministic merge, the same
 bytes however many workers, shards or restarts made it. Failures are kept beside the part they belong to.
 """
@@ -16,6 +17,7 @@ from typing import Any
 from stages.core.artifacts.files import read_json, write_json
 from stages.core.artifacts.table import ImageRows, Table, TableSchema, gather, merge, read_table, write_table
 from stages.core.errors import UsageError, WeakSamError
+from stages.core.runtime.processes import is_main, rank, wait_for_all, world
 from stages.core.runtime.seeding import seed_everything
 from stages.core.spec import StageContext
 
@@ -51,6 +53,8 @@ def map_images(
     factory: Factory,
     label: str,
     attrs: Mapping[str, Any] | None = None,
+    *,
+    everywhere: bool = False,
 ) -> Table | None:
     """Apply a function to every image of the split and return the merged table.
 
@@ -62,16 +66,21 @@ def map_images(
             image's failure; the image then has no entry in the table.
         label: For the progress display.
         attrs: Stored with the table.
+        everywhere: Of several processes, return the table in all instead of the main one, which alone writes.
 
     Returns:
-        The table, or None while other shards have not finished their parts.
+        The table, or None while other shards have not finished their parts, and in processes that do not write.
     """
     folder = context.out / "parts"
     parts = part_lists(context.split.ids)
-    index, count = context.shard
+    index, count = context.shard if world() == 1 else (rank(), world())
+    wait_for_all()  # for what the main process has written, such as a checkpoint
     todo = [i for i in range(len(parts)) if i % count == index and not _finished(folder, i)]
     for _ in context.progress(_work(context, schema, factory, folder, parts, todo), len(todo), label):
         context.interrupted()
+    wait_for_all()
+    if not (is_main() or everywhere):
+        return None
     if not all(_finished(folder, i) for i in range(len(parts))):
         return None
     return _merge_parts(context, schema, folder, parts, dict(attrs or {}))

@@ -9,14 +9,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from stages.core.runtime.processes import is_main
+
 T = TypeVar("T")
 LINE_EVERY_SECONDS = 30.0
 
 
 def configure_logging(verbosity: int) -> logging.Logger:
-    """Send the package's log to stderr: -1 warnings, 0 info, 1 debug."""
+    """Send the package's log to stderr: -1 warnings, 0 info, 1 debug; of several processes only the main one speaks."""
     logger = logging.getLogger("weaksam")
-    logger.setLevel({-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG))
+    logger.setLevel(
+        logging.ERROR
+        if not is_main()
+        else {-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG)
+    )
     logger.propagate = False
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
@@ -37,6 +43,7 @@ def progress_reporter(
     logger: logging.Logger, *, enabled: bool
 ) -> Callable[[Iterable[Any], int, str], Iterator[Any]]:
     """A function ``(iterable, total, label) -> iterator`` that shows how far an iteration is."""
+    enabled = enabled and is_main()
     terminal = enabled and sys.stderr.isatty()
 
     def report(iterable: Iterable[T], total: int, label: str) -> Iterator[T]:

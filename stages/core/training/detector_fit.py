@@ -27,7 +27,7 @@ AfterStep = Callable[[], dict[str, Tensor]]
 
 def total_steps(settings: DetectorSettings, images: int) -> int:
     """Optimiser steps of the whole training on that many images."""
-    return settings.epochs * steps_per_epoch(images, settings.batch_size)
+    return settings.epochs * steps_per_epoch(images, settings.batch_size, settings.accumulate)
 
 
 def train_detector(
@@ -81,6 +81,7 @@ def train_detector(
             settings=FitSettings(
                 epochs=settings.epochs,
                 batch_size=settings.batch_size,
+                accumulate=settings.accumulate,
                 clip_norm=settings.clip_norm or None,
                 ema_decay=settings.ema_decay or None,
                 label="train",
@@ -91,7 +92,7 @@ def train_detector(
 
 def build_optimizer(model: nn.Module, settings: DetectorSettings) -> torch.optim.Optimizer:
     """Optimiser over what is trainable: the trunk at its own rate, vectors (biases) without weight decay."""
-    rate = settings.lr * settings.batch_size / settings.lr_batch
+    rate = settings.lr * settings.batch_size * settings.accumulate / settings.lr_batch
     groups = []
     for in_trunk in (True, False):
         for decays in (True, False):

@@ -1,7 +1,9 @@
-"""The training loop of every room: seeded order, schedule, EMA, checkpoints that resume bit-exactly.
+"""The training loop of every room: seeded order, schedule, EMA, several processes, states that resume bit-exactly.
 
-The order of samples, their augmentation and the learning rate are functions of (seed, epoch, step), so
-that a resumed run sees what the uninterrupted one would have seen.
+The unit is a *move* of the optimiser. Its images (`batch_size` x `accumulate`) are cut up among the processes and then
+into as many passes as `accumulate` says. Losses are means over images, so neither cut changes the gradient. The order
+of samples, their augmentation, the random numbers of layers and the learning rate are functions of (seed, epoch, move,
+image), so that the number of moves done is all the state that sampler, schedule and generators have.
 """
 
 from __future__ import annotations
@@ -9,21 +11,28 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from stages.core.errors import WeakSamError
+from stages.core.errors import PreemptedError, WeakSamError
+from stages.core.runtime import processes
 from stages.core.runtime.seeding import derive_seed, numpy_generator
+from stages.core.runtime.streams import image_streams
 from stages.core.spec import StageContext
+from stages.core.training.adversary import Adversary
+from stages.core.training.batch_norm import release, synchronise
 from stages.core.training.ema import ModelEma
 from stages.core.training.schedule import Schedule
 from stages.core.training.weights_io import load_state, save_state
 
 BatchT = TypeVar("BatchT")
+Losses = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,12 +41,10 @@ class FitSettings:
 
     Attributes:
         epochs: Passes over the items.
-        batch_size: Items per step.
-        accumulate: Steps whose gradients are averaged before the optimiser moves.
+        batch_size: Items per pass through the model, all processes together.
+        accumulate: Passes whose gradients make one move of the optimiser.
         clip_norm: Largest gradient norm, or None.
         ema_decay: Decay of the weight average, or None.
-        save_every_seconds: Time between saved states.
-        log_every: Steps between lines of ``metrics.jsonl``.
         label: For progress and state file names.
     """
 
@@ -46,8 +53,6 @@ class FitSettings:
     accumulate: int = 1
     clip_norm: float | None = None
     ema_decay: float | None = None
-    save_every_seconds: float = 120.0
-    log_every: int = 20
     label: str = "train"
 
 
@@ -55,9 +60,9 @@ class TrainingDivergedError(WeakSamError):
     """A loss became NaN or infinite; the state before the step is saved."""
 
 
-def steps_per_epoch(items: int, batch_size: int) -> int:
-    """Batches per epoch: the last, partial one is dropped unless it is the only one."""
-    return max(1, items // batch_size)
+def steps_per_epoch(items: int, batch_size: int, accumulate: int = 1) -> int:
+    """Moves of the optimiser per epoch: the last, partial one is dropped unless it is the only one."""
+    return max(1, items // (batch_size * accumulate))
 
 
 def epoch_batches(items: Sequence[str], batch_size: int, seed: int, epoch: int) -> list[list[str]]:
@@ -67,20 +72,44 @@ def epoch_batches(items: Sequence[str], batch_size: int, seed: int, epoch: int) 
     return [[items[j] for j in order[i * batch_size : (i + 1) * batch_size]] for i in range(count)]
 
 
+def own_passes(ids: Sequence[str], passes: int, rank: int, world: int) -> list[list[str]]:
+    """The images of a move that one process takes, in as many lists as there are passes; some may be empty.
+
+    Every image is in exactly one list of one process.
+    """
+    own = list(ids[rank::world])
+    size = max(1, math.ceil(len(ids) / world / passes))
+    return [own[i * size : (i + 1) * size] for i in range(passes)]
+
+
+class _Pass(nn.Module):
+    """A pass as a module, so that DistributedDataParallel can watch it: losses of a batch."""
+
+    def __init__(self, model: nn.Module, step: Callable[[Any, int], Losses]) -> None:
+        super().__init__()
+        self.model = model
+        self._step = step
+
+    def forward(self, batch: Any, move: int) -> Losses:
+        """Named losses."""
+        return self._step(batch, move)
+
+
 @dataclass
 class Trainer(Generic[BatchT]):
-    """One training run.
+    """One training run; every process of the launch makes one.
 
     Attributes:
         context: For progress, metrics, interrupts, seed and the state folder ``<out>/state``.
         model: In train mode while fitting.
         optimizer: Its groups' initial rates are the base rates of the schedule.
-        schedule: Step -> factor of the base rate.
+        schedule: Move -> factor of the base rate.
         items: Ids that make up an epoch.
         load: ``(ids, epoch) -> batch``; random choices must derive from (seed, epoch, id).
-        step: ``(batch, optimizer step) -> named losses``, summed for the gradient; entries whose name
-            starts with ``_`` are only logged.
+        step: ``(batch, move) -> named losses``, each a mean over the images of the batch. They are summed for the
+            gradient; entries whose name starts with ``_`` are only logged.
         settings: How long and how.
+        adversary: A second player that learns to raise the loss, or None.
     """
 
     context: StageContext
@@ -89,14 +118,19 @@ class Trainer(Generic[BatchT]):
     schedule: Schedule
     items: Sequence[str]
     load: Callable[[list[str], int], BatchT]
-    step: Callable[[BatchT, int], dict[str, Tensor]]
+    step: Callable[[BatchT, int], Losses]
     settings: FitSettings
+    adversary: Adversary | None = None
 
     def __post_init__(self) -> None:
         decay = self.settings.ema_decay
         self.ema = None if decay is None else ModelEma(self.model, decay)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.done = 0  # batches finished since the start
+        self.done = 0  # moves finished since the start
+        self._sums, self._moves = torch.zeros(1), 0  # of the losses since the last line of metrics
+        device = self.context.device.split(":")[0]
+        self.scaler = torch.amp.GradScaler(device, enabled=self.context.precision == "fp16")
+        self._network: nn.Module = _Pass(self.model, self.step)
 
     @property
     def state_path(self) -> Path:
@@ -104,103 +138,191 @@ class Trainer(Generic[BatchT]):
         return self.context.out / "state" / f"{self.settings.label}.pt"
 
     @property
-    def total_batches(self) -> int:
-        """Batches of the whole run."""
-        return self.settings.epochs * steps_per_epoch(len(self.items), self.settings.batch_size)
+    def moves_per_epoch(self) -> int:
+        """Moves of the optimiser in one epoch."""
+        return steps_per_epoch(len(self.items), self.settings.batch_size, self.settings.accumulate)
+
+    @property
+    def total_moves(self) -> int:
+        """Moves of the whole run."""
+        return self.settings.epochs * self.moves_per_epoch
 
     def fit(self) -> nn.Module:
         """Train to the end and return the model to use: the average if there is one, in eval mode.
 
         Raises:
-            TrainingDivergedError: a loss is not finite; names step and image ids.
+            TrainingDivergedError: a loss is not finite in some process; names step and image ids.
             PreemptedError, InterruptedRunError: asked to stop; the state is saved.
         """
-        torch.manual_seed(derive_seed(self.context.seed, self.settings.label))
+        label = self.settings.label
         if self.context.resume and self.state_path.is_file():
             self._restore(load_state(self.state_path))
-            self.context.log.info(
-                "%s: resuming at batch %d/%d", self.settings.label, self.done, self.total_batches
-            )
+            self.context.log.info("%s: resuming at step %d/%d", label, self.done, self.total_moves)
         self.model.train()
+        layers = synchronise(self.model)
+        self._network = self._shared()
         saved = time.monotonic()
-        for ids, epoch in self.context.progress(
-            self._remaining(), self.total_batches - self.done, self.settings.label
-        ):
-            self._train_batch(ids, epoch)
-            if time.monotonic() - saved > self.settings.save_every_seconds:
+        for ids, epoch in self.context.progress(self._remaining(), self.total_moves - self.done, label):
+            self._move(ids, epoch)
+            if time.monotonic() - saved >= self.context.save_every:
                 self.save()
                 saved = time.monotonic()
-            try:
-                self.context.interrupted()
-            except WeakSamError:
-                self.save()
-                raise
+            self._stop_if_asked()
+        release(layers)
         self.save()
         final = self.model if self.ema is None else self.ema.module
         return final.eval()
 
+    def _shared(self) -> nn.Module:
+        """The pass under DistributedDataParallel, or itself in a single process."""
+        bare = _Pass(self.model, self.step)
+        if processes.world() == 1:
+            return bare
+        # A branch without a foreground box leaves parameters without a gradient in one process and not in another.
+        return DistributedDataParallel(bare, find_unused_parameters=True)
+
+    def _stop_if_asked(self) -> None:
+        """Stop all processes when one of them is asked to."""
+        asked: WeakSamError | None = None
+        try:
+            self.context.interrupted()
+        except WeakSamError as error:
+            asked = error
+        if processes.any_process(asked is not None):
+            self.save()
+            raise asked or PreemptedError("stopped with another process; the state is saved")
+
     def _remaining(self) -> Iterable[tuple[list[str], int]]:
-        per_epoch = steps_per_epoch(len(self.items), self.settings.batch_size)
-        skip = self.done % per_epoch
-        for epoch in range(self.done // per_epoch, self.settings.epochs):
-            batches = epoch_batches(self.items, self.settings.batch_size, self.context.seed, epoch)
-            for ids in batches[skip:]:
+        size, skip = self.settings.batch_size * self.settings.accumulate, self.done % self.moves_per_epoch
+        for epoch in range(self.done // self.moves_per_epoch, self.settings.epochs):
+            for ids in epoch_batches(self.items, size, self.context.seed, epoch)[skip:]:
                 yield ids, epoch
             skip = 0
 
-    def _train_batch(self, ids: list[str], epoch: int) -> None:
-        moves, step = self.done // self.settings.accumulate, self.done
-        factor = self.schedule(moves)
+    def _move(self, ids: list[str], epoch: int) -> None:
+        """One move of the optimiser: a pass for each part of this process's images, then the step."""
+        factor = self._set_rates()
+        rank, world = processes.rank(), processes.world()
+        # What draws from torch's own generator sees the same numbers after a restart.
+        torch.manual_seed(derive_seed(self.context.seed, self.settings.label, "move", self.done, rank))
+        parts = own_passes(ids, self.settings.accumulate, rank, world)
+        seen: list[tuple[list[str], Losses, float]] = []
+        for number, part in enumerate(parts):
+            share = len(part) / len(ids)
+            last = number == len(parts) - 1
+            # A process without an image of its own still takes part, with one that does not count.
+            losses, loss, used = self._pass(part or ids[:1], epoch, synchronises=last)
+            seen.append((used, {name: value.detach() for name, value in losses.items()}, share))
+            finite = math.isfinite(loss.item())
+            if self._all_finite(finite, last, seen):
+                with nullcontext() if last else self._quietly():
+                    # DistributedDataParallel averages over the processes; the sum is wanted.
+                    torch.autograd.backward(self.scaler.scale(loss * (share * world)))
+        self._step_optimizer()
+        if self.adversary is not None:
+            self.adversary.move(lambda: self._adversary_passes(parts, ids, epoch), factor)
+        self.done += 1
+        if self.ema is not None:
+            self.ema.update(self.model)
+        self._report(seen, factor, epoch)
+
+    def _pass(self, ids: list[str], epoch: int, *, synchronises: bool) -> tuple[Losses, Tensor, list[str]]:
+        batch = self.load(ids, epoch)
+        with (
+            nullcontext() if synchronises else self._quietly(),
+            image_streams([derive_seed(self.context.seed, "layers", epoch, i) for i in ids]),
+        ):
+            losses: Losses = self._network(batch, self.done)
+        return losses, _total(losses), ids
+
+    def _quietly(self) -> Any:
+        """No exchange of gradients: that of the last pass of a move carries them all."""
+        network = self._network
+        return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
+
+    def _adversary_passes(self, parts: list[list[str]], ids: list[str], epoch: int) -> Iterable[Tensor]:
+        """Fresh losses of the same images, each weighted by its share of the move; other random numbers."""
+        for part in parts:
+            images = part or ids[:1]
+            batch = self.load(images, epoch)
+            seeds = [derive_seed(self.context.seed, "adversary", epoch, i) for i in images]
+            with image_streams(seeds):
+                yield _total(self.step(batch, self.done)) * (len(part) / len(ids))
+
+    def _set_rates(self) -> float:
+        factor = self.schedule(self.done)
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
-        losses = self.step(self.load(ids, epoch), moves)
-        total = torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum()
-        if not math.isfinite(total.item()):
-            self._stop_diverged(ids, losses)
-        (total / self.settings.accumulate).backward()  # type: ignore[no-untyped-call]
-        self.done += 1
-        if self.done % self.settings.accumulate == 0 or self.done == self.total_batches:
-            if self.settings.clip_norm is not None:
-                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            if self.ema is not None:
-                self.ema.update(self.model)
-        if step % self.settings.log_every == 0 or self.done == self.total_batches:
-            values = {name.lstrip("_"): float(value.detach()) for name, value in losses.items()}
-            self.context.metrics(
-                {
-                    "phase": self.settings.label,
-                    "step": step,
-                    "epoch": epoch,
-                    "lr_factor": factor,
-                    "loss": float(total.detach()),
-                    **values,
-                }
-            )
+        return factor
 
-    def _stop_diverged(self, ids: list[str], losses: dict[str, Tensor]) -> None:
+    def _step_optimizer(self) -> None:
+        if self.settings.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _all_finite(self, finite: bool, last: bool, seen: list[tuple[list[str], Losses, float]]) -> bool:
+        """Stop all processes before the gradients are exchanged if one of them met a loss that is not finite."""
+        if finite and not (last and processes.world() > 1):
+            return True
+        if not last and processes.world() > 1:
+            return False  # said to the others before the last exchange
+        bad = [
+            (used, _not_finite(losses))
+            for used, losses, _ in seen
+            if not math.isfinite(_total(losses).item())
+        ]
+        if not processes.any_process(bool(bad)):
+            return True
+        found = [entry for entries in processes.gather(bad) for entry in entries]
+        images = sorted({image for used, _ in found for image in used})
+        names = sorted({name for _, own in found for name in own})
+        self.optimizer.zero_grad(set_to_none=True)
         self.save()
-        bad = [name for name, value in losses.items() if not math.isfinite(float(value.detach()))]
         raise TrainingDivergedError(
-            f"loss {bad or 'total'} is not finite at batch {self.done} of {self.settings.label} (images {ids})",
+            f"loss {names or 'total'} is not finite at step {self.done} of {self.settings.label} (images {images})",
             where=self.state_path,
             remedy="lower the learning rate, or look at these images; the state before this step is saved",
         )
 
+    def _report(self, seen: list[tuple[list[str], Losses, float]], factor: float, epoch: int) -> None:
+        """Every `log_every` moves a line of metrics: means over the images of all processes since the last line."""
+        names, number = list(seen[0][1]), self.done - 1
+        for _, losses, share in seen:
+            row = torch.stack([_total(losses), *losses.values()]).float() * share
+            self._sums = self._sums.to(row) + row  # the zero it starts from is broadcast
+        self._moves += 1
+        if number % self.context.log_every and self.done != self.total_moves:
+            return
+        values = processes.total(self._sums.cpu() / self._moves).tolist()
+        self._sums, self._moves = torch.zeros(1), 0
+        self.context.metrics(
+            {
+                "phase": self.settings.label,
+                "step": number,
+                "epoch": epoch,
+                "lr_factor": factor,
+                "loss": values[0],
+                **{name.lstrip("_"): value for name, value in zip(names, values[1:], strict=True)},
+            }
+        )
+
     def save(self) -> None:
-        """Save everything needed to go on as if nothing had happened."""
+        """Save everything needed to go on as if nothing had happened; the main process writes."""
+        if not processes.is_main():
+            return
         save_state(
             self.state_path,
             {
                 "done": self.done,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "gradients": {n: p.grad for n, p in self.model.named_parameters() if p.grad is not None},
+                "scaler": self.scaler.state_dict(),
+                "adversary": None if self.adversary is None else self.adversary.optimizer.state_dict(),
                 "ema": None if self.ema is None else self.ema.module.state_dict(),
                 "ema_updates": 0 if self.ema is None else self.ema.updates,
-                "torch_rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             },
         )
 
@@ -208,12 +330,17 @@ class Trainer(Generic[BatchT]):
         self.done = state["done"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        parameters = dict(self.model.named_parameters())
-        for name, gradient in state["gradients"].items():
-            parameters[name].grad = gradient.to(parameters[name].device)
+        self.scaler.load_state_dict(state["scaler"])
+        if self.adversary is not None:
+            self.adversary.optimizer.load_state_dict(state["adversary"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
             self.ema.updates = state["ema_updates"]
-        torch.set_rng_state(state["torch_rng"])
-        if state["cuda_rng"]:
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+def _total(losses: Losses) -> Tensor:
+    return torch.stack([value for name, value in losses.items() if not name.startswith("_")]).sum()
+
+
+def _not_finite(losses: Losses) -> list[str]:
+    return [name for name, value in losses.items() if not math.isfinite(float(value.detach()))]

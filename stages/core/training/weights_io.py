@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from stages.core.artifacts.files import atomic_path
 from stages.core.errors import MissingInputError, SchemaError
+from stages.core.runtime.processes import is_main, wait_for_all
 
 METADATA_KEY = "weaksam"
 
@@ -21,14 +22,20 @@ METADATA_KEY = "weaksam"
 def save_weights(path: Path, module: nn.Module, metadata: Mapping[str, Any]) -> None:
     """Write a module's state atomically; the same state and metadata give the same bytes.
 
+    All processes call it: the main one writes, and when it returns the file is there for all.
+
     Args:
         path: Output file.
         module: Its ``state_dict`` is stored in the module's own precision, on the CPU.
         metadata: JSON-able facts from which the module can be rebuilt (model, classes, settings).
     """
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(state, temporary, {METADATA_KEY: json.dumps(dict(metadata), sort_keys=True)})
+    if is_main():
+        state = {
+            name: tensor.detach().cpu().contiguous().clone() for name, tensor in module.state_dict().items()
+        }
+        with atomic_path(path) as temporary:
+            save_file(state, temporary, {METADATA_KEY: json.dumps(dict(metadata), sort_keys=True)})
+    wait_for_all()
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -14,20 +14,22 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from stages.core.errors import ConfigError, SchemaError
+from stages.core.runtime.streams import chosen_images
 from stages.core.training.weights_io import load_weights, read_metadata, save_weights
 from stages.core.vision.backbones import build_trunk
 from stages.core.vision.detector_spec import ALIASES, AnyKind, DetectorSpec, DetrSpec, Kind
 from stages.core.vision.folding import fold_batch_norms
 from stages.core.vision.pyramid import PyramidBackbone
+from stages.core.vision.region_proposals import ImageMeanRPN, ImageSampler, padded_groups
 from stages.core.vision.roi_heads import RoiWeights, TopKMatcher, WeightedRoIHeads
 from stages.core.vision.roi_pooling import PyramidRoIPool
 
@@ -41,19 +43,42 @@ class Detector(GeneralizedRCNN):  # type: ignore[misc]
     Attributes:
         spec: what it was built from.
         classes: class names, 0-based; torchvision's label is the index + 1.
+        whole_batch: train on a batch at once, padded to its largest image, for RoI weights that compare the RoIs of
+            different images. Otherwise images of one padded size go together, and what is said of an image depends
+            on it alone.
     """
+
+    whole_batch: bool = False
 
     spec: DetectorSpec
     classes: tuple[str, ...]
     roi_heads: WeightedRoIHeads
 
-    def drop_with(self, weights: RoiWeights) -> None:
-        """Weight sampled RoIs by RoI drop from now on."""
-        self.roi_heads.roi_weights = weights
+    def drop_with(self, weights: RoiWeights, compares: bool = False) -> None:
+        """Weight sampled RoIs by RoI drop from now on.
+
+        Args:
+            weights: the hook.
+            compares: whether it compares the RoIs of different images.
+        """
+        self.roi_heads.roi_weights, self.whole_batch = weights, compares
 
     def keep_from(self, score: float) -> None:
         """Give detections from this score on, instead of from the specification's."""
         self.roi_heads.score_thresh = score
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
+        """Losses in training, each a mean over images; detections in evaluation; arguments as in torchvision."""
+        if not self.training or targets is None or self.whole_batch:
+            return super().forward(images, targets)
+        losses: dict[str, Tensor] = {}
+        for rows in padded_groups(images):
+            with chosen_images(rows):
+                own = super().forward([images[row] for row in rows], [targets[row] for row in rows])
+            for name, value in own.items():
+                part = value * (len(rows) / len(images))
+                losses[name] = losses[name] + part if name in losses else part
+        return losses
 
 
 def build_detector(spec: DetectorSpec, classes: Sequence[str], pretrained: bool = True) -> Detector:
@@ -103,7 +128,8 @@ def _build_rpn(spec: DetectorSpec) -> nn.Module:
     head = RPNHead(spec.fpn_channels, len(spec.anchor_ratios))
     half = max(1, spec.rpn_candidates // 2)
     before, after = {"training": spec.rpn_candidates, "testing": half}, {"training": half, "testing": half}
-    rpn: nn.Module = RegionProposalNetwork(anchors, head, 0.7, 0.3, 256, 0.5, before, after, 0.7)
+    rpn: nn.Module = ImageMeanRPN(anchors, head, 0.7, 0.3, 256, 0.5, before, after, 0.7)
+    rpn.fg_bg_sampler = ImageSampler(256, 0.5)
     return rpn
 
 
@@ -130,6 +156,7 @@ def _build_heads(spec: DetectorSpec, outputs: int) -> WeightedRoIHeads:
         spec.max_detections,
         **masks,
     )
+    heads.fg_bg_sampler = ImageSampler(spec.rois_per_image, 0.25)
     heads.box_loss = spec.box_loss
     if spec.matcher == "top-k":
         heads.proposal_matcher = TopKMatcher(spec.match_top_k)

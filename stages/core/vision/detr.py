@@ -58,8 +58,11 @@ class Detr(nn.Module):
         )  # training images arrive resized, see detection_data
         self._least_side = least_side(spec)
 
-    def drop_with(self, weights: RoiWeights) -> None:
-        """Weight matched queries by RoI drop from now on."""
+    def drop_with(self, weights: RoiWeights, compares: bool = False) -> None:
+        """Weight matched queries by RoI drop from now on; `compares` as for the two-stage detectors.
+
+        A batch is one here: the losses are divided by the number of its targets, as published.
+        """
         self.roi_weights = weights
 
     def keep_from(self, score: float) -> None:

@@ -50,22 +50,27 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
         proposals, matched, labels, deltas = self.select_training_samples(proposals, targets)
         pooled = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
         logits_RC, deltas_RK = self.box_predictor(pooled)
-        losses = self._box_losses(logits_RC, deltas_RK, torch.cat(labels), torch.cat(deltas))
+        losses = self._box_losses(logits_RC, deltas_RK, labels, torch.cat(deltas))
         if self.has_mask():
             assert targets is not None
             losses["loss_mask"] = self._mask_loss(features, proposals, image_shapes, matched, labels, targets)
         return [], losses
 
     def _box_losses(
-        self, logits_RC: Tensor, deltas_RK: Tensor, labels_R: Tensor, targets_R4: Tensor
+        self, logits_RC: Tensor, deltas_RK: Tensor, labels: list[Tensor], targets_R4: Tensor
     ) -> dict[str, Tensor]:
+        """Means over images of means over an image's RoIs; `labels` comes image by image."""
+        labels_R = torch.cat(labels)
         cls_R, reg_R = roi_losses(logits_RC, deltas_RK, labels_R, targets_R4, self.box_loss)
         if self.roi_weights is not None:
             keep_cls_R, keep_reg_R = self.roi_weights(cls_R.detach(), reg_R.detach(), labels_R > 0)
             cls_R, reg_R = cls_R * keep_cls_R, reg_R * keep_reg_R
-        # The denominator is the number of sampled RoIs, dropped ones included.
-        count = max(labels_R.numel(), 1)
-        return {"loss_classifier": cls_R.sum() / count, "loss_box_reg": reg_R.sum() / count}
+        # The denominator is the number of an image's sampled RoIs, dropped ones included.
+        shares_R = torch.cat(
+            [own.new_full((len(own),), 1 / max(len(own), 1), dtype=cls_R.dtype) for own in labels]
+        )
+        shares_R = shares_R / len(labels)
+        return {"loss_classifier": (cls_R * shares_R).sum(), "loss_box_reg": (reg_R * shares_R).sum()}
 
     def _mask_loss(
         self,
@@ -76,18 +81,18 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
         labels: list[Tensor],
         targets: Targets,
     ) -> Tensor:
-        """Mask loss of the foreground RoIs; it is not weighted (the paper drops no RoI here)."""
+        """Mask loss, a mean over images of means over foreground RoIs; not weighted (the paper drops no RoI here)."""
         foreground = [labels_R > 0 for labels_R in labels]
         boxes = [boxes_R4[keep] for boxes_R4, keep in zip(proposals, foreground, strict=True)]
         pooled = self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))
-        loss: Tensor = maskrcnn_loss(
-            self.mask_predictor(pooled),
-            boxes,
-            [target["masks"] for target in targets],
-            [target["labels"] for target in targets],
-            [indices_R[keep] for indices_R, keep in zip(matched, foreground, strict=True)],
-        )
-        return loss
+        logits = self.mask_predictor(pooled).split([len(own) for own in boxes])
+        losses: list[Tensor] = [
+            maskrcnn_loss(own, [box], [target["masks"]], [target["labels"]], [indices_R[keep]])
+            for own, box, target, indices_R, keep in zip(
+                logits, boxes, targets, matched, foreground, strict=True
+            )
+        ]
+        return torch.stack(losses).mean()
 
 
 def roi_losses(

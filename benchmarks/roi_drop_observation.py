@@ -1,0 +1,264 @@
+"""The observation behind RoI drop, measured: are the RoIs with high losses those whose pseudo box is wrong?
+
+Takes the detector of a finished `retrain` run, samples RoIs of its training images as training does (no augmentation),
+and computes their two raw losses against the pseudo boxes. The truth, opened here alone, says which RoIs are
+labelled wrongly: those without a true box of their pseudo class at an IoU of 0.5. Prints the error rate by normalised
+loss, and for the drop rules the dropped share and how precise the drops are; writes the losses of every RoI, a JSON of
+the figures and a picture.
+
+    python -m benchmarks.roi_drop_observation --run runs/shapes --split shapes_train
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from stages.core.artifacts.coco_json import read_dataset
+from stages.core.artifacts.manifest import read_manifest
+from stages.core.datasets.catalog import data_root, open_split
+from stages.core.errors import ImageError
+from stages.core.evaluation.truth.load import load_truth
+from stages.core.evaluation.truth.types import ImageTruth
+from stages.core.ops.boxes import pairwise_iou
+from stages.core.runtime.device import resolve_device
+from stages.core.runtime.seeding import derive_seed
+from stages.core.runtime.streams import image_streams
+from stages.core.spec import FailureLog
+from stages.core.training.detection_data import PseudoTruthData
+from stages.core.training.detector_settings import Augmentation
+from stages.core.vision.detectors import Detector, load_detector
+from stages.core.vision.roi_heads import roi_losses
+from stages.retrain.config import RetrainConfig
+from stages.retrain.roi_drop import DropMode, DropRule, roi_drop
+
+Floats = NDArray[np.float64]
+RIGHT_IOU = 0.5
+LOSSES = ("classification", "regression", "sum")
+QUANTILES: tuple[float, ...] = (0.8, 0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class Rois:
+    """Foreground RoIs of a split: raw losses, and whether the truth contradicts their pseudo label."""
+
+    images: list[str]
+    cls: Floats
+    reg: Floats
+    wrong: NDArray[np.bool_]
+
+    def loss(self, name: str) -> Floats:
+        """One of `LOSSES`, scaled to [0, 1] by its lowest and highest value (the sum: of the two so scaled)."""
+        if name == "sum":
+            return (scaled(self.cls) + scaled(self.reg)) / 2
+        return scaled(self.cls if name == "classification" else self.reg)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """RoIs whose normalised loss lies in [low, high)."""
+
+    low: float
+    high: float
+    rois: int
+    error_rate: float | None
+
+
+@dataclass(frozen=True)
+class RuleFigures:
+    """What a drop rule would do to these RoIs."""
+
+    rule: str
+    dropped_share: float
+    precision: float | None
+    """Share of the dropped RoIs that are wrong; None if nothing is dropped."""
+    recall: float | None
+    """Share of the wrong RoIs that are dropped; None if none is wrong."""
+
+
+def scaled(values: Floats) -> Floats:
+    """Values in [0, 1] by lowest and highest; all zero if they are equal."""
+    spread = float(np.ptp(values)) if len(values) else 0.0
+    return (values - values.min()) / spread if spread > 0 else np.zeros_like(values)
+
+
+def error_by_loss(loss: Floats, wrong: NDArray[np.bool_], bins: int = 10) -> list[Bin]:
+    """Error rate of RoIs in equal steps of their normalised loss."""
+    place = np.minimum((loss * bins).astype(int), bins - 1)
+    return [
+        Bin(
+            i / bins,
+            (i + 1) / bins,
+            int((place == i).sum()),
+            float(wrong[place == i].mean()) if (place == i).any() else None,
+        )
+        for i in range(bins)
+    ]
+
+
+def rule_figures(rois: Rois, name: str, rule: DropRule) -> RuleFigures:
+    """Dropped share, precision and recall of a rule; the whole split counts as one batch."""
+    kept = roi_drop(
+        torch.from_numpy(rois.cls), torch.from_numpy(rois.reg), torch.ones(len(rois.cls), dtype=torch.bool),
+        rule.start_step, rule,
+    )  # fmt: skip
+    dropped = ((kept.cls_R == 0) | (kept.reg_R == 0)).numpy()
+    hits = int((dropped & rois.wrong).sum())
+    return RuleFigures(
+        name,
+        float(dropped.mean()) if len(dropped) else 0.0,
+        hits / int(dropped.sum()) if dropped.any() else None,
+        hits / int(rois.wrong.sum()) if rois.wrong.any() else None,
+    )
+
+
+@torch.no_grad()
+def image_rois(
+    model: Detector, image: Tensor, target: dict[str, Tensor], truth: ImageTruth
+) -> tuple[Floats, Floats, NDArray[np.bool_]]:
+    """Raw losses of an image's foreground RoIs, and which are wrong.
+
+    Args:
+        model: In training mode, so that proposals and samples are those of training.
+        image: (3, h, w) in [0, 1], resized.
+        target: Pseudo boxes in the pixels of `image`.
+        truth: In the pixels of the original.
+    """
+    heads = model.roi_heads
+    images, targets = model.transform([image], [target])
+    features = model.backbone(images.tensors)
+    proposals, _ = model.rpn(images, features, targets)
+    proposals, _, labels, deltas = heads.select_training_samples(proposals, targets)
+    pooled = heads.box_head(heads.box_roi_pool(features, proposals, images.image_sizes))
+    logits_RC, deltas_RK = heads.box_predictor(pooled)
+    cls_R, reg_R = roi_losses(logits_RC, deltas_RK, labels[0], deltas[0], heads.box_loss)
+    scale = torch.tensor([image.shape[2] / truth.width, image.shape[1] / truth.height] * 2)
+    true_T4 = (torch.from_numpy(truth.boxes_xyxy).float() * scale).to(image.device)
+    same_RT = labels[0][:, None] == torch.from_numpy(truth.classes).to(image.device)[None] + 1
+    right_R = ((pairwise_iou(proposals[0], true_T4) >= RIGHT_IOU) & same_RT).any(dim=1)
+    foreground = labels[0] > 0
+    return (
+        cls_R[foreground].double().cpu().numpy(),
+        reg_R[foreground].double().cpu().numpy(),
+        (~right_R)[foreground].cpu().numpy(),
+    )
+
+
+def collect(
+    run: Path, split_name: str, data: Path, device: str, limit: int | None
+) -> tuple[Rois, RetrainConfig]:
+    """RoIs of a finished run's training images, and the settings it was trained with.
+
+    Raises:
+        InputError: the run holds no finished `retrain` of Faster R-CNN, or the split has no boxes.
+    """
+    folder = run / "retrain" / split_name
+    config = RetrainConfig.model_validate(read_manifest(folder).config)
+    split = open_split(split_name, data)
+    model = load_detector(folder / "detector.safetensors", "faster-rcnn", split.classes).to(device).train()
+    plain = Augmentation((config.test_size,), config.max_size, flip=0.0)
+    pgt = read_dataset(run / "pgt" / split_name / "pgt.json", split)
+    pseudo = PseudoTruthData(split, pgt, plain, 0, with_masks=False, failures=FailureLog())
+    truth = load_truth(split_name, data).images
+    ids: list[str] = []
+    parts: list[tuple[Floats, Floats, NDArray[np.bool_]]] = []
+    for image_id in pseudo.ids[:limit]:
+        try:
+            image, target = pseudo.sample(image_id, 0)
+        except ImageError:
+            continue
+        own = {name: value.to(device) for name, value in target.items()}
+        with image_streams([derive_seed(0, "observation", image_id)]):
+            parts.append(image_rois(model, image.to(device), own, truth[image_id]))
+        ids += [image_id] * len(parts[-1][0])
+    return Rois(ids, *(np.concatenate(column) for column in zip(*parts, strict=True))), config
+
+
+def rules(config: RetrainConfig) -> dict[str, DropRule]:
+    """The run's own rule, the published one, and quantiles, which need no scale."""
+    found = {f"run: {config.drop}": DropRule(config.drop, config.tau_cls, config.tau_reg)}
+    found["paper 4, 4"] = DropRule("paper", 4.0, 4.0)
+    modes: tuple[DropMode, ...] = ("percentile",)
+    return found | {f"{mode} {q:g}": DropRule(mode, q, q) for mode in modes for q in QUANTILES}
+
+
+def picture(bins: Sequence[Bin], base_rate: float, title: str) -> str:
+    """SVG bars of the error rate by normalised loss; the line is the rate over all RoIs."""
+    width, height, left, floor = 460, 260, 48, 210
+    step = (width - left - 16) / len(bins)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
+        f'font-size="11"><rect width="100%" height="100%" fill="white"/><text x="{left}" y="18">{title}</text>'
+    ]
+    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+        y = floor - 180 * tick
+        parts.append(f'<path d="M{left} {y:.1f}H{width - 16}" stroke="#ddd"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for number, one in enumerate(bins):
+        x, rate = left + number * step, one.error_rate or 0.0
+        parts.append(
+            f'<rect x="{x + 2:.1f}" y="{floor - 180 * rate:.1f}" width="{step - 4:.1f}" height="{180 * rate:.1f}" '
+            f'fill="#4477aa"/><text x="{x + step / 2:.1f}" y="{floor + 14}" text-anchor="middle">{one.high:g}</text>'
+            f'<text x="{x + step / 2:.1f}" y="{floor + 27}" text-anchor="middle" fill="#777">{one.rois}</text>'
+        )
+    y = floor - 180 * base_rate
+    parts.append(f'<path d="M{left} {y:.1f}H{width - 16}" stroke="#cc3311" stroke-dasharray="4"/>')
+    parts.append(
+        f'<text x="{left}" y="{height - 6}">normalised loss up to; below, RoIs; dashed, all RoIs</text></svg>'
+    )
+    return "".join(parts)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the tables; write `rois.csv`, `observation.json` and one picture per loss."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/shapes"), help="run with pgt and retrain finished"
+    )
+    parser.add_argument("--split", default="shapes_train", help="its train split, in VOC or COCO layout")
+    parser.add_argument("--data", type=Path, help="folder of data sets; default $WEAKSAM_DATA, else ./data")
+    parser.add_argument("--out", type=Path, help="default <run>/roi_drop_observation")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--limit", type=int, help="only the first N images with pseudo boxes")
+    options = parser.parse_args(arguments)
+    out = options.out or options.run / "roi_drop_observation"
+    out.mkdir(parents=True, exist_ok=True)
+    rois, config = collect(
+        options.run, options.split, data_root(options.data), resolve_device(options.device), options.limit
+    )
+    base = float(rois.wrong.mean())
+    print(f"{len(rois.wrong)} foreground RoIs of {len(set(rois.images))} images, {base:.1%} wrong")
+    figures: dict[str, object] = {"rois": len(rois.wrong), "wrong_share": base}
+    for name in LOSSES:
+        bins = error_by_loss(rois.loss(name), rois.wrong)
+        figures[name] = [asdict(one) for one in bins]
+        (out / f"{name}.svg").write_text(picture(bins, base, f"error rate by {name} loss"), encoding="utf-8")
+        rates = "  ".join("   –" if one.error_rate is None else f"{one.error_rate:4.0%}" for one in bins)
+        print(f"error rate by {name:14s} loss, ten equal steps: {rates}")
+    found = [rule_figures(rois, name, rule) for name, rule in rules(config).items()]
+    figures["rules"] = [asdict(one) for one in found]
+    print(f"{'rule':16s} {'dropped':>8s} {'precision':>10s} {'recall':>7s}")
+    for one in found:
+        precision = "–" if one.precision is None else f"{one.precision:.1%}"
+        recall = "–" if one.recall is None else f"{one.recall:.1%}"
+        print(f"{one.rule:16s} {one.dropped_share:8.2%} {precision:>10s} {recall:>7s}")
+    (out / "observation.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    rows = zip(rois.images, rois.cls, rois.reg, rois.wrong, strict=True)
+    lines = [f"{image},{cls:.5f},{reg:.5f},{int(wrong)}" for image, cls, reg, wrong in rows]
+    (out / "rois.csv").write_text(
+        "\n".join(["image,loss_cls,loss_reg,wrong", *lines]) + "\n", encoding="utf-8"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Several processes at work on one stage: started by torchrun or srun, joined by torch.distributed.
+
+Every process runs the same code. Process 0 is the main one: it alone writes artifacts, logs, progress and metrics;
+the others compute, read and wait. Without a launcher there is one process, and every function here is the identity.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from stages.core.errors import UsageError, WeakSamError
+
+T = TypeVar("T")
+PATIENCE = timedelta(hours=2)
+"""How long a process waits for the others, e.g. for the slowest part of map-style work."""
+FIRST_PORT, PORTS = 20_000, 20_000
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Place of this process among those a launcher started.
+
+    Attributes:
+        rank: 0-based number over all nodes.
+        world: Processes altogether.
+        local_rank: 0-based number on this node; picks the GPU.
+        local_world: Processes on this node; they share its cores.
+        address: Host of process 0, or None where the launcher has set it already.
+        port: Port on that host, or None likewise.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    address: str | None = None
+    port: int | None = None
+
+
+def launch_facts(environment: Mapping[str, str]) -> Launch:
+    """Read the environment of torchrun or of an srun step with several tasks; anything else is a single process.
+
+    The variables of a batch script (``SLURM_NTASKS``) are not enough: they are there without srun, too.
+
+    Raises:
+        UsageError: a variable is not a number.
+    """
+    try:
+        if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= set(environment):
+            local_world = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+            return Launch(
+                int(environment["RANK"]),
+                int(environment["WORLD_SIZE"]),
+                int(environment["LOCAL_RANK"]),
+                local_world,
+            )
+        world = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+        if world < 2 or "SLURM_PROCID" not in environment:
+            return Launch()
+        nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "localhost"))
+        job = int(environment.get("SLURM_JOB_ID", "0")) + int(environment.get("SLURM_STEP_ID", "0"))
+        return Launch(
+            int(environment["SLURM_PROCID"]),
+            world,
+            int(environment.get("SLURM_LOCALID", "0")),
+            int(re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))[0]),  # type: ignore[index]
+            environment.get("MASTER_ADDR") or first_host(nodes),
+            int(environment.get("MASTER_PORT") or FIRST_PORT + job % PORTS),
+        )
+    except (ValueError, TypeError) as error:
+        raise UsageError(
+            f"the launcher's environment cannot be read ({error})",
+            where="RANK, WORLD_SIZE, SLURM_*",
+            remedy="start with torchrun or srun, or unset these variables",
+        ) from error
+
+
+def first_host(nodes: str) -> str:
+    """First host of a SLURM node list: ``gpu[03-05,9],cpu1`` is ``gpu03``."""
+    match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\])?", nodes)
+    return nodes if match is None else match[1] + (match[2] or "")
+
+
+def join(device: str) -> None:
+    """Meet the other processes of the launch, if there are any; calling it again does nothing.
+
+    Control messages go through gloo on the CPU; on GPUs gradients go through NCCL.
+    """
+    launch = launch_facts(os.environ)
+    if launch.world < 2 or dist.is_initialized():
+        return
+    address = launch.address or os.environ.get("MASTER_ADDR", "localhost")
+    port = launch.port or int(os.environ.get("MASTER_PORT", str(FIRST_PORT)))
+    os.environ.update({"MASTER_ADDR": address, "MASTER_PORT": str(port)})
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE, rank=launch.rank, world_size=launch.world
+    )
+
+
+def leave() -> None:
+    """Part from the other processes, at the end of the program."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes."""
+    return rank() == 0
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    total(torch.zeros(1))
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum of a tensor over the processes, in place; a CPU tensor goes through gloo."""
+    if world() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any process: a decision all of them take alike."""
+    return bool(total(torch.tensor([float(flag)])) > 0)
+
+
+def gather(value: T) -> list[T]:
+    """The (picklable) values of all processes, by rank."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    dist.all_gather_object(values, value)
+    return cast("list[T]", values)
+
+
+def from_main(function: Callable[[], T]) -> T:
+    """Run on the main process alone; every process gets what it returned, or raises the WeakSamError it raised."""
+    if world() == 1:
+        return function()
+    answer: list[Any] = [None, None]
+    bug: Exception | None = None
+    if is_main():
+        try:
+            answer[0] = function()
+        except WeakSamError as error:
+            answer[1] = error
+        except Exception as error:  # the others must not wait for an answer that never comes
+            bug = error
+            answer[1] = WeakSamError(f"the main process failed ({error})")
+    dist.broadcast_object_list(answer, src=0)
+    if bug is not None:
+        raise bug
+    if answer[1] is not None:
+        raise answer[1]
+    return cast("T", answer[0])
+
+
+def own_share(items: Sequence[T]) -> list[T]:
+    """Every world-th item, beginning with this process's rank."""
+    return list(items[rank() :: world()])

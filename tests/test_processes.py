@@ -1,0 +1,168 @@
+"""Several processes: what a launcher's environment means, and the same training whether one process does it or two."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stages.core.artifacts.coco_json import Detections, write_dataset
+from stages.core.artifacts.schemas import PROPOSALS
+from stages.core.artifacts.table import ImageRows, gather, write_table
+from stages.core.datasets import shapes
+from stages.core.datasets.catalog import open_split
+from stages.core.datasets.images import image_size
+from stages.core.datasets.shapes import write_shapes
+from stages.core.errors import UsageError
+from stages.core.ops.rle import encode_masks
+from stages.core.runtime.processes import Launch, first_host, launch_facts
+from stages.core.training.weights_io import load_state
+from stages.core.vision import detectors
+from stages.core.vision.backbones import build_trunk
+from tests import processes_worker
+from tests.processes_worker import EPOCHS, STAGES, run_all
+
+IMAGES = 16
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "host"),
+    [
+        ("node7", "node7"),
+        ("gpu[03-05,9],cpu1", "gpu03"),
+        ("a1,a2", "a1"),
+        ("rack-2-gpu[12]", "rack-2-gpu12"),
+        ("localhost", "localhost"),
+    ],
+)
+def test_first_host__node_lists(nodes: str, host: str) -> None:
+    assert first_host(nodes) == host
+
+
+@pytest.mark.parametrize(
+    ("environment", "launch"),
+    [
+        ({}, Launch()),
+        # In a batch script, without srun: one process, however many tasks were granted.
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, Launch()),
+        (
+            {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+            Launch(3, 4, 1, 2),
+        ),
+        (
+            {
+                "SLURM_STEP_NUM_TASKS": "4",
+                "SLURM_PROCID": "2",
+                "SLURM_LOCALID": "0",
+                "SLURM_STEP_NODELIST": "gpu[03-04]",
+                "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+                "SLURM_JOB_ID": "17",
+                "SLURM_STEP_ID": "1",
+            },
+            Launch(2, 4, 0, 2, "gpu03", 20_018),
+        ),
+    ],
+)
+def test_launch_facts__torchrun_and_srun(environment: dict[str, str], launch: Launch) -> None:
+    assert launch_facts(environment) == launch
+
+
+def test_launch_facts__not_a_number() -> None:
+    with pytest.raises(UsageError, match="launcher"):
+        launch_facts({"RANK": "one", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
+
+
+def write_inputs(root: Path) -> None:
+    """A few drawn images, random proposals, and pseudo boxes with masks that fill them."""
+    write_shapes(root, {"train": IMAGES, "val": 1, "test": 1})
+    split = open_split("shapes_train", root)
+    rows, truth, sizes = {}, {}, {}
+    for number, image_id in enumerate(split.ids):
+        rng = np.random.default_rng(number)
+        height, width = sizes[image_id] = image_size(split.image_path(image_id))
+        low = rng.uniform(0, min(height, width) / 2, (9, 2))
+        boxes = np.concatenate([low, low + rng.uniform(20, min(height, width) / 2, (9, 2))], axis=1)
+        boxes = boxes.astype(np.int64).astype(np.float32)
+        columns = {name: boxes[:, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))}
+        names = ("source", "class_index", "peak_score", "predicted_iou", "stability", "mask_index")
+        columns |= dict.fromkeys(names, np.ones(9))
+        empty = [np.zeros(0, np.uint8)] * 9
+        rows[image_id] = ImageRows(columns, {"image_h": height, "image_w": width}, {"rle": empty})
+        some = boxes[: 1 + number % 3]
+        masks = np.zeros((len(some), height, width), bool)
+        for mask, (x1, y1, x2, y2) in zip(masks, some.astype(int), strict=True):
+            mask[y1:y2, x1:x2] = True
+        classes = np.full(len(some), split.tags(image_id)[0], np.int64)
+        truth[image_id] = Detections(some, classes, np.ones(len(some), np.float32), encode_masks(masks))
+    write_table(root / "proposals.h5", PROPOSALS, gather(PROPOSALS, rows))
+    write_dataset(root / "pgt.json", split, truth, sizes)
+
+
+def curve(folder: Path, stage: str) -> list[dict[str, Any]]:
+    lines = json.loads((folder / f"{stage}.json").read_text())
+    return [line for line in lines if "loss" in line]
+
+
+def start_two(module: str, *arguments: Path) -> subprocess.Popen[str]:
+    """Two processes under torchrun."""
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node=2",
+        "--standalone",
+        "-m",
+        module,
+    ]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, *map(str, arguments)], env=environment, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_two_processes__faults_of_one_reach_both(tmp_path: Path) -> None:
+    two = start_two("tests.processes_faults", tmp_path)
+    _, errors = two.communicate(timeout=120)
+    assert two.returncode == 0, errors[-3000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    for seen in (first, second):
+        assert seen["diverged"][0] == "TrainingDivergedError"
+        assert "'c'" in seen["diverged"][1], "the image is named in both, whichever had it"
+        assert seen["stopped"][0] == "PreemptedError"
+        assert seen["refused"] == ["InputError", "no such thing"]
+        assert seen["gathered"] == [0, 1]
+        assert seen["normalised"]
+        assert seen["dropped"]
+    assert first["diverged"] == second["diverged"]
+    assert load_state(tmp_path / "stopped" / "state" / "train.pt")["done"] == 3
+    assert (tmp_path / "diverged" / "state" / "train.pt").is_file()
+
+
+def test_fit__two_processes_give_the_losses_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "ensure_shapes", lambda root: root / "shapes")
+    monkeypatch.setattr(detectors, "build_trunk", build_trunk)  # put back what the worker patches
+    data = tmp_path / "data"
+    write_inputs(data)
+    two = start_two("tests.processes_worker", data, tmp_path / "two")
+    processes_worker.patch()
+    run_all(data, tmp_path / "one", {"proposals": data / "proposals.h5", "pgt": data / "pgt.json"})
+    _, errors = two.communicate(timeout=300)
+    assert two.returncode == 0, errors[-3000:]
+    for stage in STAGES:
+        alone, together = curve(tmp_path / "one", stage), curve(tmp_path / "two", stage)
+        assert len(alone) == len(together) == EPOCHS * IMAGES // 4 == 20
+        for mine, theirs in zip(alone, together, strict=True):
+            assert mine.keys() == theirs.keys()
+            assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-5), (stage, mine["step"])
+        assert len({line["loss"] for line in alone}) == 20, "the losses move"
+    for stage, files in (("wsod", ("detections.json",)), ("wsis", ("segmentations.json", "pgt_masks.json"))):
+        for name in files:
+            assert (tmp_path / "two" / stage / name).is_file()

@@ -1,0 +1,74 @@
+"""The observation behind RoI drop: figures by hand, and a whole toy run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.roi_drop_observation import Rois, error_by_loss, main, rule_figures, scaled
+from stages.core.artifacts.coco_json import Detections, write_dataset
+from stages.core.datasets.catalog import open_split
+from stages.core.runtime.execute import Request, execute
+from stages.core.vision.backbones import build_trunk
+from stages.retrain.config import RetrainConfig
+from stages.retrain.roi_drop import DropRule
+from stages.retrain.stage import STAGE
+from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
+from tests.test_retrain_stage import TINY
+
+
+def test_error_by_loss__by_hand() -> None:
+    loss = np.array([0.0, 0.05, 0.95, 1.0])
+    bins = error_by_loss(loss, np.array([False, True, True, True]), bins=2)
+    assert [(one.rois, one.error_rate) for one in bins] == [(2, 0.5), (2, 1.0)]
+    assert error_by_loss(loss[:2], np.array([True, True]), bins=2)[1].error_rate is None
+
+
+def test_rule_figures__precision_and_recall() -> None:
+    high = np.array([9.0, 9.0, 0.0, 9.0])
+    rois = Rois(list("abcd"), high, np.array([9.0, 9.0, 9.0, 0.0]), np.array([True, False, True, True]))
+    found = rule_figures(rois, "paper", DropRule("paper", 4.0, 4.0))
+    assert (found.dropped_share, found.precision, found.recall) == (0.5, 0.5, 1 / 3)
+    nothing = rule_figures(rois, "off", DropRule("off"))
+    assert (nothing.dropped_share, nothing.precision, nothing.recall) == (0.0, None, 0.0)
+    assert scaled(np.array([3.0, 3.0])).tolist() == [0.0, 0.0]
+
+
+def test_main__a_toy_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def random_trunk(*arguments: Any, **options: Any) -> Any:
+        return build_trunk(*arguments, **options | {"pretrained": False})
+
+    monkeypatch.setattr("stages.core.vision.detectors.build_trunk", random_trunk)
+    data, run = tmp_path / "data", tmp_path / "run"
+    make_voc(data)
+    split = open_split("tiny_train", data)
+    boxes = {}
+    for image_id, objects in SCENES["train"].items():
+        corners = np.array([o.box_xyxy for o in objects], np.float32)
+        classes = np.array([split.classes.index(o.name) for o in objects], np.int64)
+        if image_id == "img_3":  # a wrong pseudo class: none of its RoIs can be right
+            classes = (classes + 1) % 3
+        boxes[image_id] = Detections(corners, classes, np.ones(len(objects), np.float32))
+    pgt = tmp_path / "pgt.json"
+    write_dataset(pgt, split, boxes, dict.fromkeys(boxes, (HEIGHT, WIDTH)))
+    request = Request(split="tiny_train", run=run, data=data, overrides={"pgt": pgt}, show_progress=False)
+    execute(STAGE, RetrainConfig(**TINY), request)
+    (run / "pgt" / "tiny_train").mkdir(parents=True)
+    shutil.copy(pgt, run / "pgt" / "tiny_train")
+    main(["--run", str(run), "--split", "tiny_train", "--data", str(data), "--device", "cpu"])
+    out = run / "roi_drop_observation"
+    figures = json.loads((out / "observation.json").read_text())
+    rows = [line.split(",") for line in (out / "rois.csv").read_text().splitlines()[1:]]
+    assert len(rows) == figures["rois"] > 0
+    assert {wrong for image, _, _, wrong in rows if image == "img_3"} == {"1"}
+    assert {wrong for image, _, _, wrong in rows if image == "img_1"} == {"0"}
+    assert sum(one["rois"] for one in figures["regression"]) == figures["rois"]
+    assert "error rate" in capsys.readouterr().out
+    assert (out / "classification.svg").read_text().startswith("<svg")
