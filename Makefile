@@ -14,7 +14,8 @@ RUN     ?= runs/$(DATASET)
 SEED    ?= 0
 SET     ?=
 FLAGS   ?=
-RECIPE  ?= $(if $(filter shapes,$(DATASET)),shapes,$(if $(filter voc07 voc12 coco14 coco17,$(DATASET)),paper,offline))
+# A recipe of its own for the data sets that have one; coco17 is trained like coco14.
+RECIPE  ?= $(or $(filter shapes voc07 voc12 coco14,$(DATASET)),$(if $(filter coco17,$(DATASET)),coco14,offline))
 STAGES  := cam prompt propose wsod pgt retrain wsis
 WHAT     = --run $(RUN) --recipe $(RECIPE) --seed $(SEED) $(foreach s,$(SET),--set $(s))
 

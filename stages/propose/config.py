@@ -33,10 +33,13 @@ PAPER: Final[dict[str, Any]] = {
 class ProposeConfig(StageConfig):
     """How boxes are proposed."""
 
-    segmenter: str = Field("sam-nano", description="Promptable segmenter: sam-nano (shipped), sam-vit-b, ...")
+    segmenter: str = Field(
+        "sam-nano",
+        description="Promptable segmenter: sam-nano (shipped), or a name of `weaksam weights list`",
+    )
     checkpoint: str = Field(
         "",
-        description="File of segmenter weights; empty takes the shipped or cached weights of the segmenter",
+        description="Segmenter weights: file, folder or hub id; empty takes the shipped or cached ones",
     )
     grid_side: int = Field(16, description="Grid points per side, 0 for no grid", ge=0, le=128)
     prompt_sources: tuple[PromptSource, ...] = Field(
