@@ -425,6 +425,20 @@ def test_require_transformers__absent_names_the_extra(monkeypatch: pytest.Monkey
     assert caught.value.exit_code == 5
 
 
+def test_predict__detr_without_the_extra_is_exit_5(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.datasets_builders import make_image
+    from tests.test_predict import predict
+
+    model, path = tiny("rt-detr"), tmp_path / "detector.safetensors"
+    save_detector(path, model, model.spec, CLASSES)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert predict(make_image(tmp_path / "x.png"), "--detector", path, "--out", tmp_path / "out") == 5
+    assert 'pip install "weaksam[hf]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists(), "found out before anything is written"
+
+
 @pytest.mark.parametrize(
     ("changes", "where"),
     [

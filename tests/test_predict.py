@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from stages.core.vision.detector_spec import DetectorSpec, Kind
 from stages.core.vision.detectors import build_detector, load_detector, save_detector
 from tests.datasets_builders import make_image
 from tests.test_cli import run
-from weaksam_cli.photo_stage import draw, picture_names, sure
+from weaksam_cli.photo_stage import PhotoFactory, PredictConfig, draw, picture_names, sure
 
 CLASSES = ("cat", "dog")
 SPEC = DetectorSpec(
@@ -269,6 +270,17 @@ def test_open_photos__files_folders_patterns(tmp_path: Path, monkeypatch: pytest
         open_photos(["deep"], CLASSES, [folder / "deep"])
     with pytest.raises(MissingInputError, match="no such image"):
         open_photos(["deeper"], CLASSES)
+
+
+def test_photo_factory__works_in_another_process(tmp_path: Path) -> None:
+    """What workers are sent can be pickled; they draw on their own."""
+    split = open_photos([str(photos(tmp_path / "photos"))], CLASSES)
+    detector = write_detector(tmp_path / "d.safetensors")
+    factory = PhotoFactory(detector, split, tmp_path / "out", PredictConfig(score_threshold=0), "cpu", "fp32")
+    rows = pickle.loads(pickle.dumps(factory))()("b.jpg")  # noqa: S301 - our own bytes
+    assert rows.image_columns == {"image_h": 32, "image_w": 48}
+    assert len(rows.columns["score"]) > 0
+    assert (tmp_path / "out" / "viz" / "b.png").is_file()
 
 
 def test_picture_names__never_collide() -> None:
