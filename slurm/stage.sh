@@ -15,8 +15,13 @@ if [ ! -x "$weaksam" ]; then
   exit 5
 fi
 
+# Several tasks are one launch of several processes, which share the work (see docs/clusters.md).
+launch=
+[ "${SLURM_NTASKS:-1}" -gt 1 ] && launch="srun --kill-on-bad-exit=1"
+
 # SLURM signals this shell (B:); pass it on and wait: the stage saves its state and exits with 75.
-"$weaksam" "$@" --resume &
+# shellcheck disable=SC2086 # a command and its option, or nothing
+$launch "$weaksam" "$@" --resume &
 child=$!
 trap 'kill -TERM "$child" 2>/dev/null' TERM USR1
 wait "$child"

@@ -164,6 +164,7 @@ def run_stage_script(
     for name, body in (
         ("weaksam", f'echo "$@" >> calls; exit {exits}'),
         ("scontrol", 'echo "scontrol $@" >> calls'),
+        ("srun", 'echo "srun $1" >> calls; shift; exec "$@"'),
     ):
         (folder / name).write_text(f"#!/bin/bash\n{body}\n")
         (folder / name).chmod(0o755)
@@ -186,6 +187,13 @@ def test_stage_script__requeues_on_75_alone(tmp_path: Path, exits: str, code: in
     done = run_stage_script(tmp_path, exits, {"script": "stage.sh"})
     assert done.returncode == code, done.stderr
     assert (tmp_path / "calls").read_text().splitlines() == calls
+
+
+def test_stage_script__several_tasks_are_one_launch(tmp_path: Path) -> None:
+    done = run_stage_script(tmp_path, "0", {"script": "stage.sh", "SLURM_NTASKS": "2"})
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls == ["srun --kill-on-bad-exit=1", "prompt --split a_train --resume"]
 
 
 def test_array_script__shards_count_from_zero(tmp_path: Path) -> None:

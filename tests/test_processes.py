@@ -21,6 +21,7 @@ from stages.core.datasets.images import image_size
 from stages.core.datasets.shapes import write_shapes
 from stages.core.errors import UsageError
 from stages.core.ops.rle import encode_masks
+from stages.core.runtime import device
 from stages.core.runtime.processes import Launch, first_host, launch_facts
 from stages.core.training.weights_io import load_state
 from stages.core.vision import detectors
@@ -77,6 +78,44 @@ def test_launch_facts__torchrun_and_srun(environment: dict[str, str], launch: La
 def test_launch_facts__not_a_number() -> None:
     with pytest.raises(UsageError, match="launcher"):
         launch_facts({"RANK": "one", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpus", "own"),
+    [
+        ({}, 4, 0),
+        ({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, 4, 1),
+        # SLURM shows each task the one GPU it bound to it ...
+        (
+            {
+                "SLURM_STEP_NUM_TASKS": "2",
+                "SLURM_PROCID": "1",
+                "SLURM_LOCALID": "1",
+                "CUDA_VISIBLE_DEVICES": "3",
+            },
+            1,
+            0,
+        ),
+        # ... or all of the node. One GPU for two processes of torchrun is one too few: number 1 does not exist.
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}, 2, 1),
+        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "0"}, 1, 1),
+    ],
+)
+def test_own_gpu__one_per_process(
+    environment: dict[str, str], gpus: int, own: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "CUDA_VISIBLE_DEVICES",
+        "SLURM_PROCID",
+        "SLURM_STEP_NUM_TASKS",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert device._own_gpu(gpus) == own
 
 
 def write_inputs(root: Path) -> None:

@@ -16,10 +16,10 @@ from stages.wsod import inference, vgg
 from stages.wsod.batches import pad_image, render, unrender_boxes
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags, wsod_losses
-from stages.wsod.detection import ScoredProposals, detect, score_proposals
+from stages.wsod.detection import ScoredProposals, detect, score_proposals, weigh
 from stages.wsod.detector import ProposalOutputs, WsodDetector
 from stages.wsod.fitting import build_optimizer
-from stages.wsod.proposals import clean
+from stages.wsod.proposals import Proposals, clean
 from stages.wsod.tta import View, average, mirror_boxes, views
 
 SMALL = {"hidden": 16, "fused_channels": 8, "pool_size": 3, "dropout": 0.0, "pretrained": False}
@@ -165,6 +165,15 @@ def test_score_proposals__deltas_move_each_class_by_its_own_column() -> None:
     assert scored.boxes_NC4[0].tolist() == [[0.0, 0.0, 10.0, 20.0], [10.0, 0.0, 20.0, 20.0]]
 
 
+def test_weigh__quality_decides_between_equal_scores_and_power_zero_changes_nothing() -> None:
+    boxes = torch.tensor([[0.0, 0, 9, 9], [0, 0, 3, 3]])[:, None].expand(-1, 2, -1)
+    scored = ScoredProposals(torch.tensor([[0.8, 0.1], [0.8, 0.2]]), boxes)
+    quality = torch.tensor([0.9, 0.5])
+    assert torch.allclose(weigh(scored, quality, 1.0).scores_NC, torch.tensor([[0.72, 0.09], [0.40, 0.10]]))
+    assert torch.allclose(weigh(scored, quality, 2.0).scores_NC[:, 0], torch.tensor([0.648, 0.2]))
+    assert torch.equal(weigh(scored, quality, 0.0).scores_NC, scored.scores_NC)
+
+
 def test_detect__clips_drops_duplicates_per_class_and_caps() -> None:
     boxes = torch.tensor([[-5.0, 0, 50, 50], [0, 0, 50, 48], [60, 60, 90, 90]])
     scores = torch.tensor([[0.9, 0.1], [0.8, 0.0], [0.3, 0.7]])
@@ -209,6 +218,10 @@ def test_average__mean_box_by_box() -> None:
     assert mirror_boxes(torch.tensor([1.0, 2, 3, 4]), 10.0).tolist() == [7.0, 2.0, 9.0, 4.0]
 
 
+def sure(boxes: Tensor) -> Proposals:
+    return Proposals(boxes.numpy(), np.ones(len(boxes), np.float32))
+
+
 @pytest.mark.parametrize(
     ("refused", "left", "warned"),
     [
@@ -244,12 +257,12 @@ def test_detect_image__views_larger_than_memory_are_left_out(
     boxes = torch.tensor([[2.0, 2, 30, 40], [10, 5, 60, 44]])
     with caplog.at_level("WARNING", "weaksam"):
         for _ in range(2):
-            found = inference.detect_image(model, pixels, boxes, config, "cpu", "fp32")
+            found = inference.detect_image(model, pixels, sure(boxes), config, "cpu", "fp32")
     assert caplog.text.count("memory cannot hold") == warned
     assert tried.count(96) <= 1
     fitting = small(train_sizes=(32,), test_size=left[-1], tta=True)
     monkeypatch.setattr(inference, "_score_view", plain)
-    expected = inference.detect_image(model, pixels, boxes, fitting, "cpu", "fp32")
+    expected = inference.detect_image(model, pixels, sure(boxes), fitting, "cpu", "fp32")
     assert np.allclose(found.scores, expected.scores, atol=1e-6)
 
 
@@ -261,7 +274,7 @@ def test_detect_image__nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(test_size=64)
     model, pixels = WsodDetector(config, 3).eval(), torch.zeros(3, 48, 64, dtype=torch.uint8)
     with pytest.raises(EnvironmentFault, match="test_size"):
-        inference.detect_image(model, pixels, torch.tensor([[2.0, 2, 30, 40]]), config, "cpu", "fp32")
+        inference.detect_image(model, pixels, sure(torch.tensor([[2.0, 2, 30, 40]])), config, "cpu", "fp32")
 
 
 def test_pad_image__right_and_bottom() -> None:

@@ -28,7 +28,9 @@ class WsodConfig(StageConfig):
         (8, 16), description="Feature strides that are fused at the finest one, pixels, ascending"
     )
     freeze_stride: int = Field(
-        4, description="Backbone layers up to this stride are not trained; 0 trains all", ge=0
+        16,
+        description="Backbone layers up to this stride are not trained; 0 trains all; published: 4",
+        ge=0,
     )
     frozen_bn: bool = Field(True, description="Keep batch normalisation of the backbone fixed")
     fused_channels: int = Field(
@@ -103,10 +105,10 @@ class WsodConfig(StageConfig):
         True, description="A proposal mined for two classes takes the surer one; false: the first (published)"
     )
     bce_reduction: Literal["sum", "mean"] = Field(
-        "sum", description="Image loss over classes: sum (OICR) or mean (MIST)"
+        "mean", description="Image loss over classes: sum (OICR) or mean (MIST)"
     )
     # Training.
-    epochs: int = Field(16, description="Passes over the training images", ge=1, le=1000)
+    epochs: int = Field(10, description="Passes over the training images", ge=1, le=1000)
     batch_size: int = Field(4, description="Images per step, all processes together", ge=1, le=1024)
     accumulate: int = Field(
         1, description="Steps whose gradients make one move of the optimiser", ge=1, le=1024
@@ -114,7 +116,7 @@ class WsodConfig(StageConfig):
     optimizer: Literal["adam", "adamw", "sgd"] = Field(
         "adam", description="Optimiser; adam couples weight decay as published"
     )
-    lr: float = Field(5e-4, description="Learning rate of the heads", gt=0, le=1)
+    lr: float = Field(1e-3, description="Learning rate of the heads", gt=0, le=1)
     trunk_lr_factor: float = Field(
         0.3, description="Learning rate of the backbone, multiple of lr", ge=0, le=10
     )
@@ -163,6 +165,13 @@ class WsodConfig(StageConfig):
         2000, description="Proposals per image; the surest by predicted IoU are kept", ge=1, le=100000
     )
     # Detection.
+    quality_power: float = Field(
+        1.0,
+        description="Scores are multiplied by the proposal's quality (predicted IoU x stability) to this power; "
+        "0 = published",
+        ge=0,
+        le=10,
+    )
     test_size: int = Field(224, description="Short side at detection, pixels", ge=16, le=10000)
     tta: bool = Field(False, description="Average detections over train_sizes and flips")
     nms_iou: float = Field(

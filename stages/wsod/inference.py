@@ -20,10 +20,10 @@ from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import StageContext
 from stages.wsod.batches import pad_image, render, unrender_boxes
 from stages.wsod.config import WsodConfig
-from stages.wsod.detection import ScoredProposals, detect, score_proposals
+from stages.wsod.detection import ScoredProposals, detect, score_proposals, weigh
 from stages.wsod.detector import WsodDetector
 from stages.wsod.fitting import load_detector
-from stages.wsod.proposals import ProposalSource
+from stages.wsod.proposals import Proposals, ProposalSource
 from stages.wsod.tta import View, average, views
 
 
@@ -31,12 +31,39 @@ from stages.wsod.tta import View, average, views
 def detect_image(
     model: WsodDetector,
     pixels_CHW: Tensor,
-    boxes_xyxy: Tensor,
+    proposals: Proposals,
     config: WsodConfig,
     device: str,
     precision: Precision,
 ) -> Detections:
     """Detections of one uint8 image from its proposals (original pixels, at least one).
+
+    Raises:
+        EnvironmentFault: see `score_views`.
+    """
+    boxes_xyxy = torch.from_numpy(proposals.boxes_xyxy)
+    scored = score_views(model, pixels_CHW, boxes_xyxy, config, device, precision)
+    height, width = pixels_CHW.shape[-2:]
+    quality = torch.from_numpy(proposals.quality).to(device)
+    return detect(
+        weigh(average(scored), quality, config.quality_power),
+        height,
+        width,
+        config.nms_iou,
+        config.score_threshold,
+        config.max_detections,
+    )
+
+
+def score_views(
+    model: WsodDetector,
+    pixels_CHW: Tensor,
+    boxes_xyxy: Tensor,
+    config: WsodConfig,
+    device: str,
+    precision: Precision,
+) -> list[ScoredProposals]:
+    """The proposals scored in every view that the settings ask for.
 
     A view of test-time augmentation that memory cannot hold is left out, with a warning, and so are larger ones.
 
@@ -61,10 +88,7 @@ def detect_image(
             where="wsod.test_size",
             remedy="lower wsod.test_size or wsod.max_proposals, or use another --device or --precision bf16",
         )
-    height, width = pixels_CHW.shape[-2:]
-    return detect(
-        average(scored), height, width, config.nms_iou, config.score_threshold, config.max_detections
-    )
+    return scored
 
 
 _too_large: dict[str, int] = {}
@@ -126,11 +150,11 @@ class DetectFactory:
         source = ProposalSource(self.proposals, self.config)
 
         def rows(image_id: str) -> ImageRows:
-            boxes = torch.from_numpy(source.boxes(image_id))
-            if not len(boxes):
+            proposals = source.proposals(image_id)
+            if not len(proposals):
                 raise InputError("no usable proposal")
             pixels = torch.from_numpy(load_image(self.split.image_path(image_id)).copy()).permute(2, 0, 1)
-            found = detect_image(model, pixels, boxes, self.config, self.device, self.precision)
+            found = detect_image(model, pixels, proposals, self.config, self.device, self.precision)
             return to_rows(found, pixels.shape[1], pixels.shape[2])
 
         return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,23 @@ from stages.core.artifacts.table import read_table
 from stages.wsod.config import WsodConfig
 
 Boxes = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Cleaned proposals of one image, in the table's order.
+
+    Attributes:
+        boxes_xyxy: (n, 4) half-open original pixels.
+        quality: (n,) predicted IoU x stability, the segmenter's own opinion of each mask, in [0, 1]; 1 where the
+            table holds neither.
+    """
+
+    boxes_xyxy: Boxes
+    quality: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.boxes_xyxy)
 
 
 class ProposalSource:
@@ -32,8 +50,12 @@ class ProposalSource:
 
     def boxes(self, image_id: str) -> Boxes:
         """Float32 (n, 4) half-open original pixels, in the table's order; empty for an image it does not hold."""
+        return self.proposals(image_id).boxes_xyxy
+
+    def proposals(self, image_id: str) -> Proposals:
+        """Boxes with their quality; none for an image that the table does not hold."""
         if image_id not in self.table:
-            return np.zeros((0, 4), np.float32)
+            return Proposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
         rows, image = self.table.rows(image_id), self.table.image_row(image_id)
         boxes = np.stack([rows[name] for name in ("x1", "y1", "x2", "y2")], axis=1)
         keep = clean(
@@ -45,7 +67,11 @@ class ProposalSource:
             self.config.max_proposals,
         )
         limit = np.array([image["image_w"], image["image_h"]] * 2, np.float32)
-        return np.asarray(np.clip(boxes[keep], 0, limit), dtype=np.float32)
+        quality = np.nan_to_num(rows["predicted_iou"][keep] * rows["stability"][keep], nan=1.0)
+        return Proposals(
+            np.asarray(np.clip(boxes[keep], 0, limit), dtype=np.float32),
+            np.asarray(np.clip(quality, 0, 1), dtype=np.float32),
+        )
 
 
 def clean(

@@ -46,8 +46,8 @@ def _own_gpu(count: int) -> int:
     """The GPU of this process among those of its node; fewer GPUs than processes are the caller's to refuse."""
     from stages.core.runtime.processes import launch_facts
 
-    bound = os.environ.get("SLURM_STEP_GPUS", "")
-    if count == 1 and bound and "," not in bound:
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if count == 1 and "SLURM_PROCID" in os.environ and shown and "," not in shown:
         return 0  # SLURM shows each task its own GPU only, under the number 0
     return launch_facts(os.environ).local_rank
 

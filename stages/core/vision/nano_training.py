@@ -26,6 +26,7 @@ from stages.core.vision.nano_losses import promptable_loss
 from stages.core.vision.nano_prompts import PromptBatch, sample_prompts
 from stages.core.vision.nano_scenes import draw_scene
 from stages.core.vision.nano_textures import Image, make_noise_bank
+from stages.core.vision.sam_loading import load_nano
 from stages.core.vision.sam_nano import ARCHITECTURE, NanoImageEncoder, build_sam_nano, load_imagenet_trunk
 
 LICENCE_NOTE = (
@@ -49,6 +50,7 @@ class TrainingPlan:
     ema_decay: float = 0.995
     checkpoint_minutes: float = 4.0
     limit_steps: int | None = None
+    init: str | None = None
 
 
 @dataclass
@@ -141,6 +143,8 @@ class Trainer:
         assert isinstance(encoder, NanoImageEncoder)
         load_imagenet_trunk(encoder, _imagenet_state())
         self.sam.image_encoder.to(memory_format=torch.channels_last)
+        if plan.init is not None:
+            self.sam.load_state_dict(load_nano(Path(plan.init)).state_dict())
         self.average = deepcopy(self.sam).requires_grad_(False)
         self.optimizer = make_optimizer(self.sam, plan)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -301,6 +305,16 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="continue from DIR/checkpoint.pt")
     parser.add_argument("--images", type=int, default=4, help="scenes per step and process")
     parser.add_argument("--prompts", type=int, default=8, help="prompts per scene")
+    parser.add_argument(
+        "--init",
+        type=Path,
+        default=None,
+        help="start from these sam-nano weights instead of ImageNet's trunk",
+    )
+    parser.add_argument("--head-rate", type=float, default=TrainingPlan.head_rate, help="peak learning rate")
+    parser.add_argument(
+        "--trunk-rate", type=float, default=TrainingPlan.trunk_rate, help="peak learning rate of the trunk"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -313,6 +327,9 @@ def main() -> None:
         images=arguments.images,
         prompts=arguments.prompts,
         limit_steps=arguments.steps,
+        init=None if arguments.init is None else str(arguments.init),
+        head_rate=arguments.head_rate,
+        trunk_rate=arguments.trunk_rate,
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(plan, arguments.out, rank, world)
