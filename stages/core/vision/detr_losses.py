@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
 
+from stages.core.runtime import processes
 from stages.core.vision.roi_heads import RoiWeights
 
 Matches = Sequence[tuple[Tensor, Tensor]]
@@ -89,8 +90,9 @@ def set_losses(
         are any. NaN in place of all of them when an output is not finite: such outputs cannot be matched.
     """
     with torch.autocast(output.layers[-1].logits_BQC.device.type, enabled=False):
-        # Normalised by the number of targets; the queries that are dropped still count.
-        count = max(sum(len(target["class_labels"]) for target in targets), 1)
+        # Normalised by the number of targets, a mean over processes; the queries that are dropped still count.
+        own = torch.tensor([float(sum(len(target["class_labels"]) for target in targets))])
+        count = max(float(processes.total(own)) / processes.world(), 1.0)
         matched = [match_queries(layer, targets, costs) for layer in output.layers]
         chosen = None if output.proposals is None else match_queries(output.proposals, targets, costs)
         if None in matched or (output.proposals is not None and chosen is None):
