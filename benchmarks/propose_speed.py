@@ -134,11 +134,13 @@ def _prompt_group(
                     (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
 
 
-def generator_boxes(sam: Any, image: Image, grid: int, floor: float, iou: float) -> torch.Tensor:
-    """Boxes of the library's generator with equal thresholds, as half-open xyxy."""
+def generator_boxes(sam: Any, image: Image, config: ProposeConfig) -> torch.Tensor:
+    """Boxes of the library's generator at the thresholds of a proposer's grid, as half-open xyxy."""
     generator = SamAutomaticMaskGenerator(
-        sam, grid, 64, pred_iou_thresh=floor, stability_score_thresh=floor, box_nms_thresh=iou
-    )
+        sam, config.grid_side, config.points_per_batch, pred_iou_thresh=config.grid_predicted_iou,
+        stability_score_thresh=config.grid_stability, stability_score_offset=config.stability_offset,
+        box_nms_thresh=config.grid_nms,
+    )  # fmt: skip
     boxes = torch.tensor([m["bbox"] for m in generator.generate(image)], dtype=torch.float32).reshape(-1, 4)
     return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:] + 1], dim=1)
 
@@ -245,7 +247,7 @@ def compare(
 
     def generate(image: Image, clock: Clock) -> None:
         with clock.section("generate"):
-            theirs.append(generator_boxes(segmenter.sam, image, grid, 0.3, 0.3))
+            theirs.append(generator_boxes(segmenter.sam, image, settings["grid"]))
 
     report["generator"] = measure(generate, images, device)
     shares = [

@@ -16,6 +16,7 @@ PAPER: Final[dict[str, Any]] = {
     "grid_predicted_iou": 0.3,
     "grid_stability": 0.3,
     "grid_nms": 0.3,
+    "grid_nms_inclusive": True,
     "grid_masks": (0, 1, 2),
     "prompt_predicted_iou": 0.0,
     "prompt_stability": 0.0,
@@ -65,6 +66,10 @@ class ProposeConfig(StageConfig):
         description="NMS among grid boxes by rank: box IoU above which one goes; 1 = off",
         gt=0.0,
         le=1.0,
+    )
+    grid_nms_inclusive: bool = Field(
+        False,
+        description="NMS among grid boxes measures from first to last pixel, one short, as segment-anything does",
     )
     prompt_masks: tuple[MaskIndex, ...] = Field(
         (0, 1, 2), description="Which of the three masks of a point prompt are candidates", min_length=1

@@ -31,6 +31,8 @@ class EncodedImage:
         height, width: pixels of the original image.
         input_height, input_width: pixels of the image after scaling, before padding.
         input_size: side of the square input in pixels.
+        via_input: whether full-size masks are interpolated to the square input first and from there to the
+            image, as Segment Anything does, or at once.
     """
 
     embedding_1CHW: Tensor
@@ -39,6 +41,12 @@ class EncodedImage:
     input_height: int
     input_width: int
     input_size: int
+    via_input: bool = True
+
+    @property
+    def frame_size(self) -> int:
+        """Side of the square that masks are interpolated to first; 0 if there is none."""
+        return self.input_size if self.via_input else 0
 
     def logit_extent(self, low_res_logits: Tensor) -> tuple[float, float]:
         """Height and width of the image in cells of ``(..., h, w)`` logits, from the top left corner."""
