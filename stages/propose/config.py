@@ -101,6 +101,10 @@ class ProposeConfig(StageConfig):
     max_boxes: int = Field(150, description="Boxes kept per image by rank, 0 = no limit", ge=0, le=100_000)
     min_side: float = Field(2.0, description="Boxes with a shorter side go, pixels", ge=0.0, le=10_000.0)
     min_area: float = Field(0.0, description="Boxes of a smaller area go, square pixels", ge=0.0)
+    compile: bool = Field(
+        False,
+        description="Compile the image encoder (torch.compile, static shapes): minutes at the start, then faster",
+    )
     save_masks: bool = Field(False, description="Store the mask of every kept box as COCO RLE")
 
     @field_validator("grid_masks", "prompt_masks", "prompt_sources")
