@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -229,6 +230,31 @@ def test_decode_candidates__out_of_memory_changes_nothing(monkeypatch: pytest.Mo
     assert sum(seen) == len(prompts), "a batch was decoded twice"
     assert torch.equal(again.prompt, whole.prompt)
     torch.testing.assert_close(again.boxes_xyxy, whole.boxes_xyxy, atol=1.0, rtol=0)
+
+
+def test_decode_candidates__memory_does_not_grow_with_the_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of one batch are alive at a time, whatever the number of prompts; a candidate is a few numbers."""
+    segmenter = SamSegmenter("tiny", random_sam())
+    encoded = segmenter.encode(picture())
+    decode = segmenter.decode_above
+    alive: list[weakref.ReferenceType[Tensor]] = []
+    peaks: list[int] = []
+
+    def watched(*values: Any, **named: Any) -> Any:
+        drawn = decode(*values, **named)
+        alive.append(weakref.ref(drawn.logits_NHW))
+        peaks.append(sum(len(logits) for ref in alive if (logits := ref()) is not None))
+        return drawn
+
+    monkeypatch.setattr(segmenter, "decode_above", watched)
+    most = {}
+    for side in (3, 12):
+        peaks.clear()
+        prompts = build_prompts(grid_points(side, 48, 60), prompt_rows(), (), class_prompts=False)
+        found = decode_candidates(segmenter, encoded, prompts, OPEN, BatchSize(8, LOG))
+        most[side] = max(peaks)
+        assert len(found) > 2 * side**2
+    assert most == {3: 3 * 8, 12: 3 * 8}
 
 
 def smooth_logits(count: int, size: int, seed: int) -> Tensor:
