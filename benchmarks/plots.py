@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 Points = Sequence[tuple[float, float]]
-SIZE, LEFT, TOP, RIGHT, BOTTOM = (900, 560), 70, 50, 290, 60
+SIZE, LEFT, TOP, RIGHT, BOTTOM = (900, 570), 70, 60, 290, 60
 COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#e08e0b", "#6a4c93", "#555555", "#17a2a2", "#b0578d")
 
 
@@ -44,8 +44,8 @@ def line_plot(path: Path, title: str, x_label: str, y_label: str, lines: Mapping
         draw.line((LEFT + width + 14, down, LEFT + width + 40, down), fill=colour, width=3)
         draw.text((LEFT + width + 46, down), name, fill="black", font=small, anchor="lm")
     draw.rectangle((LEFT, TOP, LEFT + width, TOP + height), outline="black")
-    draw.text((LEFT, 16), title, fill="black", font=font)
+    draw.text((LEFT, 8), title, fill="black", font=font)
     draw.text((LEFT + width / 2, SIZE[1] - 12), x_label, fill="black", font=font, anchor="mb")
-    draw.text((LEFT - 50, TOP - 8), y_label, fill="black", font=small, anchor="lb")
+    draw.text((LEFT - 50, TOP - 6), y_label, fill="black", font=small, anchor="lb")
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
