@@ -5,19 +5,22 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from stages.core.artifacts.schemas import PROMPTS, PROPOSALS, SOURCE_BITS
 from stages.core.artifacts.table import ImageRows, Table, read_table, write_table
-from stages.core.errors import StaleInputError
+from stages.core.errors import ConfigError, StaleInputError
 from stages.core.runtime.device import Precision
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
 from stages.core.weights.cache import missing_note
 from stages.propose.config import ProposeConfig
 from stages.propose.prompting import valid_points
+
+if TYPE_CHECKING:
+    from stages.core.vision.segmenters import Segmenter
 
 IMAGES_AHEAD = 2
 """Images decoded in advance on a GPU."""
@@ -108,6 +111,8 @@ class _Factory:
         config = self.config
         checkpoint = Path(config.checkpoint) if config.checkpoint else None
         segmenter = load_segmenter(config.segmenter, checkpoint, self.device)
+        if config.compile:
+            _compile(segmenter)
         proposer = Proposer(segmenter, config, self.device, self.precision, logging.getLogger("weaksam"))
         table = read_table(self.prompts, PROMPTS)
         # On a CPU the cores are taken by one process each; a second thread would only disturb them.
@@ -120,6 +125,15 @@ class _Factory:
             return proposer.propose(image, table.rows(image_id))
 
         return propose_one
+
+
+def _compile(segmenter: Segmenter) -> None:
+    compile_encoder = getattr(segmenter, "compile", None)
+    if compile_encoder is None:
+        raise ConfigError(
+            f"{segmenter.name} cannot be compiled", where="compile", remedy="leave out --set compile=true"
+        )
+    compile_encoder()
 
 
 def _check_size(table: Table, image_id: str, size: tuple[int, int], where: Path) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from stages.core.errors import ImageError
 from stages.core.vision.folded_decoder import FoldedMaskDecoder, SelectedMasks
+from stages.core.vision.sam_attention import fuse_attention
 from stages.core.vision.sam_loading import NANO, load_sam
 from stages.core.weights.cache import cached_weights
 from stages.core.weights.table import segmenter_kind
@@ -107,7 +108,8 @@ class Segmenter(Protocol):
 class SamSegmenter:
     """A ``segment_anything`` model as a :class:`Segmenter`.
 
-    Prompts are decoded by :class:`FoldedMaskDecoder`, which computes what the library's decoder computes.
+    Prompts are decoded by :class:`FoldedMaskDecoder`, which computes what the library's decoder computes, and the
+    image encoder's attention runs fused.
 
     Args:
         name: What the model is called in settings and messages.
@@ -120,6 +122,11 @@ class SamSegmenter:
         self.mask_threshold = float(sam.mask_threshold)
         self._predictor = SamPredictor(sam)
         self._decoder = FoldedMaskDecoder(sam.mask_decoder)
+        fuse_attention(sam.image_encoder)
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Compile the image encoder for its one static shape; the first image then takes minutes longer."""
+        self.sam.image_encoder.compile(backend=backend, dynamic=False)
 
     @property
     def device(self) -> torch.device:
