@@ -65,8 +65,8 @@ STAGES: dict[str, tuple[Stage, StageConfig, tuple[str, ...]]] = {
         RetrainConfig(
             architecture="rt-detr", backbone="resnet10t", strides=(8, 16), frozen_through=8, test_size=48, max_size=96,
             train_sizes=(48,), epochs=EPOCHS, batch_size=4, max_detections=3, threads=1, queries=12, denoising=0,
-            transformer_width=32, attention_heads=4, feedforward=16, encoder_layers=1, decoder_layers=2, optimizer="sgd",
-            lr=1e-3,
+            transformer_width=32, attention_heads=4, feedforward=16, encoder_layers=1, decoder_layers=2,
+            optimizer="sgd", lr=1e-3,
         ),
         ("pgt",),
     ),
