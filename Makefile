@@ -14,11 +14,12 @@ RUN     ?= runs/$(DATASET)
 SEED    ?= 0
 SET     ?=
 FLAGS   ?=
-RECIPE  ?= $(if $(filter shapes,$(DATASET)),shapes,$(if $(filter voc07 voc12 coco14 coco17,$(DATASET)),paper,offline))
+# A recipe of its own for the data sets that have one; coco17 is trained like coco14.
+RECIPE  ?= $(or $(filter shapes voc07 voc12 coco14,$(DATASET)),$(if $(filter coco17,$(DATASET)),coco14,offline))
 STAGES  := cam prompt propose wsod pgt retrain wsis
 WHAT     = --run $(RUN) --recipe $(RECIPE) --seed $(SEED) $(foreach s,$(SET),--set $(s))
 
-.PHONY: help venv demo test lint types contracts unit chain wheel clean $(STAGES) evaluate report FORCE
+.PHONY: help venv demo test lint types contracts unit chain wheel clean ablation-proposals $(STAGES) evaluate report FORCE
 
 help: ## this list
 	@grep -hE '^[a-z][a-z -]*:.*##' $(firstword $(MAKEFILE_LIST)) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -57,6 +58,30 @@ chain: $(READY) ## the seven stages end to end on a handful of images
 
 wheel: $(READY) ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist
+
+# --- what each source of prompts adds, beside Selective Search ------------------------------------------
+# opencv-contrib-python and opencv-python exclude one another, hence an environment of its own.
+CONTRIB    ?= .venv-contrib
+SEEDS      ?= 0 1 2
+ABLATION   ?= runs/ablation-$(DATASET)
+TEST        = $(or $(TEST_SPLIT),$(word 2,$(shell $(WEAKSAM) settings --dataset $(DATASET) $(WHAT))))
+EDGE_MODEL ?=
+LIMIT      ?=
+
+$(CONTRIB)/.installed:
+	$(PYTHON) -m venv $(CONTRIB)
+	$(CONTRIB)/bin/pip install --quiet --disable-pip-version-check opencv-contrib-python-headless
+	@touch $@
+
+ablation-proposals: $(READY) $(CONTRIB)/.installed ## recall by source of prompts over SEEDS (LIMIT=images, EDGE_MODEL=file)
+	for seed in $(SEEDS); do \
+	  $(MAKE) --no-print-directory prompt DATASET=$(DATASET) RECIPE=$(RECIPE) SEED=$$seed RUN=$(ABLATION)/s$$seed; \
+	done
+	$(BIN)/python -m benchmarks.proposals --split $(TEST) $(if $(LIMIT),--limit $(LIMIT)) --list-images $(ABLATION)/images.json
+	$(CONTRIB)/bin/python benchmarks/classic_proposals.py --images $(ABLATION)/images.json \
+	  --out $(ABLATION)/classic.json $(if $(EDGE_MODEL),--edge-model $(EDGE_MODEL))
+	$(BIN)/python -m benchmarks.proposals --split $(TEST) $(if $(LIMIT),--limit $(LIMIT)) \
+	  --run $(foreach s,$(SEEDS),$(ABLATION)/s$(s)) --classic $(ABLATION)/classic.json --plot $(ABLATION)/average_recall.png
 
 clean: ## remove caches and build products (never runs/ or data/)
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -29,13 +29,18 @@ from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.images import load_image
 from stages.core.ops.boxes import pairwise_iou
+from stages.core.runtime.device import Precision, autocast
 from stages.core.runtime.seeding import numpy_generator
+from stages.core.vision.sam_attention import fuse_attention, library_attention
 from stages.core.vision.sam_loading import VIT_BUILDERS
 from stages.core.vision.segmenters import SamSegmenter, load_segmenter
 from stages.propose.config import PAPER, ProposeConfig
 from stages.propose.decoding import decode_candidates
 from stages.propose.merging import merge_candidates
 from stages.propose.proposer import Proposer
+
+ENCODER_TFLOP = {"sam-vit-b": 0.97, "sam-vit-l": 2.99, "sam-vit-h": 5.96}
+"""Arithmetic of one 1024 px encoding, counted from the architecture."""
 
 Image = NDArray[np.uint8]
 Rows = dict[str, NDArray[Any]]
@@ -88,7 +93,7 @@ def prompt_rows(image: Image, classes: int, per_class: int, cross: int) -> Rows:
 
 def ours(proposer: Proposer, image: Image, rows: Rows, clock: Clock) -> torch.Tensor:
     """The stage's own path, section by section."""
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(proposer.device, proposer.precision):
         with clock.section("encode"):
             encoded = proposer.segmenter.encode(image)
         with clock.section("prompt"):
@@ -101,7 +106,10 @@ def ours(proposer: Proposer, image: Image, rows: Rows, clock: Clock) -> torch.Te
 
 
 def published(sam: Any, image: Image, rows: Rows, grid: int, clock: Clock) -> None:
-    """Re-enactment: encode per group of prompts, decode point by point, boxes from full-size masks."""
+    """Re-enactment: encode per group of prompts, decode point by point, boxes from full-size masks.
+
+    Runs the library as it is, its own attention included.
+    """
     with clock.section("prompt"):
         generator = SamAutomaticMaskGenerator(
             sam, grid, 64, pred_iou_thresh=0.3, stability_score_thresh=0.3, box_nms_thresh=0.3
@@ -134,11 +142,13 @@ def _prompt_group(
                     (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)
 
 
-def generator_boxes(sam: Any, image: Image, grid: int, floor: float, iou: float) -> torch.Tensor:
-    """Boxes of the library's generator with equal thresholds, as half-open xyxy."""
+def generator_boxes(sam: Any, image: Image, config: ProposeConfig) -> torch.Tensor:
+    """Boxes of the library's generator at the thresholds of a proposer's grid, as half-open xyxy."""
     generator = SamAutomaticMaskGenerator(
-        sam, grid, 64, pred_iou_thresh=floor, stability_score_thresh=floor, box_nms_thresh=iou
-    )
+        sam, config.grid_side, config.points_per_batch, pred_iou_thresh=config.grid_predicted_iou,
+        stability_score_thresh=config.grid_stability, stability_score_offset=config.stability_offset,
+        box_nms_thresh=config.grid_nms,
+    )  # fmt: skip
     boxes = torch.tensor([m["bbox"] for m in generator.generate(image)], dtype=torch.float32).reshape(-1, 4)
     return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:] + 1], dim=1)
 
@@ -162,10 +172,19 @@ def measure(run: Callable[[Image, Clock], object], images: list[Image], device: 
 
 
 def build(name: str, checkpoint: Path | None, random: bool, device: str) -> SamSegmenter:
-    """A segmenter from a checkpoint, or with random weights (speed does not depend on them)."""
+    """A segmenter from a checkpoint, or with random weights.
+
+    Random weights are made to answer: every mask has a predicted IoU near 1 and logits well beyond the cuts of
+    stability, so that no mask is spared by a filter. That is the worst case for our way, which draws what passes.
+    """
     if random and name in VIT_BUILDERS:
         torch.manual_seed(0)
-        return SamSegmenter(name, sam_model_registry[VIT_BUILDERS[name]]().to(device))
+        sam = sam_model_registry[VIT_BUILDERS[name]]()
+        with torch.no_grad():
+            sam.mask_decoder.iou_prediction_head.layers[-1].bias.fill_(1.0)
+            for network in sam.mask_decoder.output_hypernetworks_mlps:
+                network.layers[-1].weight.mul_(150)
+        return SamSegmenter(name, sam.to(device))
     segmenter = load_segmenter(name, checkpoint, device)
     assert isinstance(segmenter, SamSegmenter)
     return segmenter
@@ -188,10 +207,15 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=3, help="peaks per class and kind")
     parser.add_argument("--cross", type=int, default=12, help="cross-attention points")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of our way")
+    parser.add_argument("--compile", action="store_true", help="compile the encoder of our way")
+    parser.add_argument("--peak-tflops", type=float, help="of the card; prints the share the encoder reaches")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     segmenter = build(options.segmenter, options.checkpoint, options.random, options.device)
+    if options.compile:
+        segmenter.compile()
     clock = Clock(options.device)
     if options.drawn:
         images = drawn_images(options.images)
@@ -210,12 +234,13 @@ def compare(
 ) -> dict[str, dict[str, float]]:
     """All four ways on the same images."""
     grid, device = options.grid, options.device
+    precision: Precision = options.precision
     settings = {
         "paper": ProposeConfig.model_validate({**PAPER, "grid_side": grid}),
         "improved": ProposeConfig(grid_side=grid),
         "grid": ProposeConfig.model_validate({**PAPER, "grid_side": grid, "prompt_sources": ()}),
     }
-    proposers = {name: Proposer(segmenter, config, device) for name, config in settings.items()}
+    proposers = {name: Proposer(segmenter, config, device, precision) for name, config in settings.items()}
     encodings: list[int] = []
     hook = segmenter.sam.image_encoder.register_forward_hook(lambda *_: encodings.append(1))
 
@@ -231,10 +256,15 @@ def compare(
         encodings.clear()
         report[name] = measure(run_ours(proposers[name]), images, device)
         report[name]["encodings"] = len(encodings) / len(images)
+        report[name]["images_per_s"] = 1 / report[name]["total"]
+        if options.peak_tflops and segmenter.name in ENCODER_TFLOP:
+            reached = ENCODER_TFLOP[segmenter.name] / report[name]["encode"]
+            report[name]["share_of_peak"] = reached / options.peak_tflops
     report["paper"]["peak_MiB"] = _peak(device)
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
     encodings.clear()
+    library_attention(segmenter.sam.image_encoder)
     report["published"] = measure(
         lambda image, c: published(segmenter.sam, image, rows(image), grid, c), images, device
     )
@@ -245,9 +275,10 @@ def compare(
 
     def generate(image: Image, clock: Clock) -> None:
         with clock.section("generate"):
-            theirs.append(generator_boxes(segmenter.sam, image, grid, 0.3, 0.3))
+            theirs.append(generator_boxes(segmenter.sam, image, settings["grid"]))
 
     report["generator"] = measure(generate, images, device)
+    fuse_attention(segmenter.sam.image_encoder)
     shares = [
         matched_share(boxes, ours(proposers["grid"], image, rows(image), Clock(device)))
         for boxes, image in zip(theirs, images, strict=True)

@@ -16,4 +16,5 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         if name.startswith("WEAKSAM_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("WEAKSAM_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("WEAKSAM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -21,7 +21,7 @@ from stages.core.datasets.catalog import open_split
 from stages.core.runtime import processes
 from stages.core.runtime.seeding import seed_everything
 from stages.core.spec import Stage, StageContext
-from stages.core.vision import detectors
+from stages.core.vision import detectors, detr
 from stages.core.vision.backbones import build_trunk
 from stages.retrain.config import RetrainConfig
 from stages.retrain.stage import RetrainStage
@@ -57,6 +57,17 @@ STAGES: dict[str, tuple[Stage, StageConfig, tuple[str, ...]]] = {
     "percentile": (
         RetrainStage(),
         RetrainConfig(**DETECTOR | {"train_sizes": (48,), "flip": 0.0}, drop="percentile", tau_cls=0.3, tau_reg=0.3),
+        ("pgt",),
+    ),
+    # SGD: Adam makes whole steps of the rounding of tiny gradients, and then other queries are chosen and matched.
+    "detr": (
+        RetrainStage(),
+        RetrainConfig(
+            architecture="rt-detr", backbone="resnet10t", strides=(8, 16), frozen_through=8, test_size=48, max_size=96,
+            train_sizes=(48,), epochs=EPOCHS, batch_size=4, max_detections=3, threads=1, queries=12, denoising=0,
+            transformer_width=32, attention_heads=4, feedforward=16, encoder_layers=1, decoder_layers=2, optimizer="sgd",
+            lr=1e-3,
+        ),
         ("pgt",),
     ),
     "wsis": (WsisStage(), WsisConfig(**DETECTOR, mask_channels=8, mask_source="given"), ("pgt",)),
@@ -100,6 +111,7 @@ def patch() -> None:
 
     torch.set_num_threads(1)
     setattr(detectors, "build_trunk", random_trunk)  # noqa: B010
+    setattr(detr, "build_trunk", random_trunk)  # noqa: B010
     setattr(shapes, "ensure_shapes", lambda root: root / "shapes")  # noqa: B010
 
 

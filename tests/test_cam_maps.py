@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from stages.cam.attention import (
-    AttentionFusion,
     RecordedBlocks,
     class_to_patch,
     locality_bias,
@@ -17,6 +18,7 @@ from stages.cam.attention import (
 from stages.cam.building import build_classifier, load_classifier, map_rule, save_classifier
 from stages.cam.classifier import MultiClassTokenClassifier
 from stages.cam.config import CamConfig
+from stages.cam.fusion import AttentionFusion
 from stages.cam.losses import tag_losses
 from stages.cam.maps import (
     Affinity,
@@ -27,6 +29,7 @@ from stages.cam.maps import (
     predicted_classes,
     view_sizes,
 )
+from stages.cam.stage import map_rows
 from stages.core.errors import ConfigError, SchemaError
 
 SMALL = CamConfig(dim=32, heads=4, depth=2, pretrained=False, scales=(1.0, 0.8))
@@ -36,7 +39,9 @@ CLASSES = ("a", "b", "c")
 @pytest.fixture(scope="module")
 def model() -> MultiClassTokenClassifier:
     torch.manual_seed(0)
-    return build_classifier(SMALL, len(CLASSES), pretrained=False).eval()
+    built = build_classifier(SMALL, len(CLASSES), pretrained=False).eval()
+    assert isinstance(built, MultiClassTokenClassifier)
+    return built
 
 
 def picture(height: int = 64, width: int = 96) -> np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]:
@@ -79,11 +84,38 @@ def test_adaptive_fusion__its_input_is_one_over_n_whatever_the_image(
 
 def test_attention_fusion__learned_starts_as_the_mean_and_keeps_rows_normalised() -> None:
     attention = torch.rand(1, 2, 3, 5, 5).softmax(-1)
+    outputs = torch.rand(1, 2, 5, 12)
     learned = AttentionFusion(2, 3, "learned")
-    torch.testing.assert_close(learned(attention), AttentionFusion(2, 3, "mean")(attention))
+    torch.testing.assert_close(learned(attention, outputs), AttentionFusion(2, 3, "mean")(attention, outputs))
     assert learned.logits_LH is not None
     learned.logits_LH.data = torch.randn(2, 3)
-    torch.testing.assert_close(learned(attention).sum(-1), torch.ones(1, 5))
+    torch.testing.assert_close(learned(attention, outputs).sum(-1), torch.ones(1, 5))
+
+
+def test_attention_fusion__feature_gates_differ_between_images() -> None:
+    torch.manual_seed(0)
+    attention = torch.rand(1, 2, 4, 5, 5).softmax(-1).expand(3, -1, -1, -1, -1)
+    fusion = AttentionFusion(2, 4, "features", dim=16)
+    outputs = 5 * torch.randn(3, 2, 5, 16)
+    weights = fusion.weights(outputs)
+    torch.testing.assert_close(weights.sum(dim=(1, 2)), torch.ones(3))
+    assert (weights[0] - weights[1]).abs().max() > 1e-3, "what the published gates cannot do"
+    torch.testing.assert_close(fusion(attention, outputs).sum(-1), torch.ones(3, 5))
+
+
+@pytest.mark.parametrize("fusion", ["mean", "learned", "features"])
+def test_tag_losses__fine_term_teaches_the_fusion_and_nothing_else(fusion: str) -> None:
+    torch.manual_seed(0)
+    model = build_classifier(SMALL.model_copy(update={"fusion": fusion}), 3, pretrained=False).train()
+    losses = tag_losses(model(torch.rand(2, 3, 64, 64)), torch.eye(3)[:2])
+    if fusion == "mean":
+        assert "loss_fine" not in losses
+        return
+    torch.autograd.backward(losses["loss_fine"])
+    taught = {name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
+    assert taught
+    assert all(name.startswith(("fusion.", "fine.")) for name in taught)
+    assert any(name.startswith("fusion.") for name in taught)
 
 
 def test_class_and_patch_parts__of_a_hand_made_matrix() -> None:
@@ -127,6 +159,8 @@ def test_image_maps__mirrored_image_gives_mirrored_maps(
 def test_image_maps__only_the_given_classes_each_in_zero_one(model: MultiClassTokenClassifier) -> None:
     maps = maps_of(model, cross_layers=())
     assert maps.classes == (0, 2)
+    assert maps.fine is not None
+    assert maps.cross is not None
     assert maps.coarse.shape == maps.fine.shape == (2, 8, 12)
     assert maps.cross.shape == (2, 2, 4, 8, 12)
     for values in (maps.coarse, maps.fine, maps.cross):
@@ -138,6 +172,8 @@ def test_image_maps__only_the_given_classes_each_in_zero_one(model: MultiClassTo
 def test_image_maps__absent_classes_do_not_change_the_others(model: MultiClassTokenClassifier) -> None:
     rule = map_rule(SMALL)
     both, one = image_maps(model, picture(), (0, 2), rule), image_maps(model, picture(), (2,), rule)
+    assert both.fine is not None
+    assert one.fine is not None
     np.testing.assert_allclose(both.fine[1], one.fine[0], atol=1e-5)
 
 
@@ -213,15 +249,68 @@ def test_build_vit__any_grid_size_and_replicated_class_token() -> None:
     assert output.attention_BLHNN is not None
     assert output.attention_BLHNN.shape == (1, 12, 3, 27, 27)
     assert output.coarse_BCHW.shape == (1, 3, 4, 6)
+    assert isinstance(vit, MultiClassTokenClassifier)
     torch.testing.assert_close(vit.class_tokens[0], vit.class_tokens[2])
     assert isinstance(vit.encoder, RecordedBlocks)
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "heads", "patch"),
+    [
+        ("vit_tiny_patch16_224", 64, 3, 16),
+        ("vit_small_patch14_dinov2", 56, 6, 14),
+        ("vit_small_patch14_reg4_dinov2", 56, 6, 14),
+        ("eva02_tiny_patch14_224", 56, 3, 14),
+    ],
+)
+def test_build_vit__families_of_transformers(name: str, side: int, heads: int, patch: int) -> None:
+    config = CamConfig(model=name, pretrained=False, cross_layers=(10,), scales=(1.0,))
+    vit = build_classifier(config, 2, pretrained=False).eval()
+    output = vit(torch.rand(1, 3, side, side + 2 * patch), record=True)
+    assert vit.patch == patch
+    assert output.attention_BLHNN is not None
+    n = 2 + 4 * 6  # class tokens and patches; registers are left out
+    assert output.attention_BLHNN.shape == (1, 12, heads, n, n)
+    torch.autograd.backward(output.class_logits_BC.sum())
+    maps = image_maps(vit, picture(56, 70), (1,), map_rule(config))
+    assert maps.cross is not None
+    assert maps.cross.shape[:3] == (1, 1, heads)
+
+
+def test_build_vit__rotary_positions_belong_to_patches() -> None:
+    """A picture's two halves exchanged give other tokens; class tokens are passed over by the rotation."""
+    config = CamConfig(model="eva02_tiny_patch14_224", pretrained=False, cross_layers=(0,))
+    vit = build_classifier(config, 2, pretrained=False).eval()
+    assert isinstance(vit, MultiClassTokenClassifier)
+    with torch.no_grad():
+        body: Any = vit.body
+        body.pos_embed.zero_()
+        for block in vit.encoder.blocks:
+            attention: Any = block.attn
+            assert attention.num_prefix_tokens == 2
+        image = torch.rand(1, 3, 28, 56)
+        mixed = torch.cat([image[..., 28:], image[..., :28]], dim=-1)
+        assert not torch.allclose(vit(image).class_logits_BC, vit(mixed).class_logits_BC, atol=1e-6)
+
+
+def test_build_conv__coarse_maps_alone() -> None:
+    config = CamConfig(model="resnet10t", pretrained=False, scales=(1.0,))
+    model = build_classifier(config, 3, pretrained=False).eval()
+    maps = image_maps(model, picture(), (0, 2), map_rule(config))
+    assert maps.coarse.shape == (2, 8, 12)
+    assert maps.fine is None
+    assert maps.cross is None
+    rows = map_rows(maps, (), 64, 96)
+    assert rows.columns["kind"].tolist() == [0, 0]
+    losses = tag_losses(model(torch.rand(1, 3, 64, 64)), torch.ones(1, 3))
+    assert list(losses) == ["loss_patch"]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model": "deit_smal_patch16_224"}, "did you mean 'deit_small_patch16_224'"),
-        ({"model": "resnet18"}, "not a plain vision transformer"),
+        ({"model": "swin_tiny_patch4_window7_224"}, "not a plain vision transformer"),
         ({"cross_layers": (0, 5)}, "counted from 0"),
         ({"backbone": "nope"}, "unknown backbone"),
     ],
@@ -239,5 +328,18 @@ def test_checkpoint__round_trip_follows_the_file_not_the_settings(
     loaded = load_classifier(path, CamConfig(), CLASSES)
     images = torch.rand(1, 3, 64, 64)
     torch.testing.assert_close(loaded(images).class_logits_BC, model(images).class_logits_BC)
-    with pytest.raises(SchemaError, match="made for classes"):
-        load_classifier(path, CamConfig(), ("a", "b", "d"))
+    for other in (("a", "b", "d"), ("a", "b"), ("a", "b", "c", "d")):
+        with pytest.raises(SchemaError, match="made for classes"):
+            load_classifier(path, CamConfig(), other)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 5), (40, 10_000)])
+def test_image_maps__smaller_than_a_patch_and_very_wide(
+    model: MultiClassTokenClassifier, height: int, width: int
+) -> None:
+    maps = image_maps(model, picture(height, width), (1,), map_rule(SMALL))
+    assert maps.coarse.shape[1] >= 2
+    assert maps.coarse.shape[2] <= 2 * 640 // 16
+    assert maps.fine is not None
+    for values in (maps.coarse, maps.fine):
+        assert np.isfinite(values).all()

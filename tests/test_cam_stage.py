@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from stages.cam.building import build_classifier
+from stages.cam.classifier import MultiClassTokenClassifier
 from stages.cam.config import CamConfig
 from stages.cam.stage import STAGE as CAM
 from stages.cam.training import EpochChoice, held_out_ids, mean_average_precision
@@ -132,6 +133,17 @@ def test_prompt__points_lie_in_their_images_and_repeat(data: Path, trained: Path
         assert set(rows["class_index"].tolist()) <= set(open_split("shapes_train", data).tags(image_id))
 
 
+def test_cam_and_prompt__a_convolutional_classifier_gives_coarse_points(data: Path, tmp_path: Path) -> None:
+    config = TINY.model_copy(update={"model": "resnet10t"})
+    maps = context(data, tmp_path, "train", "cam")
+    CAM.run(config, maps)
+    assert set(read_table(maps.out / "cams.h5", CAMS).columns["kind"].tolist()) == {0}
+    points = context(data, tmp_path, "train", "prompt", cams=maps.out / "cams.h5")
+    PROMPT.run(PromptConfig(), points)
+    assert set(read_table(points.out / "prompts.h5", PROMPTS).columns["source"].tolist()) <= {0}
+    assert points.failures.entries == {}
+
+
 def test_prompt__maps_of_another_split_are_refused(data: Path, trained: Path, tmp_path: Path) -> None:
     with pytest.raises(StaleInputError, match="holds no image of shapes_test"):
         PROMPT.plan(PromptConfig(), context(data, tmp_path, "test", "prompt", cams=trained / "cams.h5"))
@@ -178,6 +190,7 @@ def test_epoch_choice__best_wins_ties_go_to_the_later_and_it_survives_a_restart(
 ) -> None:
     own = context(data, tmp_path, "train", "cam")
     model = build_classifier(TINY, 8, pretrained=False)
+    assert isinstance(model, MultiClassTokenClassifier)
     choice = EpochChoice(own, TINY, model, ["x"] * 10)
     scores = iter([0.5, 0.9, 0.9, 0.7])
     monkeypatch.setattr(EpochChoice, "_score", lambda self: next(scores))

@@ -60,7 +60,14 @@ MAKE = shown_commands("make")
 def test_pages__show_commands() -> None:
     assert len(WEAKSAM) > 30
     assert len(MAKE) > 5
-    assert {line.split()[1] for _, line in WEAKSAM} >= {*STAGE_NAMES, "demo", "evaluate", "inspect", "doctor"}
+    assert {line.split()[1] for _, line in WEAKSAM} >= {
+        *STAGE_NAMES,
+        "demo",
+        "evaluate",
+        "inspect",
+        "doctor",
+        "weights",
+    }
 
 
 @pytest.mark.parametrize(("page", "line"), WEAKSAM)
@@ -69,9 +76,14 @@ def test_weaksam_command__parses_and_its_settings_are_valid(page: str, line: str
     assert "..." not in rest, f"{page}: an elided command cannot be checked"
     app: Any = get_command(build_app([name]))
     assert name in app.commands, f"{page}: {line}"
+    command = app.commands[name]
+    while hasattr(command, "commands"):  # a group, such as weights
+        subcommand, *rest = rest
+        assert subcommand in command.commands, f"{page}: {line}"
+        command = command.commands[subcommand]
     if "--help" in rest:
         return
-    values = app.commands[name].make_context(name, rest).params
+    values = command.make_context(name, rest).params
     if name in STAGE_NAMES:
         assert values["recipe"] in (None, *recipe_names()), f"{page}: no recipe is called {values['recipe']}"
         model = load_config_class(name)

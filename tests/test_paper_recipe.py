@@ -18,6 +18,14 @@ def test_paper_recipe__holds_every_published_value(stage: str) -> None:
     assert {key: section.get(key) for key in as_yaml} == as_yaml
 
 
+def test_paper_detr_recipe__holds_every_published_value() -> None:
+    from stages.retrain.config import PAPER_DETR
+
+    as_yaml = {key: list(value) if isinstance(value, tuple) else value for key, value in PAPER_DETR.items()}
+    section = load_recipe("paper_detr")["retrain"]
+    assert {key: section.get(key) for key in as_yaml} == as_yaml
+
+
 def test_paper_recipe__masks_and_proposals_come_from_the_published_segmenter() -> None:
     recipe = load_recipe("paper")
     assert (recipe["propose"]["segmenter"], recipe["wsis"]["segmenter"]) == ("sam-vit-h", "sam-vit-h")

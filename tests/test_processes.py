@@ -24,7 +24,7 @@ from stages.core.ops.rle import encode_masks
 from stages.core.runtime import device
 from stages.core.runtime.processes import Launch, first_host, launch_facts
 from stages.core.training.weights_io import load_state
-from stages.core.vision import detectors
+from stages.core.vision import detectors, detr
 from stages.core.vision.backbones import build_trunk
 from tests import processes_worker
 from tests.processes_worker import EPOCHS, STAGES, run_all
@@ -187,7 +187,8 @@ def test_two_processes__faults_of_one_reach_both(tmp_path: Path) -> None:
 
 def test_fit__two_processes_give_the_losses_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shapes, "ensure_shapes", lambda root: root / "shapes")
-    monkeypatch.setattr(detectors, "build_trunk", build_trunk)  # put back what the worker patches
+    for module in (detectors, detr):
+        monkeypatch.setattr(module, "build_trunk", build_trunk)  # put back what the worker patches
     data = tmp_path / "data"
     write_inputs(data)
     two = start_two("tests.processes_worker", data, tmp_path / "two")

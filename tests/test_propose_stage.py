@@ -98,6 +98,15 @@ def test_run__every_image_has_an_entry(world: StageContext, weights: Path) -> No
     assert STAGE.plan(config, world).images == 5
 
 
+def test_run__prompts_without_a_single_point_leave_the_grid(world: StageContext, weights: Path) -> None:
+    nothing = {i: ImageRows(prompt_rows(), {"image_h": 40, "image_w": 50}) for i in IDS}
+    write_table(world.input("prompts"), PROMPTS, gather(PROMPTS, nothing))
+    STAGE.run(settings(weights), world)
+    table = read_table(world.out / "proposals.h5", PROPOSALS)
+    assert set(table.columns["source"].tolist()) == {1}
+    assert world.failures.entries == {}
+
+
 def test_run__same_bytes_again_with_workers_and_after_a_kill(world: StageContext, weights: Path) -> None:
     config = settings(weights, grid_side=1)
     world = replace(world, split=replace(world.split, ids=IDS[:3]))  # two parts

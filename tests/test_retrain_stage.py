@@ -17,7 +17,7 @@ from stages.core.artifacts.coco_json import Detections, read_dataset, read_resul
 from stages.core.config import StageConfig
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
-from stages.core.errors import ConfigError, InputError, SchemaError
+from stages.core.errors import ConfigError, EnvironmentFault, InputError, SchemaError
 from stages.core.ops.rle import encode_masks
 from stages.core.spec import Stage, StageContext
 from stages.core.training.loop import TrainingDivergedError
@@ -44,6 +44,7 @@ def no_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
         return build_trunk(*arguments, **options | {"pretrained": False})
 
     monkeypatch.setattr("stages.core.vision.detectors.build_trunk", random_trunk)
+    monkeypatch.setattr("stages.core.vision.detr.build_trunk", random_trunk)
 
 
 def context(tmp_path: Path, subset: str, stage: str, **inputs: Path) -> StageContext:
@@ -209,6 +210,104 @@ def test_retrain__relative_thresholds_must_be_shares(tmp_path: Path) -> None:
         RetrainStage().plan(RetrainConfig(**TINY, drop="percentile"), at)
 
 
+DETR = {
+    **TINY, "transformer_width": 32, "attention_heads": 4, "feedforward": 16, "encoder_layers": 1, "decoder_layers": 2,
+    "queries": 5, "denoising": 4, "drop_start": 0.0,
+}  # fmt: skip
+DETRS = ("rt-detr", "deformable-detr")
+
+
+@pytest.mark.parametrize("architecture", DETRS)
+def test_retrain__detr_fits_resumes_and_applies(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    config = RetrainConfig(**DETR, architecture=architecture, tau_cls=0.0, tau_reg=0.0)
+    lines: list[dict[str, Any]] = []
+    results = []
+    for name in ("whole", "stopped"):
+        at = context(tmp_path, "train", name)
+        at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
+        at.metrics_fn = lambda values: lines.append(dict(values))
+        if name == "stopped":
+            stops = iter([True])
+
+            def interrupt(stops: Any = stops) -> None:
+                if next(stops, False):
+                    raise InputError("stop now")
+
+            at.interrupted_fn = interrupt
+            with pytest.raises(InputError, match="stop now"):
+                run(RetrainStage(), config, at)
+            at.resume = True
+        counts = run(RetrainStage(), config, at)
+        assert counts["training_images"] == 3
+        results.append(
+            (at.out / "detector.safetensors").read_bytes() + (at.out / "detections.json").read_bytes()
+        )
+    assert results[0] == results[1], "resumed from the state equals uninterrupted"
+    assert lines[0]["dropped_share"] == 1.0, "thresholds of 0 drop every matched query"
+    assert {"loss_class", "loss_box", "loss_giou"} <= set(lines[0])
+    # The test split takes what the checkpoint says, whatever the settings are.
+    checkpoint = tmp_path / "whole" / "train" / "detector.safetensors"
+    test = context(tmp_path, "test", "retrain", checkpoint=checkpoint)
+    run(RetrainStage(), RetrainConfig(), test)
+    found = read_results(test.out / "detections.json", test.split)
+    assert found.keys() == {"img_4", "img_5"}
+    assert all(len(one) <= 3 for one in found.values())
+
+
+def test_retrain__detr_on_any_images(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from tests.test_predict import predict
+
+    at = context(tmp_path, "train", "retrain")
+    at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
+    run(RetrainStage(), RetrainConfig(**DETR | {"epochs": 1}, architecture="rt-detr"), at)
+    detector, out = at.out / "detector.safetensors", tmp_path / "found"
+    image = at.split.image_path("img_1")
+    assert predict(image, "--detector", detector, "--out", out, "--score-threshold", 0) == 0
+    data = json.loads((out / "predictions.json").read_text())
+    assert [category["name"] for category in data["categories"]] == ["bird", "cat", "dog"]
+    assert len(data["annotations"]) == 3
+
+
+def test_retrain__detr_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    at = context(tmp_path, "train", "retrain")
+    at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(EnvironmentFault, match=r"weaksam\[hf\]"):
+        RetrainStage().plan(RetrainConfig(architecture="deformable-detr"), at)
+    RetrainStage().plan(RetrainConfig(), at)  # Faster R-CNN needs no extra
+
+
+def test_retrain__checkpoint_of_another_detector(tmp_path: Path) -> None:
+    from stages.core.vision.detectors import build_detector, save_detector
+
+    test = context(tmp_path, "test", "retrain", checkpoint=tmp_path / "s.safetensors")
+    spec = WsisConfig(**MASKED).spec("mask-rcnn", 8)
+    save_detector(
+        tmp_path / "s.safetensors", build_detector(spec, test.split.classes, False), spec, test.split.classes
+    )
+    with pytest.raises(SchemaError, match="mask-rcnn"):
+        RetrainStage().plan(RetrainConfig(), test)
+
+
+@pytest.mark.parametrize("architecture", DETRS)
+def test_retrain__detr_diverged_loss_names_step_and_images(architecture: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    at = context(tmp_path, "train", "retrain")
+    at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
+    with pytest.raises(TrainingDivergedError, match="img_"):
+        run(
+            RetrainStage(),
+            RetrainConfig(**DETR | {"epochs": 40, "lr": 1e30, "clip_norm": 0}, architecture=architecture),
+            at,
+        )
+
+
 @dataclass
 class BoxSegmenter:
     """Every mask is the left half of its box; counts encodings."""
@@ -272,3 +371,60 @@ def test_wsis__masks_are_not_made_again_on_resume(tmp_path: Path, monkeypatch: p
     run(WsisStage(), WsisConfig(**MASKED), at)
     assert segmenter.encodings == encodings
     assert (at.out / "segmentations.json").read_bytes() == before
+
+
+def test_retrain__low_scores_are_written_on_the_train_split_alone(tmp_path: Path) -> None:
+    """A second round of pgt must find a box for every tag, however unsure the detector is."""
+    settings = TINY | {"epochs": 1, "score_threshold": 0.6, "max_detections": 30, "nms_iou": 0.99}
+    train = context(tmp_path, "train", "retrain")
+    train.inputs = {"pgt": write_pgt(tmp_path, train.split)}
+    run(RetrainStage(), RetrainConfig(**settings, train_score_threshold=0.0), train)
+    found = read_results(train.out / "detections.json", train.split)
+    assert min(one.scores.min() for one in found.values()) < 0.6
+    test = context(tmp_path, "test", "retrain", checkpoint=train.out / "detector.safetensors")
+    run(RetrainStage(), RetrainConfig(**settings), test)
+    for one in read_results(test.out / "detections.json", test.split).values():
+        assert (one.scores >= 0.6).all()
+
+
+def test_second_round__from_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """pgt from the detections of retrain, in a run of its own; again with --overwrite; then apply and predict."""
+    from tests.test_cli import run as command
+    from tests.test_predict import finished
+
+    monkeypatch.chdir(tmp_path)
+    make_voc(tmp_path / "data")
+    split = open_split("tiny_train", tmp_path / "data")
+    first = tmp_path / "runs" / "first"
+    (first / "pgt" / "tiny_train").mkdir(parents=True)
+    write_pgt(tmp_path, split).rename(first / "pgt" / "tiny_train" / "pgt.json")
+    finished(first / "pgt" / "tiny_train", "pgt", ("pgt.json",))
+    tiny = {**TINY, "epochs": 1, "max_detections": 60, "nms_iou": 0.99, "train_score_threshold": 0.0}
+    settings = [f"--set={name}={list(v) if isinstance(v, tuple) else v}" for name, v in tiny.items()]
+    common = ["--device", "cpu", "--workers", "0"]
+    assert command("-q", "retrain", "--split", "tiny_train", "--run", "runs/first", *common, *settings) == 0
+    detections = "runs/first/retrain/tiny_train/detections.json"
+    again: list[str] = []
+    for _ in range(2):
+        second = ["--run", "runs/second", *common]
+        assert command("-q", "pgt", "--split", "tiny_train", *second, "--detections", detections, *again) == 0
+        assert command("-q", "retrain", "--split", "tiny_train", *second, *settings, *again) == 0
+        again = ["--overwrite"]
+    pseudo = read_dataset(tmp_path / "runs" / "second" / "pgt" / "tiny_train" / "pgt.json", split)
+    for image_id in split.ids:
+        assert set(pseudo[image_id].classes.tolist()) == set(split.tags(image_id)), "a box for every tag"
+    assert command("-q", "retrain", "--split", "tiny_test", *second, *settings) == 0
+    assert (tmp_path / "runs" / "second" / "retrain" / "tiny_test" / "detections.json").is_file()
+    image = str(split.image_path("img_1"))
+    assert command("-q", "predict", image, *second, "--json") == 0
+    capsys.readouterr()
+    # What the first round was made from has changed: its detections are stale in the second round, too.
+    other = {image_id: Detections.empty() for image_id in split.ids}
+    write_dataset(
+        first / "pgt" / "tiny_train" / "pgt.json", split, other, dict.fromkeys(other, (HEIGHT, WIDTH))
+    )
+    finished(first / "pgt" / "tiny_train", "pgt", ("pgt.json",))
+    assert command("-q", "pgt", "--split", "tiny_train", *second, "--detections", detections, *again) == 3
+    assert "has changed since" in capsys.readouterr().err

@@ -252,3 +252,10 @@ def test_read_published__not_a_state_dict(tmp_path: Path) -> None:
     torch.save({"model": {"weight": torch.zeros(1)}}, tmp_path / "sam.pth")
     with pytest.raises(SchemaError, match="not a mapping of tensor names"):
         read_published(tmp_path / "sam.pth")
+
+
+def test_compile__changes_nothing() -> None:
+    segmenter = SamSegmenter("tiny", shaken(tiny_vit_sam()))
+    before = segmenter.encode(picture(40, 56)).embedding_1CHW
+    segmenter.compile(backend="eager")
+    torch.testing.assert_close(segmenter.encode(picture(40, 56)).embedding_1CHW, before)

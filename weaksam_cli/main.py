@@ -17,6 +17,7 @@ import typer
 from weaksam_cli import tools
 from weaksam_cli.stage_command import SUMMARIES, stage_command
 from weaksam_cli.state import OPTIONS
+from weaksam_cli.weights import weights_app
 
 EPILOG = (
     "Exit codes: 0 done, 1 bug, 2 usage, 3 input, 4 output exists, 5 environment, "
@@ -68,6 +69,7 @@ def build_app(detailed: Sequence[str]) -> typer.Typer:
         app.command(stage, help=summary, rich_help_panel="Stages, in order")(function)
     for name, function in tools.COMMANDS.items():
         app.command(name, rich_help_panel="Tools", hidden=name in tools.HIDDEN)(function)
+    app.add_typer(weights_app(), name="weights", rich_help_panel="Tools")
     return app
 
 

@@ -1,4 +1,4 @@
-"""The tools beside the stages: demo, evaluate, report, inspect, doctor, and what Make asks."""
+"""The tools beside the stages: demo, predict, evaluate, report, inspect, doctor, and what Make asks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from weaksam_cli.chain import demo, evaluate_and_report
 from weaksam_cli.diagnosis import doctor
 from weaksam_cli.inspection import inspect_artifact
+from weaksam_cli.prediction import predict
 from weaksam_cli.state import data_root, run_folder
 
 DataOption = Annotated[
@@ -125,6 +126,7 @@ def settings(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
+    "predict": predict,
     "evaluate": evaluate,
     "report": report,
     "inspect": inspect_artifact,

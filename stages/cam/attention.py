@@ -1,4 +1,4 @@
-"""Self-attention with its weights on record, their fusion, and the reading of class and patch parts.
+"""Self-attention with its weights on record, and the reading of class and patch parts.
 
 The paper's maps come straight from attention: the class-token rows give cross maps, the patch-to-patch part gives the
 affinity that refines them. Tokens are ordered [C class tokens, P patch tokens]; N = C + P; rows are queries.
@@ -7,12 +7,10 @@ affinity that refines them. Tokens are ordered [C class tokens, P patch tokens];
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-Fusion = Literal["mean", "learned"]
 
 
 class RecordedBlocks(nn.Module):
@@ -25,10 +23,12 @@ class RecordedBlocks(nn.Module):
     def __init__(self, blocks: Iterable[Any]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
-        self._recorded: list[Tensor] = []
+        self._weights: list[Tensor] = []
+        self._outputs: list[Tensor] = []
         for block in self.blocks:
             attention: Any = block.attn
-            attention.attn_drop.register_forward_hook(self._record)
+            attention.attn_drop.register_forward_hook(lambda _m, _i, output: self._weights.append(output))
+            attention.register_forward_hook(lambda _m, _i, output: self._outputs.append(output))
 
     @property
     def num_heads(self) -> int:
@@ -36,56 +36,47 @@ class RecordedBlocks(nn.Module):
         first: Any = self.blocks[0]
         return int(first.attn.num_heads)
 
-    def _record(self, module: nn.Module, inputs: object, output: Tensor) -> None:
-        self._recorded.append(output)
-
     def forward(
-        self, tokens_BND: Tensor, bias_HNN: Tensor | None = None, record: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+        self,
+        tokens_BND: Tensor,
+        bias_HNN: Tensor | None = None,
+        record: bool = False,
+        rope: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Run all blocks.
 
         Args:
             tokens_BND: tokens [B, N, D].
             bias_HNN: added to the attention logits of every layer, [heads, N, N].
             record: also return the softmax weights.
+            rope: rotary positions of the patch tokens, for blocks that take them.
 
         Returns:
-            The tokens [B, N, D] of the last block (no final normalisation), and [B, L, H, N, N] or None.
+            The tokens [B, N, D] of the last block (no final normalisation), and None or what was recorded:
+            softmax weights [B, L, H, N, N], and what each layer's attention returned, [B, L, N, D].
         """
-        mask = None if bias_HNN is None else bias_HNN.unsqueeze(0).to(tokens_BND.dtype)
-        self._recorded.clear()
+        options: dict[str, Tensor | None] = {
+            "attn_mask": None if bias_HNN is None else bias_HNN.unsqueeze(0).to(tokens_BND.dtype)
+        }
+        if rope is not None:
+            options["rope"] = rope
+        self._clear()
         for block in self.blocks:
             attention: Any = block.attn
             attention.fused_attn = not record
-            tokens_BND = block(tokens_BND, attn_mask=mask)
-        weights = torch.stack(self._recorded, dim=1) if record else None
-        self._recorded.clear()
-        return tokens_BND, weights
+            tokens_BND = block(tokens_BND, **options)
+        recorded = (torch.stack(self._weights, dim=1), torch.stack(self._outputs, dim=1)) if record else None
+        self._clear()
+        return tokens_BND, recorded
 
-
-class AttentionFusion(nn.Module):
-    """Average attention over layers and heads, plainly or with learned softmax weights.
-
-    The paper's adaptive fusion feeds the mean of every attention matrix to a gate. Rows sum to one, so that mean is
-    1/N whatever the image: the gates are constants and the fusion is a plain mean up to a factor. `learned` keeps
-    what is left of the idea, one weight per layer and head.
-    """
-
-    def __init__(self, layers: int, heads: int, kind: Fusion = "mean") -> None:
-        super().__init__()
-        self.logits_LH = nn.Parameter(torch.zeros(layers, heads)) if kind == "learned" else None
-
-    def forward(self, attention_BLHNN: Tensor) -> Tensor:
-        """Return [B, N, N]; rows still sum to one."""
-        if self.logits_LH is None:
-            return attention_BLHNN.mean(dim=(1, 2))
-        weights_LH = self.logits_LH.flatten().softmax(0).view_as(self.logits_LH)
-        return torch.einsum("blhnm,lh->bnm", attention_BLHNN, weights_LH)
+    def _clear(self) -> None:
+        self._weights.clear()
+        self._outputs.clear()
 
 
 def class_to_patch(attention: Tensor, num_classes: int, grid: tuple[int, int]) -> Tensor:
     """Return the class-token rows over the patch columns, [..., N, N] -> [..., C, h, w] (the cross maps)."""
-    rows = attention[..., :num_classes, num_classes:]
+    rows = attention[..., :num_classes, num_classes : num_classes + grid[0] * grid[1]]
     return rows.reshape(*rows.shape[:-1], *grid)
 
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.cam.classifier import MultiClassTokenClassifier, build_hybrid, build_vit
+from stages.cam.classifier import build_hybrid, build_vit
 from stages.cam.config import CamConfig
-from stages.cam.maps import MapRule
+from stages.cam.conv_classifier import build_conv, is_convolutional
+from stages.cam.maps import MapRule, TagClassifier
 from stages.core.errors import ConfigError, SchemaError
 from stages.core.training.weights_io import load_weights, read_metadata, save_weights
 
@@ -19,13 +20,15 @@ ARCHITECTURE = (
 """Settings from which the model of a checkpoint is rebuilt."""
 
 
-def build_classifier(config: CamConfig, num_classes: int, pretrained: bool) -> MultiClassTokenClassifier:
+def build_classifier(config: CamConfig, num_classes: int, pretrained: bool) -> TagClassifier:
     """Build the classifier that the settings describe.
 
     Raises:
         ConfigError: unknown model or backbone, or a cross layer that it does not have.
         EnvironmentFault: pretrained weights cannot be had.
     """
+    if is_convolutional(config.model):
+        return build_conv(num_classes, config.model, pretrained)
     if config.model != "hybrid":
         model = build_vit(num_classes, config.model, pretrained, config.fusion)
     else:
@@ -59,16 +62,14 @@ def map_rule(config: CamConfig) -> MapRule:
     )  # fmt: skip
 
 
-def save_classifier(
-    path: Path, model: MultiClassTokenClassifier, config: CamConfig, classes: Sequence[str]
-) -> None:
+def save_classifier(path: Path, model: TagClassifier, config: CamConfig, classes: Sequence[str]) -> None:
     """Write weights with everything the model is rebuilt from."""
     settings = config.model_dump(mode="json")
     architecture = {name: settings[name] for name in ARCHITECTURE}
     save_weights(path, model, {"kind": KIND, "classes": list(classes), "architecture": architecture})
 
 
-def load_classifier(path: Path, config: CamConfig, classes: Sequence[str]) -> MultiClassTokenClassifier:
+def load_classifier(path: Path, config: CamConfig, classes: Sequence[str]) -> TagClassifier:
     """Read a classifier in evaluation mode; the checkpoint, not the settings, says what it is.
 
     Raises:

@@ -8,18 +8,20 @@ convolutional trunk under a few attention blocks, and any timm vision transforme
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models.eva import Eva
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stages.cam.attention import AttentionFusion, Fusion, RecordedBlocks, locality_bias
+from stages.cam.attention import RecordedBlocks, locality_bias
+from stages.cam.fusion import AttentionFusion, FineLogits, Fusion
 from stages.core.errors import ConfigError, EnvironmentFault, did_you_mean
 from stages.core.vision.backbones import Trunk, build_trunk
 
@@ -35,6 +37,7 @@ class ClassifierOutput:
         features_BDHW: token embedding before any attention; local, hence fit for an affinity.
         attention_BLHNN: attention of every layer and head, or None unless recorded.
         fused_BNN: fused attention, or None unless recorded.
+        fine_logits_BC: logits of the fine map, in training with a fusion that learns.
     """
 
     class_logits_BC: Tensor
@@ -43,6 +46,7 @@ class ClassifierOutput:
     features_BDHW: Tensor
     attention_BLHNN: Tensor | None = None
     fused_BNN: Tensor | None = None
+    fine_logits_BC: Tensor | None = None
 
 
 class HybridBody(nn.Module):
@@ -77,16 +81,21 @@ class HybridBody(nn.Module):
             return None
         return locality_bias(grid, num_classes, self.num_heads, self.locality, self.patches_see_classes)
 
+    def rope(self, grid: tuple[int, int]) -> Tensor | None:
+        """Return None: locality stands in for positions."""
+        return None
+
 
 class ViTBody(nn.Module):
-    """Patch embedding and position embedding of a timm vision transformer, at any grid size."""
+    """Patch embedding and positions (learned, rotary, or both) of a timm vision transformer, at any grid size."""
 
-    pos_embed: nn.Parameter
+    pos_embed: nn.Parameter | None
 
     def __init__(self, vit: Any) -> None:
         super().__init__()
         self.projection: nn.Module = vit.patch_embed.proj
         self.pos_embed = vit.pos_embed
+        self.rotary: Any = getattr(vit, "rope", None)
         self.prefix = 0 if vit.no_embed_class else int(vit.num_prefix_tokens)
         self.native_grid: tuple[int, ...] = tuple(vit.patch_embed.grid_size)
         self.dim, self.patch = int(vit.embed_dim), int(vit.patch_embed.patch_size[0])
@@ -97,6 +106,8 @@ class ViTBody(nn.Module):
         """Return patch embeddings plus resampled positions [B, D, h, w]."""
         tokens_BDHW: Tensor = self.projection(images_BCHW)
         grid = tokens_BDHW.shape[-2:]
+        if self.pos_embed is None:
+            return tokens_BDHW
         positions = self.pos_embed[:, self.prefix :]
         if tuple(grid) != self.native_grid:
             positions = resample_abs_pos_embed(
@@ -108,6 +119,13 @@ class ViTBody(nn.Module):
         """Return None: a pretrained transformer keeps the attention it learned."""
         return None
 
+    def rope(self, grid: tuple[int, int]) -> Tensor | None:
+        """Return rotary positions of the patches, for the families that have them."""
+        if self.rotary is None:
+            return None
+        angles: Tensor = self.rotary.get_embed(shape=grid)
+        return angles
+
 
 class MultiClassTokenClassifier(nn.Module):
     """Image-level classifier with one token per class; RGB images in [0, 1] go in.
@@ -117,20 +135,24 @@ class MultiClassTokenClassifier(nn.Module):
         blocks: transformer blocks over [C class tokens, P patch tokens].
         class_tokens_CD: initial class tokens.
         fusion: how attention is fused over layers and heads.
+        registers_RD: further tokens of a pretrained transformer, which stand after the patches.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, body: HybridBody | ViTBody, blocks: Sequence[nn.Module], class_tokens_CD: Tensor, fusion: Fusion
-    ) -> None:
+        self, body: HybridBody | ViTBody, blocks: Sequence[nn.Module], class_tokens_CD: Tensor, fusion: Fusion,
+        registers_RD: Tensor | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.body = body
         self.num_classes = class_tokens_CD.shape[0]
         self.class_tokens = nn.Parameter(class_tokens_CD.clone())
         self.encoder = RecordedBlocks(blocks)
-        self.fusion = AttentionFusion(len(blocks), self.encoder.num_heads, fusion)
+        self.registers = None if registers_RD is None else nn.Parameter(registers_RD.clone())
+        self.fusion = AttentionFusion(len(blocks), self.encoder.num_heads, fusion, body.dim)
+        self.fine = FineLogits() if self.fusion.trainable else None
         self.head = nn.Conv2d(body.dim, self.num_classes, 3, padding=1)
         self.register_buffer("mean", torch.tensor(body.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(body.std).view(1, 3, 1, 1), persistent=False)
@@ -148,20 +170,31 @@ class MultiClassTokenClassifier(nn.Module):
         features_BDHW = self.body.embed((images_BCHW - self.mean) / self.std)
         grid = (features_BDHW.shape[-2], features_BDHW.shape[-1])
         patches_BPD = features_BDHW.flatten(2).transpose(1, 2)
-        classes_BCD = self.class_tokens.expand(len(patches_BPD), -1, -1)
+        parts = [self.class_tokens.expand(len(patches_BPD), -1, -1), patches_BPD]
+        if self.registers is not None:
+            parts.append(self.registers.expand(len(patches_BPD), -1, -1))
         bias = self.body.attention_bias(grid, self.num_classes)
         bias = None if bias is None else bias.to(patches_BPD.device)
-        tokens, attention = self.encoder(torch.cat([classes_BCD, patches_BPD], dim=1), bias, record)
-        final_BDHW = tokens[:, self.num_classes :].transpose(1, 2).unflatten(-1, grid)
-        map_BCHW = self.head(final_BDHW)
-        return ClassifierOutput(
+        teach = self.fine is not None and self.training
+        tokens, recorded = self.encoder(torch.cat(parts, dim=1), bias, record or teach, self.body.rope(grid))
+        seen = self.num_classes + grid[0] * grid[1]
+        map_BCHW = self.head(tokens[:, self.num_classes : seen].transpose(1, 2).unflatten(-1, grid))
+        output = ClassifierOutput(
             class_logits_BC=tokens[:, : self.num_classes].mean(dim=-1),
             patch_logits_BC=map_BCHW.mean(dim=(-2, -1)),
             coarse_BCHW=map_BCHW.relu(),
             features_BDHW=features_BDHW,
-            attention_BLHNN=attention,
-            fused_BNN=None if attention is None else self.fusion(attention),
         )
+        if recorded is None:
+            return output
+        attention_BLHNN, outputs_BLND = recorded
+        fused_BNN = self.fusion(attention_BLHNN.detach(), outputs_BLND.detach())
+        fine = self.fine(fused_BNN, output.coarse_BCHW) if self.fine is not None else None
+        # Registers are no place on the image: maps leave them out.
+        return replace(
+            output, attention_BLHNN=attention_BLHNN[..., :seen, :seen], fused_BNN=fused_BNN[..., :seen, :seen],
+            fine_logits_BC=fine,
+        )  # fmt: skip
 
 
 def build_hybrid(
@@ -202,8 +235,30 @@ def build_vit(
         raise ConfigError(
             f"unknown model {name!r}", remedy=did_you_mean(name, timm.list_models(["*vit*patch*", "deit*"]))
         )
+    vit = _create(name, pretrained, drop_path)
+    if not _is_plain(vit):
+        raise ConfigError(
+            f"{name!r} is not a plain vision transformer with a class token",
+            where="cam.model",
+            remedy="use a DeiT, ViT, DINOv2 or EVA-02 of timm, a convolutional network of timm, or hybrid",
+        )
+    token_D = vit.cls_token[0, 0]
+    if vit.pos_embed is not None and not vit.no_embed_class:
+        token_D = token_D + vit.pos_embed[0, 0]
+    registers = None if getattr(vit, "reg_token", None) is None else vit.reg_token[0].detach()
+    for block in vit.blocks:
+        if hasattr(block.attn, "num_prefix_tokens"):  # tokens that rotary positions pass over
+            block.attn.num_prefix_tokens = num_classes
+    tokens_CD = token_D.detach().expand(num_classes, -1)
+    return MultiClassTokenClassifier(ViTBody(vit), list(vit.blocks), tokens_CD, fusion, registers)
+
+
+def _create(name: str, pretrained: bool, drop_path: float) -> Any:
+    options: dict[str, Any] = {"num_classes": 0, "drop_path_rate": drop_path}
+    if name.startswith("eva02"):
+        options["dynamic_img_size"] = True  # else rotary positions are fixed to one size
     try:
-        vit: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, drop_path_rate=drop_path)
+        return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
         if not pretrained:
             raise
@@ -211,20 +266,14 @@ def build_vit(
             f"pretrained weights of {name!r} cannot be had ({type(error).__name__}: {error})",
             remedy="connect once so that timm caches them, or use the embedded classifier (model: hybrid)",
         ) from error
-    if not _is_plain(vit):
-        raise ConfigError(f"{name!r} is not a plain vision transformer with a class token")
-    token_D = vit.cls_token[0, 0]
-    if not vit.no_embed_class:
-        token_D = token_D + vit.pos_embed[0, 0]
-    body = ViTBody(vit)
-    return MultiClassTokenClassifier(body, list(vit.blocks), token_D.detach().expand(num_classes, -1), fusion)
 
 
 def _is_plain(vit: Any) -> bool:
-    """Whether a timm model is patch embedding, learned positions, a class token and blocks, and nothing else."""
-    return (
-        isinstance(vit, VisionTransformer)
-        and vit.cls_token is not None
-        and vit.pos_embed is not None
-        and isinstance(vit.norm_pre, nn.Identity)
-    )
+    """Whether a timm model is patch embedding, positions, a class token and blocks, and nothing else."""
+    if not isinstance(vit, VisionTransformer | Eva) or vit.cls_token is None:
+        return False
+    if getattr(vit, "reg_token", None) is not None and not vit.no_embed_class:
+        return False
+    plain_start = isinstance(getattr(vit, "norm_pre", nn.Identity()), nn.Identity)
+    mixed = getattr(vit, "rope_mixed", False) or getattr(vit, "reg_token", None) is not None
+    return plain_start and not (isinstance(vit, Eva) and mixed)

@@ -29,7 +29,9 @@ class CamConfig(StageConfig):
     """Classifier, its training on tags, and its maps."""
 
     model: str = Field(
-        "hybrid", description="hybrid, or a timm vision transformer such as deit_small_patch16_224"
+        "hybrid",
+        description="hybrid, a timm vision transformer (deit_small_patch16_224, DINOv2, EVA-02), or a timm CNN:"
+        " coarse maps only",
     )
     pretrained: bool = Field(True, description="start from ImageNet weights")
     backbone: str = Field("lite0-embedded", description="hybrid: lite0-embedded or any timm feature backbone")
@@ -48,9 +50,10 @@ class CamConfig(StageConfig):
         description="hybrid: attention logits lost per cell of distance (head 0; halves per head); 0 = none",
     )
     patches_see_classes: bool = Field(False, description="hybrid: let patch tokens attend to class tokens")
-    fusion: Literal["mean", "learned"] = Field(
+    fusion: Literal["mean", "learned", "features"] = Field(
         "mean",
-        description="fusion of attention over layers and heads; the paper's adaptive one is provably a mean",
+        description="fusion of attention over layers and heads: mean, learned weights, or gates from head outputs;"
+        " the paper's adaptive one is provably a mean",
     )
 
     epochs: int = Field(6, ge=1, description="passes over the train split")

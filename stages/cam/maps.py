@@ -23,8 +23,10 @@ from torch.nn import functional as F
 
 from stages.cam.attention import class_to_patch, patch_to_patch
 from stages.cam.classifier import ClassifierOutput, MultiClassTokenClassifier
+from stages.cam.conv_classifier import ConvClassifier
 
 Affinity = Literal["attention", "transposed", "symmetric", "feature"]
+TagClassifier = MultiClassTokenClassifier | ConvClassifier
 Maps = NDArray[np.float32]
 SINKHORN_STEPS = 3
 
@@ -62,20 +64,20 @@ class ImageMaps:
         classes: (k,) class indices, ascending.
         logits: (C,) mean class-token logits over the views.
         coarse: (k, h, w).
-        fine: (k, h, w).
+        fine: (k, h, w); None from a classifier without attention, like `cross`.
         cross: (k, layers, heads, h, w).
     """
 
     classes: tuple[int, ...]
     logits: Maps
     coarse: Maps
-    fine: Maps
-    cross: Maps
+    fine: Maps | None
+    cross: Maps | None
 
 
 @torch.no_grad()
 def image_maps(
-    model: MultiClassTokenClassifier,
+    model: TagClassifier,
     pixels: NDArray[np.uint8],
     classes: Sequence[int] | None,
     rule: MapRule,
@@ -101,7 +103,8 @@ def image_maps(
         kinds = _view_maps(view, chosen, rule)
         placed = [_gather_view(maps, (rows, columns)) for maps in kinds]
         total = placed if not total else [a + b for a, b in zip(total, placed, strict=True)]
-    coarse, fine, cross = (normalise(maps).cpu().numpy() for maps in total)
+    coarse, *others = (normalise(maps).cpu().numpy() for maps in total)
+    fine, cross = others if others else (None, None)
     return ImageMaps(chosen, logits_C.cpu().numpy(), coarse, fine, cross)
 
 
@@ -132,9 +135,7 @@ def normalise(maps: Tensor) -> Tensor:
     )
 
 
-def _view(
-    model: MultiClassTokenClassifier, image_1CHW: Tensor, size: tuple[int, int], rule: MapRule
-) -> ClassifierOutput:
+def _view(model: TagClassifier, image_1CHW: Tensor, size: tuple[int, int], rule: MapRule) -> ClassifierOutput:
     """Run one scale, and its mirror image with it."""
     view = F.interpolate(image_1CHW, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
     if rule.flip:
@@ -143,15 +144,16 @@ def _view(
     return output
 
 
-def _view_maps(
-    view: ClassifierOutput, classes: tuple[int, ...], rule: MapRule
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return coarse [B, k, h, w], fine [B, k, h, w] and cross [B, k, layers, heads, h, w] of the chosen classes."""
+def _view_maps(view: ClassifierOutput, classes: tuple[int, ...], rule: MapRule) -> tuple[Tensor, ...]:
+    """Return coarse [B, k, h, w], fine [B, k, h, w] and cross [B, k, layers, heads, h, w] of the chosen classes.
+
+    A classifier without attention has the coarse maps alone.
+    """
     attention, fused = view.attention_BLHNN, view.fused_BNN
-    assert attention is not None, "maps need recorded attention"
-    assert fused is not None, "maps need recorded attention"
     num_classes, grid = view.class_logits_BC.shape[1], view.coarse_BCHW.shape[-2:]
-    index = torch.tensor(classes, device=fused.device)
+    index = torch.tensor(classes, device=view.coarse_BCHW.device)
+    if attention is None or fused is None:
+        return (view.coarse_BCHW[:, index],)
     # Attention entries scale with one over the number of patches: without this, small views would weigh most.
     patches = grid[0] * grid[1]
     coarse = view.coarse_BCHW[:, index]

@@ -22,7 +22,7 @@ from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
 
 if TYPE_CHECKING:
-    from stages.cam.maps import ImageMaps
+    from stages.cam.maps import ImageMaps, TagClassifier
 
 CHECKPOINT = "classifier.safetensors"
 CAMS_FILE = "cams.h5"
@@ -111,7 +111,7 @@ class _Factory:
 
         model = load_classifier(self.checkpoint, self.config, self.split.classes).to(self.device)
         rule = map_rule(self.config)
-        layers = rule.cross_layers or tuple(range(len(model.encoder.blocks)))
+        layers = rule.cross_layers or _layers(model)
 
         def maps_of(image_id: str) -> ImageRows:
             pixels = load_image(self.split.image_path(image_id))
@@ -122,15 +122,24 @@ class _Factory:
         return maps_of
 
 
+def _layers(model: TagClassifier) -> tuple[int, ...]:
+    from stages.cam.classifier import MultiClassTokenClassifier
+
+    return tuple(range(len(model.encoder.blocks))) if isinstance(model, MultiClassTokenClassifier) else ()
+
+
 def map_rows(maps: ImageMaps, layers: tuple[int, ...], height: int, width: int) -> ImageRows:
     """Lay the maps of one image out as rows of `cams.h5`: by class, then coarse, fine, cross by layer and head."""
     rows: list[tuple[int, int, int, int]] = []
     values: list[np.ndarray[tuple[int, int], np.dtype[np.float32]]] = []
     for position, label in enumerate(maps.classes):
         for kind in ("coarse", "fine"):
-            rows.append((label, MAP_KINDS.index(kind), -1, -1))
-            values.append(getattr(maps, kind)[position])
-        for place, layer in enumerate(layers):
+            of_kind = getattr(maps, kind)
+            if of_kind is not None:
+                rows.append((label, MAP_KINDS.index(kind), -1, -1))
+                values.append(of_kind[position])
+        for place, layer in enumerate(layers if maps.cross is not None else ()):
+            assert maps.cross is not None
             for head in range(maps.cross.shape[2]):
                 rows.append((label, MAP_KINDS.index("cross"), layer, head))
                 values.append(maps.cross[position, place, head])

@@ -21,7 +21,7 @@ from stages.cam.building import build_classifier
 from stages.cam.classifier import HybridBody, MultiClassTokenClassifier
 from stages.cam.config import CamConfig
 from stages.cam.losses import tag_losses
-from stages.cam.maps import view_sizes
+from stages.cam.maps import TagClassifier, view_sizes
 from stages.core.artifacts.files import read_json, write_json
 from stages.core.datasets.images import load_image
 from stages.core.errors import ImageError, InputError
@@ -107,7 +107,7 @@ class EpochChoice:
     """Scores the model on held-out tags after each epoch and remembers the best weights, across restarts too."""
 
     def __init__(
-        self, context: StageContext, config: CamConfig, model: MultiClassTokenClassifier, ids: Sequence[str]
+        self, context: StageContext, config: CamConfig, model: TagClassifier, ids: Sequence[str]
     ) -> None:
         self.context, self.config, self.model, self.ids = context, config, model, list(ids)
         self.folder: Path = context.out / "state"
@@ -191,7 +191,7 @@ def held_out_ids(ids: Sequence[str], share: float, seed: int) -> list[str]:
     return sorted(ids[i] for i in order)
 
 
-def train_classifier(context: StageContext, config: CamConfig) -> tuple[MultiClassTokenClassifier, Counts]:
+def train_classifier(context: StageContext, config: CamConfig) -> tuple[TagClassifier, Counts]:
     """Train on the context's train split; resumable.
 
     Raises:
@@ -200,7 +200,7 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[MultiCla
     torch.manual_seed(derive_seed(context.seed, "fresh layers"))
     model = build_classifier(config, len(context.split.classes), config.pretrained).to(context.device)
     draw_per_image(model)
-    if isinstance(model.body, HybridBody):
+    if isinstance(model, MultiClassTokenClassifier) and isinstance(model.body, HybridBody):
         model.body.trunk.freeze_to(config.frozen_to)
     held_out = held_out_ids(context.split.ids, config.holdout, context.seed)
     data = TagData(context, config, sorted(set(context.split.ids) - set(held_out)))
@@ -236,13 +236,13 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[MultiCla
     return model.eval(), counts
 
 
-def _optimizer(model: MultiClassTokenClassifier, config: CamConfig) -> torch.optim.Optimizer:
+def _optimizer(model: TagClassifier, config: CamConfig) -> torch.optim.Optimizer:
     """AdamW: the trunk at its own rate; biases, norms, tokens and positions without weight decay."""
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             plain = parameter.ndim <= 1 or name in ("class_tokens", "body.pos_embed")
-            groups.setdefault((name.startswith("body.trunk."), plain), []).append(parameter)
+            groups.setdefault((name.startswith(("body.trunk.", "trunk.")), plain), []).append(parameter)
     return torch.optim.AdamW(
         [
             {

@@ -2,7 +2,8 @@
 
 Precedence, lowest first: default < recipe < ``--config`` file < ``WEAKSAM_<STAGE>__<KEY>`` < ``--set``
 < flag. Recipes and config files are YAML with one section per stage, so that one file describes a
-whole chain; unknown sections and keys are errors with close matches.
+whole chain; unknown sections and keys are errors with close matches. A recipe may say ``base: NAME`` and then
+states only what differs from that recipe.
 """
 
 from __future__ import annotations
@@ -38,21 +39,44 @@ def recipe_names() -> tuple[str, ...]:
 
 
 def load_recipe(name_or_path: str) -> dict[str, Section]:
-    """Read a recipe by shipped name or by path.
+    """Read a recipe by shipped name or by path, with what it inherits from its ``base``.
 
     Raises:
-        ConfigError: unknown recipe, section or malformed YAML.
+        ConfigError: unknown recipe, section or malformed YAML; recipes that are based on one another in a circle.
+        MissingInputError: no such file.
     """
-    if name_or_path.endswith((".yaml", ".yml")):
-        return load_config_file(Path(name_or_path))
-    if name_or_path not in recipe_names():
+    return _inherited(name_or_path, ())
+
+
+def _inherited(name_or_path: str, descendants: tuple[str, ...]) -> dict[str, Section]:
+    is_path = name_or_path.endswith((".yaml", ".yml"))
+    if is_path:
+        name_or_path = os.path.normpath(name_or_path)
+    if name_or_path in descendants:
+        circle = " -> ".join((*descendants, name_or_path))
+        raise ConfigError(f"recipes are based on one another in a circle: {circle}", where="--recipe")
+    if not is_path and name_or_path not in recipe_names():
         raise ConfigError(
             f"no recipe is called '{name_or_path}'",
-            where="--recipe",
+            where=f"base of {descendants[-1]}" if descendants else "--recipe",
             remedy=did_you_mean(name_or_path, recipe_names()),
         )
-    text = (resources.files("stages") / "recipes" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
-    return _parse_sections(text, f"recipe {name_or_path}")
+    if is_path:
+        text, where = _read_text(Path(name_or_path)), name_or_path
+    else:
+        shipped = resources.files("stages") / "recipes" / f"{name_or_path}.yaml"
+        text, where = shipped.read_text(encoding="utf-8"), f"recipe {name_or_path}"
+    content = _parse_mapping(text, where)
+    base = content.pop("base", None)
+    own = _checked_sections(content, where)
+    if base is None:
+        return own
+    if not isinstance(base, str):
+        raise ConfigError("base must be the name or the path of one recipe", where=where)
+    if is_path and base.endswith((".yaml", ".yml")):
+        base = str(Path(name_or_path).parent / base)  # beside the recipe that names it
+    inherited = _inherited(base, (*descendants, name_or_path))
+    return {stage: {**inherited.get(stage, {}), **own.get(stage, {})} for stage in {**inherited, **own}}
 
 
 def load_config_file(path: Path) -> dict[str, Section]:
@@ -62,8 +86,12 @@ def load_config_file(path: Path) -> dict[str, Section]:
         MissingInputError: no such file.
         ConfigError: not YAML, not a mapping of sections, or an unknown section.
     """
+    return _checked_sections(_parse_mapping(_read_text(path), str(path)), str(path))
+
+
+def _read_text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise MissingInputError(
             f"the config file cannot be read ({error.strerror})",
@@ -72,10 +100,9 @@ def load_config_file(path: Path) -> dict[str, Section]:
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError("the config file is not UTF-8 text", where=path) from error
-    return _parse_sections(text, str(path))
 
 
-def _parse_sections(text: str, where: str) -> dict[str, Section]:
+def _parse_mapping(text: str, where: str) -> dict[str, Any]:
     try:
         loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -84,14 +111,18 @@ def _parse_sections(text: str, where: str) -> dict[str, Section]:
         return {}
     if not isinstance(loaded, dict):
         raise ConfigError("expected a mapping with one section per stage", where=where)
-    for name, section in loaded.items():
+    return loaded
+
+
+def _checked_sections(content: dict[str, Any], where: str) -> dict[str, Section]:
+    for name, section in content.items():
         if name not in STAGE_NAMES:
             raise ConfigError(
                 f"unknown section '{name}'", where=where, remedy=did_you_mean(str(name), STAGE_NAMES)
             )
         if not isinstance(section, dict):
             raise ConfigError(f"section '{name}' must be a mapping of settings", where=where)
-    return loaded
+    return content
 
 
 def environment_section(stage: str, environ: Mapping[str, str] | None = None) -> Section:

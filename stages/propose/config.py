@@ -16,6 +16,7 @@ PAPER: Final[dict[str, Any]] = {
     "grid_predicted_iou": 0.3,
     "grid_stability": 0.3,
     "grid_nms": 0.3,
+    "grid_nms_inclusive": True,
     "grid_masks": (0, 1, 2),
     "prompt_predicted_iou": 0.0,
     "prompt_stability": 0.0,
@@ -33,10 +34,13 @@ PAPER: Final[dict[str, Any]] = {
 class ProposeConfig(StageConfig):
     """How boxes are proposed."""
 
-    segmenter: str = Field("sam-nano", description="Promptable segmenter: sam-nano (shipped), sam-vit-b, ...")
+    segmenter: str = Field(
+        "sam-nano",
+        description="Promptable segmenter: sam-nano (shipped), or a name of `weaksam weights list`",
+    )
     checkpoint: str = Field(
         "",
-        description="File of segmenter weights; empty takes the shipped or cached weights of the segmenter",
+        description="Segmenter weights: file, folder or hub id; empty takes the shipped or cached ones",
     )
     grid_side: int = Field(16, description="Grid points per side, 0 for no grid", ge=0, le=128)
     prompt_sources: tuple[PromptSource, ...] = Field(
@@ -65,6 +69,10 @@ class ProposeConfig(StageConfig):
         description="NMS among grid boxes by rank: box IoU above which one goes; 1 = off",
         gt=0.0,
         le=1.0,
+    )
+    grid_nms_inclusive: bool = Field(
+        False,
+        description="NMS among grid boxes measures from first to last pixel, one short, as segment-anything does",
     )
     prompt_masks: tuple[MaskIndex, ...] = Field(
         (0, 1, 2), description="Which of the three masks of a point prompt are candidates", min_length=1
@@ -96,6 +104,10 @@ class ProposeConfig(StageConfig):
     max_boxes: int = Field(150, description="Boxes kept per image by rank, 0 = no limit", ge=0, le=100_000)
     min_side: float = Field(2.0, description="Boxes with a shorter side go, pixels", ge=0.0, le=10_000.0)
     min_area: float = Field(0.0, description="Boxes of a smaller area go, square pixels", ge=0.0)
+    compile: bool = Field(
+        False,
+        description="Compile the image encoder (torch.compile, static shapes): minutes at the start, then faster",
+    )
     save_masks: bool = Field(False, description="Store the mask of every kept box as COCO RLE")
 
     @field_validator("grid_masks", "prompt_masks", "prompt_sources")

@@ -1,8 +1,8 @@
 """Prompts in, filtered candidates out: one batch at a time, so that memory depends on the batch alone.
 
 Filters run in the cheap order: predicted IoU (no pixel is looked at), then stability and box on the
-low-resolution logits of what is left. Full-size masks are drawn only if they are to be stored, and only
-for the boxes that survived everything.
+low-resolution logits of what is left. Full-size masks are drawn only where a threshold or a side hangs on it,
+or if they are to be stored, and then only for the boxes that survived everything.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from stages.core.ops.rle import encode_masks
 from stages.core.vision.segmenters import EncodedImage, Segmenter
 from stages.propose.candidates import Candidates
 from stages.propose.config import ProposeConfig
-from stages.propose.filtering import LogitFrame, mask_boxes, stability_scores, usable
+from stages.propose.filtering import settled_stability, usable
+from stages.propose.frame import LogitFrame
 from stages.propose.prompting import Array, Prompts, batches
+from stages.propose.sides import mask_boxes
 
 PIXELS_PER_CHUNK = 2**25
 """Full-size mask pixels held at once when masks are stored: 128 MiB of logits."""
@@ -103,14 +105,18 @@ def decode_batch(
     floor = torch.where(is_grid, _floors(config.grid_predicted_iou, config.grid_masks),
                         _floors(config.prompt_predicted_iou, config.prompt_masks))  # fmt: skip
     drawn = segmenter.decode_above(encoded, points, labels, None, multimask=True, floor_PM=floor)
-    extent = encoded.logit_extent(drawn.logits_NHW)
-    frame = LogitFrame(encoded.height, encoded.width, *extent)
-    logits = drawn.logits_NHW.float() - segmenter.mask_threshold
-    stability = stability_scores(frame.crop(logits), config.stability_offset)
+    frame = LogitFrame(
+        encoded.height, encoded.width, *encoded.logit_extent(drawn.logits_NHW), encoded.frame_size
+    )
+    logits = drawn.logits_NHW.float()
+    if segmenter.mask_threshold:
+        logits = logits - segmenter.mask_threshold
     least = torch.where(is_grid, config.grid_stability, config.prompt_stability)[:, 0].to(logits.device)
+    least = least[drawn.prompt]
+    stability = settled_stability(logits, frame, config.stability_offset, least)
     # No stability at all (0 / 0) is no mask at all.
-    good = (stability >= least[drawn.prompt]).nonzero().squeeze(1)
-    boxes = mask_boxes(logits[good], frame)
+    good = (stability >= least).nonzero().squeeze(1)
+    boxes = mask_boxes(logits if len(good) == len(logits) else logits[good], frame)
     large = usable(boxes, config.min_side, config.min_area)
     good, boxes = good[large], boxes[large]
     row, mask_index = drawn.prompt[good], drawn.mask_index[good]

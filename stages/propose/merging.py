@@ -30,7 +30,7 @@ def merge_candidates(candidates: Candidates, config: ProposeConfig) -> Candidate
     """
     parts = [_of_source(candidates, name) for name in SOURCE_BITS]
     if config.grid_nms < 1:
-        parts[0] = _by_rank(parts[0], config.grid_nms, config)
+        parts[0] = _by_rank(parts[0], config.grid_nms, config, inclusive=config.grid_nms_inclusive)
     if config.cross_nms < 1 and config.cross_nms_by == "order":
         parts[3] = parts[3].select(nms_in_order(parts[3].boxes_xyxy, config.cross_nms))
     elif config.cross_nms < 1:
@@ -56,8 +56,11 @@ def _of_source(candidates: Candidates, name: str) -> Candidates:
     return candidates.select(index)
 
 
-def _by_rank(candidates: Candidates, iou: float, config: ProposeConfig) -> Candidates:
-    keep, source = nms_merging_sources(
-        candidates.boxes_xyxy, rank(candidates, config), candidates.source, iou
-    )
+def _by_rank(
+    candidates: Candidates, iou: float, config: ProposeConfig, *, inclusive: bool = False
+) -> Candidates:
+    boxes = candidates.boxes_xyxy
+    if inclusive:
+        boxes = boxes - boxes.new_tensor([0, 0, 1, 1])
+    keep, source = nms_merging_sources(boxes, rank(candidates, config), candidates.source, iou)
     return candidates.select(keep).with_source(source)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from stages.core.artifacts.schemas import PROMPTS, PROPOSALS, SOURCE_BITS
 from stages.core.artifacts.table import ImageRows, Table, read_table, write_table
-from stages.core.errors import StaleInputError
+from stages.core.errors import ConfigError, StaleInputError
 from stages.core.runtime.device import Precision
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
+from stages.core.weights.cache import missing_note
 from stages.propose.config import ProposeConfig
 from stages.propose.prompting import valid_points
+
+if TYPE_CHECKING:
+    from stages.core.vision.segmenters import Segmenter
 
 IMAGES_AHEAD = 2
 """Images decoded in advance on a GPU."""
@@ -35,9 +39,10 @@ class ProposeStage:
     shardable: ClassVar[tuple[Role, ...]] = ("train", "test")
 
     def plan(self, config: ProposeConfig, context: StageContext) -> Plan:
-        """Check that the prompts belong to this split and say how many there are.
+        """Check that the prompts belong to this split and say how many there are, and whether weights are.
 
         Raises:
+            ConfigError: no such segmenter.
             StaleInputError: no image of the split is among the prompts.
         """
         table = self._read_prompts(context)
@@ -47,7 +52,8 @@ class ProposeStage:
             f"{config.segmenter}: {config.grid_side**2} grid and {points / max(known, 1):.1f} peak points per image",
             f"{len(context.split.ids) - known} images without prompts get the grid alone",
         )
-        return Plan(len(context.split.ids), notes)
+        missing = missing_note(config.segmenter, config.checkpoint)
+        return Plan(len(context.split.ids), notes if missing is None else (*notes, missing))
 
     def run(self, config: ProposeConfig, context: StageContext) -> Counts:
         """Write ``proposals.h5``; while other shards are at work, only this shard's parts.
@@ -105,6 +111,8 @@ class _Factory:
         config = self.config
         checkpoint = Path(config.checkpoint) if config.checkpoint else None
         segmenter = load_segmenter(config.segmenter, checkpoint, self.device)
+        if config.compile:
+            _compile(segmenter)
         proposer = Proposer(segmenter, config, self.device, self.precision, logging.getLogger("weaksam"))
         table = read_table(self.prompts, PROMPTS)
         # On a CPU the cores are taken by one process each; a second thread would only disturb them.
@@ -117,6 +125,15 @@ class _Factory:
             return proposer.propose(image, table.rows(image_id))
 
         return propose_one
+
+
+def _compile(segmenter: Segmenter) -> None:
+    compile_encoder = getattr(segmenter, "compile", None)
+    if compile_encoder is None:
+        raise ConfigError(
+            f"{segmenter.name} cannot be compiled", where="compile", remedy="leave out --set compile=true"
+        )
+    compile_encoder()
 
 
 def _check_size(table: Table, image_id: str, size: tuple[int, int], where: Path) -> None:

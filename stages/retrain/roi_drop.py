@@ -31,8 +31,8 @@ class DropRule:
             the batch. `off`: never.
         tau_cls: threshold of the classification loss, nats (`paper`, `independent`), in [0, 1] for the
             others.
-        tau_reg: threshold of the regression loss, encoded-delta units summed over 4 coordinates (weights 10,
-            10, 5, 5), in [0, 1] for `normalised` and `percentile`.
+        tau_reg: threshold of the regression loss, in the units of the detector: encoded deltas summed over 4
+            coordinates (weights 10, 10, 5, 5), or 5 L1 + 2 (1 - GIoU); in [0, 1] for `normalised`, `percentile`.
         start_step: T0, first optimiser step at which anything may be dropped.
     """
 

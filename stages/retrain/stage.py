@@ -1,4 +1,4 @@
-"""`retrain`: Faster R-CNN on the pseudo boxes of `pgt`, with RoI drop; then its detections on the split.
+"""`retrain`: an ordinary detector on the pseudo boxes of `pgt`, with RoI drop; then its detections on the split.
 
 On a train split: fit, then apply. On a test split: apply the train split's checkpoint.
 """
@@ -15,8 +15,11 @@ from stages.core.errors import ConfigError
 from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
 from stages.core.training.detection_data import PseudoTruthData
 from stages.core.training.detector_fit import total_steps, train_detector
+from stages.core.vision.detector_files import BOX_KINDS, AnyDetector, open_detector
 from stages.core.vision.detector_inference import detect_split
-from stages.core.vision.detectors import Detector, load_detector, save_detector
+from stages.core.vision.detector_spec import DetrSpec
+from stages.core.vision.detectors import save_detector
+from stages.core.vision.detr import check_detr, require_transformers
 from stages.retrain.config import RetrainConfig
 from stages.retrain.roi_drop import DropMeter, DropRule
 
@@ -28,7 +31,7 @@ class RetrainStage:
     """The room's face; see `stages.core.spec.Stage`."""
 
     name: ClassVar[str] = "retrain"
-    summary: ClassVar[str] = "retrain Faster R-CNN on the pseudo boxes, dropping doubtful RoIs"
+    summary: ClassVar[str] = "retrain a detector on the pseudo boxes, dropping doubtful RoIs"
     Config: ClassVar[type[StageConfig]] = RetrainConfig
     inputs: ClassVar[tuple[InputSpec, ...]] = (
         InputSpec("pgt", "pgt", "pgt.json", "own", ("train",)),
@@ -44,8 +47,12 @@ class RetrainStage:
         """Read the pseudo boxes, or the checkpoint's class list, and say how long the training is."""
         check_thresholds(config)
         if not trains(context):
-            load_detector(context.input("checkpoint"), "faster-rcnn", context.split.classes)
+            open_detector(context.input("checkpoint"), context.split.classes, BOX_KINDS)
             return Plan(len(context.split.ids), ("apply only",))
+        spec = config.detector_spec()
+        if isinstance(spec, DetrSpec):
+            check_detr(spec)
+            require_transformers()
         truth = read_dataset(context.input("pgt"), context.split)
         usable = sum(len(boxes) > 0 for boxes in truth.values())
         steps = total_steps(config, usable)
@@ -60,7 +67,12 @@ class RetrainStage:
                 counts = self._fit(config, context)
         else:
             checkpoint = context.input("checkpoint")
-        detections = detect_split(context, checkpoint, "faster-rcnn")
+        detections = detect_split(
+            context,
+            checkpoint,
+            *BOX_KINDS,
+            score=config.train_score_threshold if context.split.role == "train" else None,
+        )
         if detections is not None:
             write_results(context.out / DETECTIONS, context.split, detections)
             counts["detections"] = sum(len(found) for found in detections.values())
@@ -79,9 +91,8 @@ class RetrainStage:
         start = round(config.drop_start * total_steps(config, len(data.ids)))
         meter = DropMeter(DropRule(config.drop, config.tau_cls, config.tau_reg, start))
 
-        def attach(model: Detector) -> None:
-            model.roi_heads.roi_weights = meter
-            model.whole_batch = meter.rule.compares
+        def attach(model: AnyDetector) -> None:
+            model.drop_with(meter, meter.rule.compares)
 
         def advance(step: int) -> None:
             meter.step = step
@@ -91,14 +102,14 @@ class RetrainStage:
 
         model = train_detector(
             config,
-            config.spec("faster-rcnn"),
+            config.detector_spec(),
             data,
             context,
             prepare=attach,
             before_step=advance,
             after_step=dropped,
         )
-        save_detector(context.out / CHECKPOINT, model, config.spec("faster-rcnn"), context.split.classes)
+        save_detector(context.out / CHECKPOINT, model, config.detector_spec(), context.split.classes)
         boxes = sum(len(truth[image_id]) for image_id in data.ids)
         return {"training_images": len(data.ids), "pseudo_boxes": boxes}
 

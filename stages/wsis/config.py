@@ -27,9 +27,12 @@ PAPER: Final[dict[str, Any]] = {
 class WsisConfig(DetectorSettings):
     """Pseudo masks from pseudo boxes, then Mask R-CNN."""
 
-    segmenter: str = Field("sam-nano", description="promptable segmenter: sam-nano (shipped), sam-vit-b, ...")
+    segmenter: str = Field(
+        "sam-nano",
+        description="promptable segmenter: sam-nano (shipped), or a name of `weaksam weights list`",
+    )
     segmenter_checkpoint: str = Field(
-        "", description="file of segmenter weights; empty takes the shipped or cached ones"
+        "", description="segmenter weights: file, folder or hub id; empty takes the shipped or cached ones"
     )
     mask_source: Literal["prompt", "given"] = Field(
         "prompt", description="prompt: ask the segmenter; given: the pseudo ground truth already holds masks"

@@ -81,9 +81,9 @@ def read_manifest(folder: Path) -> Manifest:
 def check_input(path: Path, run: Path, producer: str) -> str:
     """Check that an input file is whole and fresh, and return its SHA-256.
 
-    The file must be the one its manifest describes, and the manifest's own inputs inside the run
-    folder must be unchanged since. A file without a manifest beside it is taken as it is when it was
-    given explicitly from outside the run folder.
+    The file must be the one its manifest describes, and the manifest's own inputs inside its run
+    folder, which may be another run's, must be unchanged since. A file without a manifest beside it
+    is taken as it is when it was given explicitly from outside the run folder.
 
     Args:
         path: The input file.
@@ -94,7 +94,6 @@ def check_input(path: Path, run: Path, producer: str) -> str:
         MissingInputError: no such file, or its stage has not finished.
         StaleInputError: the file or something upstream changed.
     """
-    remedy = f"run `weaksam {producer}` again (--overwrite)"
     if not path.is_file():
         raise MissingInputError("no such file", where=path, remedy=f"run `weaksam {producer}` first")
     digest = file_sha256(path)
@@ -108,9 +107,11 @@ def check_input(path: Path, run: Path, producer: str) -> str:
             )
         return digest
     manifest = read_manifest(folder)
+    remedy = f"run `weaksam {manifest.stage}` again (--overwrite)"
     if manifest.outputs.get(path.name) != digest:
         raise StaleInputError("the file differs from what its manifest recorded", where=path, remedy=remedy)
-    _check_upstream(manifest, folder, run, remedy)
+    own_run = run if folder.is_relative_to(run) else folder.parent.parent  # <run>/<stage>/<split>
+    _check_upstream(manifest, folder, own_run, remedy)
     return digest
 
 

@@ -18,6 +18,8 @@ RECORDED_PACKAGES = (
     "pycocotools",
     "opencv-python",
 )
+"""Needed by every installation; ``doctor`` misses them."""
+OPTIONAL_PACKAGES = ("transformers",)
 
 
 def package_version() -> str:
@@ -52,7 +54,7 @@ def _git(root: Path, *arguments: str) -> str:
 def installed_versions() -> dict[str, str]:
     """Versions of the packages that decide results; absent ones are left out."""
     versions = {}
-    for name in RECORDED_PACKAGES:
+    for name in (*RECORDED_PACKAGES, *OPTIONAL_PACKAGES):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -40,6 +40,9 @@ from stages.core.runtime.interrupts import catch_interrupts
 from stages.core.runtime.reporting import configure_logging, events_handler, metrics_writer, progress_reporter
 from stages.core.runtime.seeding import seed_everything
 from stages.core.spec import Counts, FailureLog, InputSpec, Plan, Stage, StageContext
+
+if TYPE_CHECKING:
+    from stages.core.datasets.split import WeakSplit
 
 STATE_FILE = "state/run.json"
 OWNED = ("parts", "state", "viz", "resolved.yaml", "metrics.jsonl", "events.log", MANIFEST_NAME)
@@ -88,8 +91,14 @@ def stage_folder(run: Path, stage: str, split: str) -> Path:
     return run / stage / split
 
 
-def execute(stage: Stage, config: StageConfig, request: Request) -> Outcome:
+def execute(stage: Stage, config: StageConfig, request: Request, split: WeakSplit | None = None) -> Outcome:
     """Run one stage on one split; every process of a launch calls it, the main one writes.
+
+    Args:
+        stage: The room.
+        config: Its settings.
+        request: Everything else that was asked for.
+        split: Images of no data set; None opens the split that the request names.
 
     Raises:
         WeakSamError: any of the documented failures; the exit code is the class's.
@@ -105,8 +114,9 @@ def execute(stage: Stage, config: StageConfig, request: Request) -> Outcome:
             where="--shard",
             remedy="use shards in separate jobs, or one launch with several processes",
         )
-    # Opening a split may write it (the drawn set), so one process does it first.
-    split = processes.from_main(lambda: open_split(request.split, request.data))
+    if split is None:
+        # Opening a split may write it (the drawn set), so one process does it first.
+        split = processes.from_main(lambda: open_split(request.split, request.data))
     if request.limit is not None:
         split = split.limited(request.limit)
     if request.shard[1] > 1 and split.role not in stage.shardable:

@@ -1,4 +1,4 @@
-"""Training of a two-stage detector on pseudo ground truth: optimiser, schedule, step.
+"""Training of a detector on pseudo ground truth: optimiser, schedule, step.
 
 Shared by the rooms `retrain` and `wsis`, which differ in the targets they bring and in the RoI weights.
 """
@@ -17,8 +17,8 @@ from stages.core.training.detection_data import DetectionBatch, PseudoTruthData
 from stages.core.training.detector_settings import DetectorSettings
 from stages.core.training.loop import FitSettings, Trainer, steps_per_epoch
 from stages.core.training.schedule import Schedule, warmup_cosine, warmup_steps
-from stages.core.vision.detector_spec import DetectorSpec
-from stages.core.vision.detectors import Detector, build_detector
+from stages.core.vision.detector_files import AnyDetector, build
+from stages.core.vision.detector_spec import DetectorSpec, DetrSpec
 
 SGD_MOMENTUM = 0.9
 BeforeStep = Callable[[int], None]
@@ -32,14 +32,14 @@ def total_steps(settings: DetectorSettings, images: int) -> int:
 
 def train_detector(
     settings: DetectorSettings,
-    spec: DetectorSpec,
+    spec: DetectorSpec | DetrSpec,
     data: PseudoTruthData,
     context: StageContext,
     *,
-    prepare: Callable[[Detector], None] = lambda model: None,
+    prepare: Callable[[AnyDetector], None] = lambda model: None,
     before_step: BeforeStep = lambda step: None,
     after_step: AfterStep = dict,
-) -> Detector:
+) -> AnyDetector:
     """Train a detector on the context's split, resuming from `<out>/state` if asked to.
 
     Args:
@@ -58,7 +58,7 @@ def train_detector(
         TrainingDivergedError: a loss is not finite; names the step and the images.
     """
     torch.manual_seed(context.seed)  # fresh layers
-    model = build_detector(spec, context.split.classes).to(context.device)
+    model = build(spec, context.split.classes).to(context.device)
     prepare(model)
 
     def step(batch: DetectionBatch, number: int) -> dict[str, Tensor]:
@@ -87,7 +87,7 @@ def train_detector(
                 label="train",
             ),
         )
-        return cast(Detector, trainer.fit())
+        return cast(AnyDetector, trainer.fit())
 
 
 def build_optimizer(model: nn.Module, settings: DetectorSettings) -> torch.optim.Optimizer:
@@ -100,7 +100,7 @@ def build_optimizer(model: nn.Module, settings: DetectorSettings) -> torch.optim
                 parameter
                 for name, parameter in model.named_parameters()
                 if parameter.requires_grad
-                and name.startswith("backbone.trunk.") == in_trunk
+                and ("backbone.trunk." in name) == in_trunk
                 and (parameter.ndim > 1) == decays
             ]
             if members:

@@ -19,14 +19,14 @@ from stages.core.ops.rle import encode_masks
 from stages.core.runtime.device import Precision, autocast
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import StageContext
-from stages.core.vision.detector_spec import Kind
-from stages.core.vision.detectors import Detector, load_detector
+from stages.core.vision.detector_files import AnyDetector, open_detector
+from stages.core.vision.detector_spec import AnyKind
 
 MASK_THRESHOLD = 0.5
 
 
 def detect(
-    model: Detector, pixels_HW3: NDArray[np.uint8], device: str = "cpu", precision: Precision = "fp32"
+    model: AnyDetector, pixels_HW3: NDArray[np.uint8], device: str = "cpu", precision: Precision = "fp32"
 ) -> Detections:
     """Detections of one RGB image, highest score first, in the image's own pixels.
 
@@ -51,14 +51,17 @@ class DetectorFactory:
     """Builds the per-image function inside a worker process; everything it holds can be pickled."""
 
     checkpoint: Path
-    kind: Kind
+    kinds: tuple[AnyKind, ...]
     split: WeakSplit
     device: str
     precision: Precision
+    score: float | None = None
 
     def __call__(self) -> ImageFunction:
         """Load the model once and return image id -> rows."""
-        model = load_detector(self.checkpoint, self.kind, self.split.classes).to(self.device)
+        model = open_detector(self.checkpoint, self.split.classes, self.kinds).to(self.device)
+        if self.score is not None:
+            model.keep_from(self.score)
 
         def rows(image_id: str) -> ImageRows:
             pixels = load_image(self.split.image_path(image_id))
@@ -68,8 +71,16 @@ class DetectorFactory:
         return rows
 
 
-def detect_split(context: StageContext, checkpoint: Path, kind: Kind) -> dict[str, Detections] | None:
+def detect_split(
+    context: StageContext, checkpoint: Path, *kinds: AnyKind, score: float | None = None
+) -> dict[str, Detections] | None:
     """Detections of every readable image of the context's split, resumable and sharded.
+
+    Args:
+        context: gives images, device, workers and the output folder.
+        checkpoint: a detector file.
+        kinds: what it may be.
+        score: least score of a detection; None takes the checkpoint's own.
 
     Returns:
         Image id -> detections, or None while other shards have parts to do.
@@ -77,7 +88,7 @@ def detect_split(context: StageContext, checkpoint: Path, kind: Kind) -> dict[st
     Raises:
         SchemaError: the checkpoint is of another kind or another class list.
     """
-    load_detector(checkpoint, kind, context.split.classes)  # fail here rather than in a worker
-    factory = DetectorFactory(checkpoint, kind, context.split, context.device, context.precision)
+    open_detector(checkpoint, context.split.classes, kinds)  # fail here rather than in a worker
+    factory = DetectorFactory(checkpoint, kinds, context.split, context.device, context.precision, score)
     table = map_images(context, DETECTION_ROWS, factory, "detect")
-    return None if table is None else from_table(table, with_masks=kind == "mask-rcnn")
+    return None if table is None else from_table(table, with_masks=kinds == ("mask-rcnn",))

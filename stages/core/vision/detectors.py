@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -26,13 +26,14 @@ from stages.core.errors import ConfigError, SchemaError
 from stages.core.runtime.streams import chosen_images
 from stages.core.training.weights_io import load_weights, read_metadata, save_weights
 from stages.core.vision.backbones import build_trunk
-from stages.core.vision.detector_spec import ALIASES, DetectorSpec, Kind
+from stages.core.vision.detector_spec import ALIASES, AnyKind, DetectorSpec, DetrSpec, Kind
 from stages.core.vision.folding import fold_batch_norms
 from stages.core.vision.pyramid import PyramidBackbone
 from stages.core.vision.region_proposals import ImageMeanRPN, ImageSampler, padded_groups
-from stages.core.vision.roi_heads import TopKMatcher, WeightedRoIHeads
+from stages.core.vision.roi_heads import RoiWeights, TopKMatcher, WeightedRoIHeads
 from stages.core.vision.roi_pooling import PyramidRoIPool
 
+SpecT = TypeVar("SpecT", DetectorSpec, DetrSpec)
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
@@ -52,6 +53,19 @@ class Detector(GeneralizedRCNN):  # type: ignore[misc]
     spec: DetectorSpec
     classes: tuple[str, ...]
     roi_heads: WeightedRoIHeads
+
+    def drop_with(self, weights: RoiWeights, compares: bool = False) -> None:
+        """Weight sampled RoIs by RoI drop from now on.
+
+        Args:
+            weights: the hook.
+            compares: whether it compares the RoIs of different images.
+        """
+        self.roi_heads.roi_weights, self.whole_batch = weights, compares
+
+    def keep_from(self, score: float) -> None:
+        """Give detections from this score on, instead of from the specification's."""
+        self.roi_heads.score_thresh = score
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Losses in training, each a mean over images; detections in evaluation; arguments as in torchvision."""
@@ -149,7 +163,9 @@ def _build_heads(spec: DetectorSpec, outputs: int) -> WeightedRoIHeads:
     return heads
 
 
-def save_detector(path: Path, model: nn.Module, spec: DetectorSpec, classes: Sequence[str]) -> None:
+def save_detector(
+    path: Path, model: nn.Module, spec: DetectorSpec | DetrSpec, classes: Sequence[str]
+) -> None:
     """Write weights, specification and class names as one safetensors file."""
     metadata: dict[str, Any] = {
         "model": spec.kind,
@@ -171,6 +187,26 @@ def load_detector(path: Path, kind: Kind, classes: Sequence[str] | None = None) 
         MissingInputError: no such file.
         SchemaError: another kind of model, other classes, or a specification or tensors that do not fit.
     """
+    spec, own_classes = read_spec(path, DetectorSpec, kind, classes)
+    model = build_detector(spec, own_classes, pretrained=False)
+    load_weights(path, model)
+    model.eval()
+    return model
+
+
+def read_spec(
+    path: Path, spec_class: type[SpecT], kind: AnyKind, classes: Sequence[str] | None = None
+) -> tuple[SpecT, list[str]]:
+    """Specification and class names of a checkpoint.
+
+    Args:
+        path: a file of `save_detector`.
+        spec_class: what the specification must be.
+        kind, classes: see `load_detector`.
+
+    Raises:
+        MissingInputError, SchemaError: see `load_detector`.
+    """
     metadata = read_metadata(path)
     expect: Mapping[str, Any] = {"model": kind} | ({} if classes is None else {"classes": list(classes)})
     for key, value in expect.items():
@@ -181,10 +217,6 @@ def load_detector(path: Path, kind: Kind, classes: Sequence[str] | None = None) 
                 remedy="use the checkpoint trained on this data set's train split",
             )
     try:
-        spec = DetectorSpec.model_validate(metadata.get("spec"))
+        return spec_class.model_validate(metadata.get("spec")), metadata["classes"]
     except ValidationError as error:
         raise SchemaError(f"holds no usable detector specification ({error})", where=path) from error
-    model = build_detector(spec, metadata["classes"], pretrained=False)
-    load_weights(path, model)
-    model.eval()
-    return model

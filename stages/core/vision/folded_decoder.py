@@ -6,7 +6,8 @@ Because the tokens are so few, the projections can be moved over to them, exactl
 
 * tokens to image: ``q (W_k x) = (W_k^T q) x``, and the key bias adds the same to every position, so softmax
   does not see it; ``sum a (W_v x + b) = W_v (sum a x) + b`` since attention sums to one;
-* image to tokens: ``(W_q x + b) k = x (W_q^T k) + b k``, and ``W_o`` is applied to the tokens' values.
+* image to tokens: ``(W_q x + b) k = x (W_q^T k) + b k``, and ``W_o`` is applied to the tokens' values. Its
+  bias joins the values of one head, whose attention sums to one; what is told is added as it is multiplied.
 
 In the first layer the image side is the same for every prompt of an image and stays unexpanded. Predicted
 IoUs are known before any mask is drawn, so masks are drawn only for prompts that pass. Transposed
@@ -135,7 +136,9 @@ class FoldedMaskDecoder:
         for piece in _ranges(len(drawn), step):
             numbers = drawn[piece]
             images = tokens.image_PNC[numbers]
-            logits.append(self._draw(images, filters[numbers], grid)[passed[numbers]])
+            wanted_masks = passed[numbers]
+            masks = self._draw(images, filters[numbers], grid)
+            logits.append(masks.flatten(0, 1) if wanted_masks.all() else masks[wanted_masks])
         return SelectedMasks(prompt + first, mask_index, torch.cat(logits), iou)
 
     def _draw(self, image_PNC: Tensor, filters_PKc: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -143,7 +146,7 @@ class FoldedMaskDecoder:
         first, norm, activation, second, last_activation = self.decoder.output_upscaling
         fine = _quadruple(image_PNC, first)  # (p, N, 4, c)
         fine = F.layer_norm(fine, fine.shape[-1:], norm.weight, norm.bias, norm.eps)
-        fine = last_activation(_quadruple(activation(fine), second))  # (p, N, 4, 4, c)
+        fine = _in_place(last_activation, _quadruple(_in_place(activation, fine), second))  # (p, N, 4, 4, c)
         logits = filters_PKc @ fine.flatten(1, -2).transpose(1, 2)  # (p, k, N * 16)
         (p, k), (h, w) = logits.shape[:2], grid
         # From (row, column, row in 2, column in 2, row in 4, column in 4) to rows and columns.
@@ -164,6 +167,14 @@ def _quadruple(feats: Tensor, conv: nn.ConvTranspose2d) -> Tensor:
     return F.linear(feats, weight).view(*feats.shape[:-1], 4, conv.out_channels).add_(conv.bias)
 
 
+def _in_place(activation: nn.Module, feats: Tensor) -> Tensor:
+    """Apply an activation, over its input where nothing else needs it."""
+    if isinstance(activation, nn.ReLU) and not torch.is_grad_enabled():
+        return F.relu_(feats)
+    applied: Tensor = activation(feats)
+    return applied
+
+
 def _two_way(transformer: Any, queries: Tensor, keys: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
     """The two-way transformer; ``keys`` enter shared ``(N, C)`` and leave per prompt ``(P, N, C)``."""
     query_position = queries
@@ -177,10 +188,9 @@ def _two_way(transformer: Any, queries: Tensor, keys: Tensor, position: Tensor) 
         found = _tokens_to_image(layer.cross_attn_token_to_image, queries + query_position, keys, position)
         queries = layer.norm2(queries + found)
         queries = layer.norm3(queries + layer.mlp(queries))
-        told = _image_to_tokens(
-            layer.cross_attn_image_to_token, keys, position, queries + query_position, queries
+        keys = layer.norm4(
+            _told(layer.cross_attn_image_to_token, keys, position, queries + query_position, queries)
         )
-        keys = layer.norm4(keys + told)
     found = _tokens_to_image(transformer.final_attn_token_to_image, queries + query_position, keys, position)
     settled: Tensor = transformer.norm_final_attn(queries + found)
     return settled, keys
@@ -216,9 +226,10 @@ def _tokens_to_image(attention: Any, placed_PTC: Tensor, keys: Tensor, position_
     return found
 
 
-def _image_to_tokens(
+def _told(
     attention: Any, keys: Tensor, position_NC: Tensor, placed_PTC: Tensor, tokens_PTC: Tensor
 ) -> Tensor:
+    """The image's features after the tokens have told it, ``(P, N, C)``."""
     heads = attention.num_heads
     prompts, tokens, channels = placed_PTC.shape
     asked = _split(attention.k_proj(placed_PTC), heads)  # (P, T, H, c)
@@ -231,6 +242,7 @@ def _image_to_tokens(
     weights = scores.softmax(dim=2).flatten(1, 2)  # (P, H T, N)
     values = _split(attention.v_proj(tokens_PTC), heads)
     output = attention.out_proj.weight.view(channels, heads, -1)
-    values = torch.einsum("pthc,dhc->phtd", values, output).flatten(1, 2)
-    told: Tensor = weights.transpose(1, 2) @ values + attention.out_proj.bias
-    return told
+    values = torch.einsum("pthc,dhc->phtd", values, output)
+    first = torch.arange(heads, device=values.device) == 0
+    values = (values + first[:, None, None] * attention.out_proj.bias).flatten(1, 2)
+    return torch.baddbmm(keys.expand(prompts, -1, -1), weights.transpose(1, 2), values)

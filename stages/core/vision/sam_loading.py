@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -10,23 +11,20 @@ from typing import Any, Final
 import segment_anything
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from segment_anything.modeling import Sam
 from torch import Tensor
 
 from stages.core.errors import ConfigError, EnvironmentFault, SchemaError, did_you_mean
 from stages.core.training.weights_io import state_mismatch
+from stages.core.vision.recognition import recognise
 from stages.core.vision.sam_nano import ARCHITECTURE, build_sam_nano
+from stages.core.weights.cache import cached_weights
+from stages.core.weights.checks import file_is_markup
 
 NANO: Final = "sam-nano"
 NANO_FILE: Final = Path(__file__).resolve().parents[1] / "embedded" / "sam_nano.safetensors"
 VIT_BUILDERS: Final[Mapping[str, str]] = {"sam-vit-b": "vit_b", "sam-vit-l": "vit_l", "sam-vit-h": "vit_h"}
-PUBLISHED_FILES: Final[Mapping[str, str]] = {
-    "sam-vit-b": "sam_vit_b_01ec64.pth",
-    "sam-vit-l": "sam_vit_l_0b3195.pth",
-    "sam-vit-h": "sam_vit_h_4b8939.pth",
-}
-# The width of the ViT names the model that a checkpoint was saved from.
-VIT_OF_WIDTH: Final[Mapping[int, str]] = {768: "sam-vit-b", 1024: "sam-vit-l", 1280: "sam-vit-h"}
 
 
 def load_sam(name: str, checkpoint: Path | None) -> Sam:
@@ -34,8 +32,8 @@ def load_sam(name: str, checkpoint: Path | None) -> Sam:
 
     Args:
         name: ``sam-nano``, ``sam-vit-b``, ``sam-vit-l`` or ``sam-vit-h``.
-        checkpoint: A ``.safetensors`` file of sam-nano, a ``.pth`` file as published for the others; None takes
-            the weights shipped with the package.
+        checkpoint: A ``.safetensors`` file of sam-nano, a file as published for the others; None takes the weights
+            shipped with the package, or those that ``weaksam weights get`` fetched.
 
     Raises:
         ConfigError: unknown name.
@@ -48,12 +46,7 @@ def load_sam(name: str, checkpoint: Path | None) -> Sam:
         raise ConfigError(
             f"unknown segmenter '{name}'", where="segmenter", remedy=did_you_mean(name, [NANO, *VIT_BUILDERS])
         )
-    if checkpoint is None:
-        raise EnvironmentFault(
-            f"{name} has no shipped weights",
-            where="checkpoint",
-            remedy=f"download {PUBLISHED_FILES[name]} and give its path, or use the shipped {NANO}",
-        )
+    checkpoint = checkpoint or cached_weights(name)
     state = read_published(checkpoint)
     return _fill(segment_anything.sam_model_registry[VIT_BUILDERS[name]], state, name, checkpoint)
 
@@ -85,19 +78,44 @@ def read_published(path: Path) -> dict[str, Tensor]:
 
     Raises:
         EnvironmentFault: no such file.
-        SchemaError: damaged, or not a plain mapping of tensors.
+        SchemaError: a web page, damaged, or not a plain mapping of tensors.
     """
-    _require(path, "check the path, or use the shipped sam-nano")
+    _require(path, "check the path, fetch it with `weaksam weights get NAME`, or use the shipped sam-nano")
+    if file_is_markup(path):
+        raise SchemaError(
+            "a web page, not weights: a failed download was saved under this name",
+            where=path,
+            remedy="remove it and fetch it with `weaksam weights get NAME`",
+        )
     try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        state: Any = _read_tensors(path)
+    except (
+        pickle.UnpicklingError,
+        SafetensorError,
+        RuntimeError,
+        EOFError,
+        OSError,
+        ValueError,
+        KeyError,
+    ) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise SchemaError(f"damaged checkpoint ({reason})", where=path, remedy="download it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        inner = state.get("model") if isinstance(state, dict) else None
+        found = recognise(inner) if isinstance(inner, dict) else None
         raise SchemaError(
-            "not a mapping of tensor names to tensors", where=path, remedy="use a file as published"
+            "not a mapping of tensor names to tensors" + (f", but {found}" if found else ""),
+            where=path,
+            remedy="use a file as published by segment-anything",
         )
     return state
+
+
+def _read_tensors(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    # Mapped, a file is read as far as it is used; the old format cannot be.
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
 def _require(path: Path, remedy: str) -> None:
@@ -108,21 +126,28 @@ def _require(path: Path, remedy: str) -> None:
 def _fill(build: Callable[[], Sam], state: dict[str, Tensor], name: str, path: Path) -> Sam:
     """Load weights strictly, except for BatchNorm's step counters, which nothing reads."""
     # Compared before the model is built: a wrong ViT-H costs seconds and gigabytes.
-    width = state.get("image_encoder.pos_embed")
-    found = None if width is None else VIT_OF_WIDTH.get(int(width.shape[-1]))
+    found = recognise(state)
     if found is not None and found != name:
         raise SchemaError(
-            f"weights of {found}, not of {name} (pos_embed is {tuple(width.shape) if width is not None else ()})",
+            f"weights of {found}, not of {name}",
             where=path,
-            remedy=f"set segmenter={found}, or give a checkpoint of {name}",
+            remedy=f"set segmenter={found}, or give a checkpoint of {name}"
+            if found in VIT_BUILDERS
+            else f"give a checkpoint of {name}",
         )
     sam: Any = build()
-    counters = {key: value for key, value in sam.state_dict().items() if key.endswith("num_batches_tracked")}
-    problem = state_mismatch(sam, {**counters, **state})
+    whole = with_counters(sam, state)
+    problem = state_mismatch(sam, whole)
     if problem is not None:
         raise SchemaError(
             f"not weights of {name}: {problem}", where=path, remedy=f"give a checkpoint of {name}"
         )
-    sam.load_state_dict({**counters, **state})
+    sam.load_state_dict(whole)
     loaded: Sam = sam.eval()
     return loaded
+
+
+def with_counters(sam: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state with the model's own step counters of BatchNorm where it has none."""
+    counters = {key: value for key, value in sam.state_dict().items() if key.endswith("num_batches_tracked")}
+    return {**counters, **state}

@@ -1,7 +1,8 @@
 """Promptable segmenters behind one small interface: encode an image once, decode many prompts.
 
 Rooms know :class:`Segmenter` only; :class:`SamSegmenter` adapts any ``segment_anything`` model to it
-(Kirillov et al., "Segment Anything", 2023), from the shipped sam-nano to ViT-H.
+(Kirillov et al., "Segment Anything", 2023), from the shipped sam-nano to ViT-H; ``hf_segmenters.py`` adapts
+SAM 2, HQ-SAM and EdgeTAM.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from torch import Tensor
 
 from stages.core.errors import ImageError
 from stages.core.vision.folded_decoder import FoldedMaskDecoder, SelectedMasks
-from stages.core.vision.sam_loading import load_sam
+from stages.core.vision.sam_attention import fuse_attention
+from stages.core.vision.sam_loading import NANO, load_sam
+from stages.core.weights.cache import cached_weights
+from stages.core.weights.table import segmenter_kind
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,12 @@ class EncodedImage:
         height, width: pixels of the original image.
         input_height, input_width: pixels of the image after scaling, before padding.
         input_size: side of the square input in pixels.
+        via_input: whether full-size masks are interpolated to the square input first and from there to the
+            image, as Segment Anything does, or at once.
+        further: more features that the segmenter's own decoder asks for (SAM 2's finer levels).
+
+    SAM scales the longest side to the square and pads below or to the right; SAM 2 squashes the image into
+    all of it, then ``input_height`` and ``input_width`` are both ``input_size``.
     """
 
     embedding_1CHW: Tensor
@@ -39,6 +49,13 @@ class EncodedImage:
     input_height: int
     input_width: int
     input_size: int
+    via_input: bool = True
+    further: tuple[Tensor, ...] = ()
+
+    @property
+    def frame_size(self) -> int:
+        """Side of the square that masks are interpolated to first; 0 if there is none."""
+        return self.input_size if self.via_input else 0
 
     def logit_extent(self, low_res_logits: Tensor) -> tuple[float, float]:
         """Height and width of the image in cells of ``(..., h, w)`` logits, from the top left corner."""
@@ -91,7 +108,8 @@ class Segmenter(Protocol):
 class SamSegmenter:
     """A ``segment_anything`` model as a :class:`Segmenter`.
 
-    Prompts are decoded by :class:`FoldedMaskDecoder`, which computes what the library's decoder computes.
+    Prompts are decoded by :class:`FoldedMaskDecoder`, which computes what the library's decoder computes, and the
+    image encoder's attention runs fused.
 
     Args:
         name: What the model is called in settings and messages.
@@ -104,6 +122,11 @@ class SamSegmenter:
         self.mask_threshold = float(sam.mask_threshold)
         self._predictor = SamPredictor(sam)
         self._decoder = FoldedMaskDecoder(sam.mask_decoder)
+        fuse_attention(sam.image_encoder)
+
+    def compile(self, backend: str = "inductor") -> None:
+        """Compile the image encoder for its one static shape; the first image then takes minutes longer."""
+        self.sam.image_encoder.compile(backend=backend, dynamic=False)
 
     @property
     def device(self) -> torch.device:
@@ -202,13 +225,22 @@ def load_segmenter(name: str, checkpoint: Path | None, device: str) -> Segmenter
     """Load a segmenter by name.
 
     Args:
-        name: ``sam-nano`` (shipped), ``sam-vit-b``, ``sam-vit-l`` or ``sam-vit-h``.
-        checkpoint: File of its weights; None takes the shipped ones, which only sam-nano has.
+        name: ``sam-nano`` (shipped), or a name of ``weaksam weights list``.
+        checkpoint: Its weights: a file of sam-nano and segment-anything models, for the others a folder or a hub
+            id. None takes the shipped ones of sam-nano, else those that ``weaksam weights get`` fetched.
         device: Torch device string.
 
     Raises:
         ConfigError: unknown name.
-        EnvironmentFault: the weights are not there.
-        SchemaError: the file is damaged or holds another architecture.
+        EnvironmentFault: the weights are not there, or an extra is not installed.
+        SchemaError: the weights are damaged or of another architecture.
     """
-    return SamSegmenter(name, load_sam(name, checkpoint).to(device))
+    from stages.core.vision.hf_loading import family_of, load_hf_segmenter  # which knows this module
+
+    kind = segmenter_kind(name)
+    family = family_of(kind)
+    if family is not None:
+        return load_hf_segmenter(name, family, checkpoint, device)
+    if checkpoint is None and kind != NANO:
+        checkpoint = cached_weights(name)
+    return SamSegmenter(name, load_sam(kind, checkpoint).to(device))

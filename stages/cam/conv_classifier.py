@@ -1,0 +1,59 @@
+"""A convolutional network as the classifier of tags: class activation maps, and no attention to read.
+
+It gives the coarse map only; `prompt` and `propose` go on with the points they get.
+"""
+
+from __future__ import annotations
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from stages.cam.classifier import ClassifierOutput
+from stages.core.vision.backbones import Trunk, build_trunk
+
+STRIDES = (16,)
+
+
+class ConvClassifier(nn.Module):
+    """A 3x3 convolution over a timm trunk's map at stride 16; RGB images in [0, 1] go in.
+
+    Args:
+        trunk: Image to feature map.
+        num_classes: Channels of the map.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, trunk: Trunk, num_classes: int) -> None:
+        super().__init__()
+        self.trunk, self.num_classes, self.patch = trunk, num_classes, trunk.strides[-1]
+        self.head = nn.Conv2d(trunk.channels[-1], num_classes, 3, padding=1)
+        self.register_buffer("mean", torch.tensor(trunk.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(trunk.std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images_BCHW: Tensor, record: bool = False) -> ClassifierOutput:
+        """Classify RGB images in [0, 1], sides multiples of `patch`; there is no attention to `record`."""
+        features: Tensor = self.trunk((images_BCHW - self.mean) / self.std)[-1]
+        map_BCHW = self.head(features)
+        logits_BC = map_BCHW.mean(dim=(-2, -1))
+        return ClassifierOutput(logits_BC, logits_BC, map_BCHW.relu(), features)
+
+
+def is_convolutional(name: str) -> bool:
+    """Whether a timm model's name stands for a network of feature maps rather than of tokens."""
+    if not timm.is_model(name):
+        return False
+    tokens = ("vit", "deit", "eva", "beit", "swin", "cait", "xcit", "mixer", "mlp", "former", "hiera", "volo")
+    return not any(part in name for part in tokens)
+
+
+def build_conv(num_classes: int, name: str, pretrained: bool) -> ConvClassifier:
+    """Build the classifier on any timm backbone with a map at stride 16.
+
+    Raises:
+        ConfigError: the model has no such map.
+        EnvironmentFault: the pretrained weights cannot be fetched.
+    """
+    return ConvClassifier(build_trunk(name, STRIDES, pretrained, frozen_bn=pretrained), num_classes)

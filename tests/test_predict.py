@@ -1,0 +1,317 @@
+"""`weaksam predict`: images of no data set in, one COCO data set and a picture of each image out."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+
+from stages.core.artifacts.coco_json import Detections
+from stages.core.artifacts.manifest import Manifest, write_manifest
+from stages.core.datasets.photos import open_photos
+from stages.core.errors import InputError, MissingInputError
+from stages.core.ops.rle import decode_masks
+from stages.core.training.weights_io import save_weights
+from stages.core.vision.detector_inference import detect
+from stages.core.vision.detector_spec import DetectorSpec, Kind
+from stages.core.vision.detectors import build_detector, load_detector, save_detector
+from tests.datasets_builders import make_image
+from tests.test_cli import run
+from weaksam_cli.photo_stage import PhotoFactory, PredictConfig, draw, picture_names, sure
+
+CLASSES = ("cat", "dog")
+SPEC = DetectorSpec(
+    backbone="resnet10t", strides=(8, 16), frozen_through=8, fpn_channels=16, anchor_sizes=(16, 32),
+    test_size=64, max_size=96, rpn_candidates=50, rois_per_image=16, head_width=32, mask_channels=8,
+    score_threshold=0.0, max_detections=4,
+)  # fmt: skip
+
+
+def write_detector(path: Path, kind: Kind = "faster-rcnn", seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    spec = SPEC.model_copy(update={"kind": kind})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_detector(path, build_detector(spec, CLASSES, pretrained=False), spec, CLASSES)
+    return path
+
+
+def finished(folder: Path, stage: str, files: tuple[str, ...], config: dict[str, Any] | None = None) -> None:
+    """The manifest that the stage would have left."""
+    write_manifest(
+        folder,
+        Manifest(
+            stage=stage, split=folder.name, config=config or {}, seed=0, version="0", git=None, command=[],
+            outputs=dict.fromkeys(files, ""),
+        ),
+    )  # fmt: skip
+
+
+def trained_run(folder: Path) -> Path:
+    """A run with a finished retrain."""
+    checkpoint = write_detector(folder / "retrain" / "pets_train" / "detector.safetensors")
+    finished(checkpoint.parent, "retrain", (checkpoint.name,))
+    return folder
+
+
+def photos(folder: Path) -> Path:
+    """Two images, one of them in a folder below, and things that are none."""
+    make_image(folder / "b.jpg", 1)
+    make_image(folder / "deep" / "a.png", 2, width=20, height=44)
+    make_image(folder / ".hidden" / "c.jpg", 3)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def predict(*arguments: object) -> int:
+    return run("-q", "predict", *(str(a) for a in arguments), "--workers", "0", "--device", "cpu")
+
+
+def test_predict__folder_gives_a_coco_data_set_and_pictures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained, folder = trained_run(tmp_path / "run"), photos(tmp_path / "photos")
+    assert predict(folder, "--run", trained, "--score-threshold", 0, "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    out = trained / "predict"
+    assert result["file"] == str(out / "predictions.json")
+    assert result["counts"]["images"] == 2
+    coco = COCO(str(out / "predictions.json"))  # any COCO tool reads it
+    assert [image["file_name"] for image in coco.loadImgs([1, 2])] == ["b.jpg", "deep/a.png"]
+    assert [(c["id"], c["name"]) for c in coco.loadCats([1, 2])] == [(1, "cat"), (2, "dog")]
+    model = load_detector(trained / "retrain" / "pets_train" / "detector.safetensors", "faster-rcnn")
+    wanted = detect(model, np.asarray(Image.open(folder / "deep" / "a.png").convert("RGB")))
+    found = coco.loadAnns(coco.getAnnIds([2]))
+    assert [a["score"] for a in found] == pytest.approx(wanted.scores.tolist(), abs=1e-5)
+    assert [a["category_id"] - 1 for a in found] == wanted.classes.tolist()
+    corner_and_size = np.concatenate(
+        [wanted.boxes_xyxy[:, :2], wanted.boxes_xyxy[:, 2:] - wanted.boxes_xyxy[:, :2]], 1
+    )
+    np.testing.assert_allclose([a["bbox"] for a in found], corner_and_size, atol=2e-3)
+    with Image.open(out / "viz" / "deep" / "a.png") as picture:
+        assert picture.size == (round(20 * 480 / 44), 480)
+    assert (out / "viz" / "b.png").is_file()
+
+
+def test_predict__threshold_and_limit_and_no_overlays(tmp_path: Path) -> None:
+    detector, folder = write_detector(tmp_path / "d.safetensors"), photos(tmp_path / "photos")
+    arguments = (folder, "--detector", detector, "--no-overlays")
+    assert predict(*arguments, "--out", tmp_path / "all", "--score-threshold", 0) == 0
+    scores = [a["score"] for a in read(tmp_path / "all")["annotations"]]
+    cut = sorted(scores)[len(scores) // 2] - 1e-6  # the file has six digits
+    assert predict(*arguments, "--out", tmp_path / "some", "--score-threshold", cut) == 0
+    kept = [a["score"] for a in read(tmp_path / "some")["annotations"]]
+    assert kept == [s for s in scores if s >= cut]
+    assert predict(*arguments, "--out", tmp_path / "one", "--limit", 1) == 0
+    assert [i["file_name"] for i in read(tmp_path / "one")["images"]] == ["b.jpg"]
+    assert not (tmp_path / "all" / "viz").exists()
+
+
+def read(out: Path) -> Any:
+    return json.loads((out / "predictions.json").read_text())
+
+
+def test_predict__one_bad_image_is_named_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    detector, folder = write_detector(tmp_path / "d.safetensors"), photos(tmp_path / "photos")
+    (folder / "deep" / "bad.jpg").write_bytes(b"not an image")
+    arguments = (folder, "--detector", detector, "--out", tmp_path / "out")
+    assert predict(*arguments) == 6  # one of three is more than 5 %
+    assert "deep/bad.jpg" in capsys.readouterr().err
+    assert [i["file_name"] for i in read(tmp_path / "out")["images"]] == ["b.jpg", "deep/a.png"]
+    failed = read(tmp_path / "out")["info"]["failed"]
+    assert [entry["file_name"] for entry in failed] == ["deep/bad.jpg"]
+    assert str(tmp_path) not in failed[0]["reason"]
+    assert predict(*arguments, "--overwrite", "--max-failures", 1) == 0
+
+
+def test_predict__earlier_output_is_kept_unless_overwritten(tmp_path: Path) -> None:
+    detector, folder = write_detector(tmp_path / "d.safetensors"), photos(tmp_path / "photos")
+    arguments = (folder, "--detector", detector, "--out", folder / "found")
+    assert predict(*arguments) == 0
+    before = (folder / "found" / "predictions.json").read_bytes()
+    assert predict(*arguments) == 4
+    assert predict(*arguments, "--resume") == 0  # nothing to do
+    assert predict(*arguments, "--overwrite") == 0
+    # Pictures of the first run lie below the folder that is searched; they are no images of the user.
+    assert (folder / "found" / "predictions.json").read_bytes() == before
+    (folder / "b.jpg").unlink()
+    assert predict(*arguments, "--overwrite") == 0
+    assert [i["file_name"] for i in read(folder / "found")["images"]] == ["a.png"]
+    assert not (folder / "found" / "viz" / "b.png").exists()
+
+
+def test_predict__masks_from_a_prompted_segmenter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import stages.core.vision.segmenters as segmenters
+    from tests.test_retrain_stage import BoxSegmenter
+
+    asked: list[tuple[str, Path | None]] = []
+
+    def load(name: str, weights: Path | None, device: str) -> BoxSegmenter:
+        asked.append((name, weights))
+        return BoxSegmenter()
+
+    monkeypatch.setattr(segmenters, "load_segmenter", load)
+    trained, folder = trained_run(tmp_path / "run"), photos(tmp_path / "photos")
+    made = trained / "wsis" / "pets_train"
+    made.mkdir(parents=True)
+    finished(made, "wsis", (), {"segmenter": "sam-vit-b", "segmenter_checkpoint": "b.pth"})
+    arguments = (folder / "b.jpg", "--run", trained, "--score-threshold", 0, "--masks")
+    assert predict(*arguments) == 0
+    assert set(asked) == {("sam-vit-b", Path("b.pth"))}, "the run's own segmenter"
+    data = read(trained / "predict")
+    assert data["annotations"]
+    for entry in data["annotations"]:
+        (mask,) = decode_masks([entry["segmentation"]], 32, 48)
+        assert entry["area"] == mask.sum() > 0
+        x, y, w, h = entry["bbox"]
+        rows, columns = np.nonzero(mask)
+        margin = 0.05
+        assert columns.min() >= np.floor(x - margin * w)
+        assert columns.max() < np.ceil(x + w + margin * w)
+        assert rows.min() >= np.floor(y - margin * h)
+        assert rows.max() < np.ceil(y + h + margin * h)
+    asked.clear()
+    assert predict(*arguments, "--segmenter", "sam-nano", "--overwrite") == 0
+    assert set(asked) == {("sam-nano", None)}, "weights of another segmenter are not carried over"
+
+
+def test_predict__masks_of_the_trained_mask_rcnn(tmp_path: Path) -> None:
+    trained, folder = trained_run(tmp_path / "run"), photos(tmp_path / "photos")
+    checkpoint = write_detector(trained / "wsis" / "pets_train" / "segmenter.safetensors", "mask-rcnn", 1)
+    finished(checkpoint.parent, "wsis", (checkpoint.name,))
+    assert predict(folder, "--run", trained, "--stage", "wsis", "--score-threshold", 0) == 0
+    annotations = read(trained / "predict")["annotations"]
+    assert annotations
+    assert all(len(a["segmentation"]["size"]) == 2 for a in annotations)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nothing.jpg", "--detector", "d.safetensors"], 3, "no such image"),
+        (["empty", "--detector", "d.safetensors"], 3, "no image found"),
+        (["*.jpg", "--detector", "d.safetensors"], 3, "no image found"),
+        (["x.png"], 2, "--run RUN (here: runs/pets)"),
+        (["x.png", "--run", "empty"], 3, "retrain was not run"),
+        (["x.png", "--run", "runs/pets", "--stage", "wsod"], 2, "wsod"),
+        (["x.png", "--run", "runs/pets", "--stage", "wsis"], 3, "wsis was not run"),
+        (["x.png", "--detector", "absent.safetensors"], 3, "no such checkpoint"),
+        (["x.png", "--detector", "wsod.safetensors"], 3, "needs proposals"),
+        (["x.png", "--detector", "x.png"], 3, "not a weaksam checkpoint"),
+        (["x.png", "--detector", "d.safetensors", "--masks", "--segmenter", "sam-nona"], 2, "sam-nano"),
+        (["x.png", "--detector", "d.safetensors", "--score-threshold", "2"], 2, "score-threshold"),
+        (["--detector", "d.safetensors"], 2, "IMAGES"),
+    ],
+)
+def test_predict__bad_input(
+    arguments: list[str],
+    code: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    make_image(tmp_path / "x.png")
+    trained_run(tmp_path / "runs" / "pets")
+    write_detector(tmp_path / "d.safetensors")
+    save_weights(
+        tmp_path / "wsod.safetensors", torch.nn.Linear(1, 1), {"kind": "wsod", "classes": list(CLASSES)}
+    )
+    assert predict(*arguments) == code
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.out == ""
+
+
+def test_predict__unfinished_and_several_detectors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_image(tmp_path / "x.png")
+    first = write_detector(tmp_path / "run" / "retrain" / "a_train" / "detector.safetensors")
+    assert predict(tmp_path / "x.png", "--run", tmp_path / "run") == 3
+    assert "has not finished" in capsys.readouterr().err
+    finished(first.parent, "retrain", (first.name,))
+    second = write_detector(tmp_path / "run" / "retrain" / "b_train" / "detector.safetensors")
+    finished(second.parent, "retrain", (second.name,))
+    assert predict(tmp_path / "x.png", "--run", tmp_path / "run") == 2
+    assert "several detectors" in capsys.readouterr().err
+    assert predict(tmp_path / "x.png", "--run", tmp_path / "run", "--detector", second) == 0
+
+
+def test_open_photos__files_folders_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = photos(tmp_path / "photos")
+    make_image(folder / "c.odd.png").rename(folder / "odd")
+    make_image(folder / "deep" / "[x].jpg")
+    cases: list[tuple[list[object], list[str]]] = [
+        ([folder], ["b.jpg", "deep/[x].jpg", "deep/a.png"]),
+        ([folder / "deep", folder / "b.jpg"], ["b.jpg", "deep/[x].jpg", "deep/a.png"]),
+        ([folder / "b.jpg", f"{folder}/*.jpg"], ["b.jpg"]),  # named twice, taken once
+        ([folder / "odd"], ["odd"]),  # named by itself: the bytes say what it is
+        ([f"{folder}/**/*.png"], ["a.png"]),
+        ([folder / "deep" / "[x].jpg"], ["[x].jpg"]),  # a name that looks like a pattern
+    ]
+    for wanted, names in cases:
+        split = open_photos([str(w) for w in wanted], CLASSES)
+        assert [split.file_name(i) for i in split.ids] == names
+        assert all(split.image_path(i).is_file() for i in split.ids)
+    monkeypatch.chdir(folder)
+    assert open_photos(["deep"], CLASSES, [folder / "elsewhere"]).ids == ("[x].jpg", "a.png")
+    with pytest.raises(InputError, match="no image found"):
+        open_photos(["deep"], CLASSES, [folder / "deep"])
+    with pytest.raises(MissingInputError, match="no such image"):
+        open_photos(["deeper"], CLASSES)
+
+
+def test_photo_factory__works_in_another_process(tmp_path: Path) -> None:
+    """What workers are sent can be pickled; they draw on their own."""
+    split = open_photos([str(photos(tmp_path / "photos"))], CLASSES)
+    detector = write_detector(tmp_path / "d.safetensors")
+    factory = PhotoFactory(detector, split, tmp_path / "out", PredictConfig(score_threshold=0), "cpu", "fp32")
+    rows = pickle.loads(pickle.dumps(factory))()("b.jpg")  # noqa: S301 - our own bytes
+    assert rows.image_columns == {"image_h": 32, "image_w": 48}
+    assert len(rows.columns["score"]) > 0
+    assert (tmp_path / "out" / "viz" / "b.png").is_file()
+
+
+def test_picture_names__never_collide() -> None:
+    names = picture_names(["a.jpg", "a.png", "b/a.jpg", "B.tif", "c.d.jpg"])
+    assert names == {
+        "a.jpg": "a.jpg.png", "a.png": "a.png.png", "b/a.jpg": "b/a.png", "B.tif": "B.png", "c.d.jpg": "c.d.png",
+    }  # fmt: skip
+
+
+def test_draw__changes_only_what_lies_under_box_mask_and_label() -> None:
+    pixels = np.full((600, 600, 3), 128, np.uint8)
+    mask = np.zeros((1, 600, 600), np.uint8)
+    mask[0, 250:300, 250:300] = 1
+    from stages.core.ops.rle import encode_masks
+
+    boxes = np.array([[240, 240, 360, 360]], np.float32)
+    found = Detections(boxes, np.zeros(1, np.int64), np.ones(1, np.float32), encode_masks(mask))
+    picture = draw(pixels, found, CLASSES)
+    assert picture.shape == pixels.shape
+    changed = (picture != 128).any(axis=2)
+    assert changed[270, 270], "inside the mask"
+    assert changed[240, 300], "the upper side of the box"
+    assert not changed[340, 320], "inside the box, outside the mask"
+    assert not changed[:200].any()
+    assert not changed[400:].any()
+
+
+def test_sure__keeps_masks_with_their_boxes() -> None:
+    rles: Any = ["first", "second", "third"]
+    scores = np.array([0.9, 0.3, 0.2], np.float32)
+    found = Detections(np.arange(12, dtype=np.float32).reshape(3, 4), np.arange(3), scores, rles)
+    kept = sure(found, float(scores[1]))
+    assert kept.classes.tolist() == [0, 1]
+    assert kept.masks == rles[:2]

@@ -1,0 +1,50 @@
+"""The grid's proposals against those of segment-anything's own generator, at equal thresholds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.propose_speed import generator_boxes, matched_share
+from stages.core.datasets.shape_scenes import draw_scene
+from stages.core.vision.segmenters import SamSegmenter, Segmenter, load_segmenter
+from stages.propose.config import PAPER, ProposeConfig
+from stages.propose.proposer import Proposer
+from tests.test_propose import boxes_of, prompt_rows
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> Segmenter:
+    return load_segmenter("sam-nano", None, "cpu")
+
+
+@pytest.mark.parametrize(
+    "thresholds",
+    [
+        {},  # as published
+        {"grid_predicted_iou": 0.5, "grid_stability": 0.5, "stability_offset": 0.2, "grid_nms": 0.7},
+        {"grid_stability": 0.3, "stability_offset": 0.3, "grid_nms": 0.95},
+    ],
+)
+def test_propose__grid_equals_the_library_generator(
+    segmenter: Segmenter, thresholds: dict[str, float]
+) -> None:
+    """Stated tolerance: at least 99 % of the generator's boxes have one of ours with an IoU of .95 or more.
+
+    It is the same calculation but for rounding, which decides where a predicted IoU or a stability lies within
+    a millionth of its threshold.
+    """
+    assert isinstance(segmenter, SamSegmenter)
+    config = ProposeConfig.model_validate({**PAPER, "grid_side": 8, "prompt_sources": (), **thresholds})
+    proposer = Proposer(segmenter, config)
+    shares, counts = [], 0
+    for seed in range(3):
+        image = draw_scene(np.random.default_rng(seed)).image
+        theirs = generator_boxes(segmenter.sam, image, config)
+        mine = torch.from_numpy(boxes_of(proposer.propose(image, prompt_rows())))
+        assert abs(len(mine) - len(theirs)) <= 1
+        shares += [matched_share(theirs, mine)] * len(theirs)
+        counts += len(theirs)
+    assert counts >= 3
+    assert np.mean(shares) >= 0.99

@@ -1,0 +1,220 @@
+"""The recipes voc07, voc12 and coco14 against the parameter tables of the method's specification.
+
+The tables are written down here as the publication and its release give them (steps, learning rates, image
+counts); the recipes say the same in passes and shares.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages.core.artifacts.schemas import PROMPTS
+from stages.core.artifacts.table import ImageRows, gather, write_table
+from stages.core.config import load_config_file, load_recipe
+from stages.core.errors import ConfigError
+from tests.datasets_builders import HEIGHT, WIDTH, make_voc
+from tests.test_propose import prompt_rows
+from weaksam_cli import main as entry_point
+from weaksam_cli.stage_command import load_config_class, resolve_settings
+
+RECIPES = ("voc07", "voc12", "coco14")
+
+
+def settings(stage: str, recipe: str) -> dict[str, Any]:
+    return resolve_settings(stage, load_config_class(stage), recipe, None, [], {}).model_dump()
+
+
+def agree(found: dict[str, Any], table: dict[str, Any]) -> None:
+    assert {key: found[key] for key in table} == table
+
+
+# The proposal half: one table, the same for all three data sets but for the classifier's class count.
+PROPOSAL_TABLE: dict[str, dict[str, Any]] = {
+    "cam": {
+        "model": "deit_small_patch16_224", "pretrained": True, "train_size": 224, "batch_size": 64, "epochs": 60,
+        "lr": 4e-4 * 64 / 512, "weight_decay": 0.05, "min_area": 0.08, "fusion": "mean", "affinity": "attention",
+        "scales": (1.0, 0.8, 1.2), "flip": True, "test_logit": -0.5, "cross_layers": tuple(range(4, 12)),
+    },
+    "prompt": {
+        "resolution": "image", "window": 17, "cross_window": 129, "threshold": 0.90, "cross_threshold": 0.90,
+        "max_peaks": 25, "clustering": "kmeans",
+    },
+    "propose": {
+        "segmenter": "sam-vit-h", "grid_side": 32, "points_per_batch": 64, "grid_predicted_iou": 0.3,
+        "grid_stability": 0.3, "stability_offset": 1.0, "grid_nms": 0.3, "grid_masks": (0, 1, 2),
+        "prompt_masks": (1, 2), "prompt_predicted_iou": 0.0, "prompt_stability": 0.0, "class_prompts": True,
+        "cross_nms": 0.9, "cross_nms_by": "order", "union_nms": 1.0, "max_boxes": 0, "min_area": 0.0,
+        "prompt_sources": ("coarse", "fine", "cross"),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("stage", PROPOSAL_TABLE)
+def test_recipe__proposal_table(recipe: str, stage: str) -> None:
+    agree(settings(stage, recipe), PROPOSAL_TABLE[stage])
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe__classifier_warms_up_for_five_epochs(recipe: str) -> None:
+    cam = settings("cam", recipe)
+    assert cam["warmup"] * cam["epochs"] == pytest.approx(5, abs=0.05)
+    assert cam["lr"] == cam["trunk_lr"]
+
+
+MIST_TABLE: dict[str, Any] = {
+    "method": "mist", "trunk": "vgg16-d8", "pool": "max", "hidden": 4096, "mist_portion": 0.15, "mist_iou": 0.2,
+    "fg_iou": 0.5, "branches": 3, "branch_weights": (3.0, 1.0, 1.0), "optimizer": "adam", "lr": 1e-5,
+    "trunk_lr_factor": 1.0, "bias_lr_factor": 2.0, "weight_decay": 5e-4, "batch_size": 8, "dropblock": True,
+    "dropblock_drop": 0.3, "dropblock_weight": 0.01, "train_sizes": (480, 576, 688, 864, 1000, 1200),
+    "max_size": 2000, "flip": 0.5, "test_size": 800, "tta": True, "nms_iou": 0.3, "score_threshold": 0.0,
+    "max_detections": 100, "background_column": True,
+}  # fmt: skip
+FASTER_RCNN_TABLE: dict[str, Any] = {
+    "backbone": "resnet50-fpn", "frozen_through": 4, "anchor_sizes": (32, 64, 128, 256, 512), "optimizer": "sgd",
+    "anchor_ratios": (0.5, 1.0, 2.0), "weight_decay": 1e-4, "flip": 0.5, "rois_per_image": 512, "batch_size": 16,
+    "lr_batch": 16, "nms_iou": 0.5, "score_threshold": 0.05, "max_detections": 100, "matcher": "iou",
+}  # fmt: skip
+VOC_SIZES, COCO_SIZES = tuple(range(480, 1217, 32)), tuple(range(640, 801, 32))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Steps as published."""
+
+    images: int
+    steps: int
+    drops: tuple[int, int]
+    warmup: int
+
+    def check(self, found: dict[str, Any]) -> None:
+        """The recipe's passes and shares are these steps, to half a pass and to the digits it writes."""
+        assert found["epochs"] == round(self.steps * found["batch_size"] / self.images)
+        assert found["schedule"] == "steps"
+        shares = [drop / self.steps for drop in self.drops]
+        assert list(found["milestones"]) == pytest.approx(shares, abs=2e-3)
+        assert found["warmup"] == pytest.approx(self.warmup / self.steps, rel=0.02)
+
+
+VOC07, VOC12, COCO14, VOC12_AUG = 5_011, 11_540, 82_783, 10_582
+MIST: dict[str, tuple[Schedule, float]] = {  # schedule, smallest proposal side
+    "voc07": (Schedule(VOC07, 30_000, (20_000, 26_700), 200), 20.0),
+    "voc12": (Schedule(VOC12, 32_000, (20_000, 26_700), 200), 20.0),
+    "coco14": (Schedule(COCO14, 125_000, (82_500, 115_000), 500), 2.0),
+}
+RETRAIN: dict[str, tuple[Schedule, dict[str, Any], int | None]] = {  # schedule, the rest, first step with drop
+    "voc07": (
+        Schedule(VOC07, 9_000, (6_000, 8_000), 30),
+        {"lr": 0.02, "train_sizes": VOC_SIZES, "test_size": 688, "max_size": 2000, "tau_cls": 4.0, "tau_reg": 4.0},
+        2_000,
+    ),
+    "voc12": (
+        Schedule(VOC12, 16_000, (10_000, 14_000), 60),
+        {"lr": 0.015, "train_sizes": VOC_SIZES, "test_size": 688, "max_size": 2000},
+        None,
+    ),
+    "coco14": (
+        Schedule(COCO14, 85_000, (55_000, 75_000), 1_000),
+        {"lr": 0.02, "train_sizes": COCO_SIZES, "test_size": 800, "max_size": 1333, "tau_cls": 5.0, "tau_reg": 4.0},
+        10_000,
+    ),
+}  # fmt: skip
+MASKS: dict[str, Schedule] = {
+    "voc07": Schedule(VOC12_AUG, 9_000, (6_000, 8_000), 1_000),  # none published on VOC07
+    "voc12": Schedule(VOC12_AUG, 9_000, (6_000, 8_000), 1_000),
+    "coco14": Schedule(COCO14, 90_000, (60_000, 80_000), 1_000),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe__wsod_table(recipe: str) -> None:
+    found = settings("wsod", recipe)
+    agree(found, MIST_TABLE)
+    schedule, min_side = MIST[recipe]
+    schedule.check(found)
+    assert found["min_side"] == min_side
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe__pgt_table(recipe: str) -> None:
+    # tau_s of VOC12 and COCO14 is not published: VOC07's.
+    agree(settings("pgt", recipe), {"mode": "paper", "tau_s": 0.3, "tau_o": 0.85})
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe__retrain_table(recipe: str) -> None:
+    found = settings("retrain", recipe)
+    schedule, rest, first_drop = RETRAIN[recipe]
+    agree(found, FASTER_RCNN_TABLE | rest)
+    schedule.check(found)
+    assert found["drop"] == ("off" if first_drop is None else "paper")
+    if first_drop is not None:
+        assert found["drop_start"] == pytest.approx(first_drop / schedule.steps, abs=3e-3)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe__wsis_table(recipe: str) -> None:
+    found = settings("wsis", recipe)
+    sizes = {"train_sizes": COCO_SIZES, "test_size": 800, "max_size": 1333}
+    agree(found, FASTER_RCNN_TABLE | sizes | {"lr": 0.02, "segmenter": "sam-vit-h", "mask_choice": "single"})
+    MASKS[recipe].check(found)
+
+
+def test_recipe__voc07_is_another_name_of_paper() -> None:
+    assert load_recipe("voc07") == load_recipe("paper")
+
+
+def test_propose__dry_run_shows_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_voc(tmp_path / "data", "voc07")
+    size = {"image_h": HEIGHT, "image_w": WIDTH}
+    rows = {i: ImageRows(prompt_rows((9, 9, 0, 0)), size) for i in ("img_1", "img_2", "img_3")}
+    write_table(tmp_path / "prompts.h5", PROMPTS, gather(PROMPTS, rows))
+    words = ["propose", "--recipe", "voc07", "--split", "voc07_train", "--dry-run", "--run", str(tmp_path / "run"),
+             "--prompts", str(tmp_path / "prompts.h5")]  # fmt: skip
+    for as_json in (False, True):
+        with pytest.raises(SystemExit) as caught:
+            entry_point.main([*words, *(["--json"] if as_json else [])])
+        assert caught.value.code == 0
+        shown = capsys.readouterr().out
+        if as_json:
+            agree({k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(shown)["config"].items()},
+                  PROPOSAL_TABLE["propose"])  # fmt: skip
+        else:
+            assert "grid_predicted_iou = 0.3" in shown
+            assert "weaksam weights get sam-vit-h" in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_load_recipe__base_is_overridden_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("base: voc12\nretrain: {epochs: 3}\n")
+    (tmp_path / "child.yaml").write_text("base: mine.yaml\npgt: {tau_s: 0.5}\nretrain: {lr: 0.01}\n")
+    child, parent = load_recipe(str(tmp_path / "child.yaml")), load_recipe("voc12")
+    assert child["retrain"] == parent["retrain"] | {"epochs": 3, "lr": 0.01}
+    assert child["pgt"] == {"mode": "paper", "tau_s": 0.5, "tau_o": 0.85}
+    assert child["wsod"] == parent["wsod"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: voc77", r"no recipe is called 'voc77'(.|\n)*did you mean 'voc07'"),
+        ("base: [voc07]", "base must be the name or the path"),
+        ("base: ./sub/../mine.yaml", "in a circle"),
+        ("base: voc07\nretrian: {}", "unknown section 'retrian'"),
+    ],
+)
+def test_load_recipe__wrong_base(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(str(tmp_path / "mine.yaml"))
+
+
+def test_load_config_file__has_no_base(tmp_path: Path) -> None:
+    (tmp_path / "settings.yaml").write_text("base: voc07\n")
+    with pytest.raises(ConfigError, match="unknown section 'base'"):
+        load_config_file(tmp_path / "settings.yaml")

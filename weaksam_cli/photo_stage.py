@@ -1,0 +1,226 @@
+"""A trained detector applied to images of no data set, run like a stage: resumable, shared out, recorded.
+
+Boxes come from the detector of `retrain` or `wsis`. Masks come from Mask R-CNN itself, or from a promptable
+segmenter that every box prompts (label-aware Segment Anything), the way `wsis` makes its pseudo masks.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from stages.core.artifacts.coco_json import Detections, write_dataset
+from stages.core.artifacts.detection_rows import DETECTION_ROWS, from_table, to_rows
+from stages.core.artifacts.files import file_sha256
+from stages.core.artifacts.table import ImageRows, Table
+from stages.core.config import StageConfig
+from stages.core.datasets.images import load_image
+from stages.core.datasets.split import WeakSplit
+from stages.core.ops.rle import decode_masks, encode_masks
+from stages.core.runtime.device import Precision
+from stages.core.runtime.environment import package_version
+from stages.core.runtime.parts import ImageFunction, map_images
+from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
+from stages.core.vision.detector_files import detector_kind, open_detector
+from stages.core.vision.detector_inference import detect
+from stages.core.viz.drawing import draw_boxes, enlarged, overlay_masks, save_png
+from stages.core.viz.palette import class_color
+from stages.wsis.box_to_mask import MaskRule, masks_of_boxes
+from stages.wsis.config import WsisConfig
+from stages.wsis.pseudo_masks import mask_rule
+
+PREDICTIONS = "predictions.json"
+PICTURES = "viz"
+PICTURE_SIDES = (480, 1280)
+"""Pictures have a long side in this range: labels stay legible, files stay small."""
+
+Pixels = NDArray[np.uint8]
+Masker = Callable[[Pixels, Detections], Detections]
+
+
+class PredictConfig(StageConfig):
+    """What is kept of the detections, and what is made of them."""
+
+    score_threshold: float = Field(0.3, ge=0, le=1, description="detections below are left out")
+    masks: bool = Field(False, description="a mask for every box")
+    segmenter: str = Field("sam-nano", description="promptable segmenter of the masks")
+    segmenter_checkpoint: str = Field("", description="file of its weights")
+    mask_settings: dict[str, Any] = Field(
+        {}, description="settings of wsis that say how a box becomes a mask"
+    )
+    pictures: bool = Field(True, description="draw every image with its detections")
+
+    def prompting(self) -> WsisConfig:
+        """How a box becomes a mask."""
+        own = {"segmenter": self.segmenter, "segmenter_checkpoint": self.segmenter_checkpoint}
+        return WsisConfig.model_validate(self.mask_settings | own)
+
+
+class PredictStage:
+    """The face of a room, without a room: see `stages.core.spec.Stage`."""
+
+    name: ClassVar[str] = "predict"
+    summary: ClassVar[str] = "apply the trained detector to images"
+    Config: ClassVar[type[StageConfig]] = PredictConfig
+    inputs: ClassVar[tuple[InputSpec, ...]] = (
+        InputSpec("detector", "retrain", "detector.safetensors", "train", ("test",)),
+    )
+    outputs: ClassVar[dict[Role, tuple[str, ...]]] = {"train": (PREDICTIONS,), "test": (PREDICTIONS,)}
+    shardable: ClassVar[tuple[Role, ...]] = ()
+
+    def plan(self, config: PredictConfig, context: StageContext) -> Plan:
+        """Build the models once, so that a damaged or missing file is found before the work."""
+        checkpoint = context.input("detector")
+        open_detector(checkpoint, context.split.classes)
+        if _prompts(config, checkpoint):
+            _load_segmenter(config, "cpu")
+        classes = ", ".join(context.split.classes[:8])
+        more = len(context.split.classes) - 8
+        return Plan(
+            len(context.split.ids),
+            (f"{detector_kind(checkpoint)} for {classes}" + (f" and {more} more" if more > 0 else ""),),
+        )
+
+    def run(self, config: PredictConfig, context: StageContext) -> Counts:
+        """Find, mask and draw; write the COCO data set."""
+        checkpoint = context.input("detector")
+        factory = PhotoFactory(
+            checkpoint, context.split, context.out, config, context.device, context.precision
+        )
+        table = map_images(context, DETECTION_ROWS, factory, "predict")
+        assert table is not None, "a run without shards does all parts"
+        with_masks = config.masks or detector_kind(checkpoint) == "mask-rcnn"
+        found = from_table(table, with_masks)
+        info = {
+            "description": "weaksam predict",
+            "version": package_version(),
+            "detector_sha256": file_sha256(checkpoint),
+            "score_threshold": config.score_threshold,
+            "failed": _failed(context),
+        }
+        write_dataset(context.out / PREDICTIONS, context.split, found, _sizes(table), info)
+        return _counts(found, context.split.classes)
+
+
+@dataclass(frozen=True)
+class PhotoFactory:
+    """Builds the per-image function inside a worker process."""
+
+    checkpoint: Path
+    split: WeakSplit
+    out: Path
+    config: PredictConfig
+    device: str
+    precision: Precision
+
+    def __call__(self) -> ImageFunction:
+        """Load the models once and return image id -> rows; draws on the way."""
+        split, device, config = self.split, self.device, self.config
+        model = open_detector(self.checkpoint, split.classes).to(device)
+        masked = _masker(config, device) if _prompts(config, self.checkpoint) else _as_found
+        pictures = picture_names(split.ids)
+
+        def rows(image_id: str) -> ImageRows:
+            pixels = load_image(split.image_path(image_id))
+            found = sure(detect(model, pixels, device, self.precision), config.score_threshold)
+            found = masked(pixels, found)
+            if config.pictures:
+                picture = draw(pixels, found, split.classes)
+                save_png(self.out / PICTURES / pictures[image_id], picture)
+            return to_rows(found, pixels.shape[0], pixels.shape[1])
+
+        return rows
+
+
+def sure(found: Detections, threshold: float) -> Detections:
+    """The detections whose score reaches a threshold."""
+    rows = np.flatnonzero(found.scores >= threshold)
+    masks = None if found.masks is None else [found.masks[i] for i in rows.tolist()]
+    return Detections(found.boxes_xyxy[rows], found.classes[rows], found.scores[rows], masks)
+
+
+def prompted(segmenter: Any, rule: MaskRule, pixels: Pixels, found: Detections) -> Detections:
+    """The same boxes, each with the mask that a segmenter gives when prompted with it."""
+    made = masks_of_boxes(segmenter, pixels, found.boxes_xyxy, rule)
+    masks = encode_masks(np.stack([one.mask_HW for one in made])) if made else []
+    return Detections(found.boxes_xyxy, found.classes, found.scores, masks)
+
+
+def draw(pixels: Pixels, found: Detections, classes: Sequence[str]) -> Pixels:
+    """Masks, boxes, names and scores on an image; the surest detection lies on top."""
+    least, most = PICTURE_SIDES
+    picture, factor = enlarged(pixels, int(np.clip(max(pixels.shape[:2]), least, most)))
+    colors = [class_color(int(c)) for c in found.classes]
+    if found.masks:
+        size = (picture.shape[1], picture.shape[0])
+        whole = decode_masks(found.masks, *pixels.shape[:2])
+        masks = np.stack([cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST) for mask in whole])
+        picture = overlay_masks(picture, masks, colors)
+    labels = [
+        f"{classes[c]} {score:.2f}"
+        for c, score in zip(found.classes.tolist(), found.scores.tolist(), strict=True)
+    ]
+    return draw_boxes(picture, found.boxes_xyxy * factor, colors, labels)
+
+
+def picture_names(ids: Sequence[str]) -> dict[str, str]:
+    """Image id -> name of its picture: `.png` instead of the suffix, or after it where two would collide."""
+    stems = Counter(str(Path(image_id).with_suffix("")).lower() for image_id in ids)
+    return {
+        image_id: f"{image_id}.png"
+        if stems[str(Path(image_id).with_suffix("")).lower()] > 1
+        else str(Path(image_id).with_suffix(".png"))
+        for image_id in ids
+    }
+
+
+def _prompts(config: PredictConfig, checkpoint: Path) -> bool:
+    """Whether masks are asked for that the detector itself does not give."""
+    return config.masks and detector_kind(checkpoint) != "mask-rcnn"
+
+
+def _masker(config: PredictConfig, device: str) -> Masker:
+    segmenter, rule = _load_segmenter(config, device), mask_rule(config.prompting())
+    return lambda pixels, found: prompted(segmenter, rule, pixels, found)
+
+
+def _as_found(pixels: Pixels, found: Detections) -> Detections:
+    return found
+
+
+def _load_segmenter(config: PredictConfig, device: str) -> Any:
+    from stages.core.vision.segmenters import load_segmenter
+
+    settings = config.prompting()
+    weights = settings.segmenter_checkpoint
+    return load_segmenter(settings.segmenter, Path(weights) if weights else None, device)
+
+
+def _sizes(table: Table) -> dict[str, tuple[int, int]]:
+    return {i: (row["image_h"], row["image_w"]) for i in table.ids for row in [table.image_row(i)]}
+
+
+def _failed(context: StageContext) -> list[dict[str, str]]:
+    """Images without an entry, and why; the folder they lie in is the user's business."""
+    entries = []
+    for image_id, reason in sorted(context.failures.entries.items()):
+        short = reason.removeprefix(f"{context.split.image_path(image_id)}: ").partition("  remedy: ")[0]
+        entries.append({"file_name": image_id, "reason": short.strip()})
+    return entries
+
+
+def _counts(found: dict[str, Detections], classes: Sequence[str]) -> Counts:
+    per_class = Counter(int(c) for one in found.values() for c in one.classes)
+    counts: Counts = {
+        "detections": sum(per_class.values()),
+        "images_with_detections": sum(len(one) > 0 for one in found.values()),
+    }
+    return counts | {f"class {name}": per_class[i] for i, name in enumerate(classes) if per_class[i]}

@@ -1,0 +1,205 @@
+"""``weaksam predict IMAGES…``: the trained detector of a run, or any detector file, on new images."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from weaksam_cli.state import OPTIONS
+
+if TYPE_CHECKING:
+    from stages.core.runtime.execute import Outcome
+
+CHECKPOINTS = {"retrain": "detector.safetensors", "wsis": "segmenter.safetensors"}
+"""Stages whose model needs nothing but an image, and the name of its file."""
+
+
+def predict(
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGES...", help="Image files, folders (searched recursively), patterns."),
+    ],
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", envvar="WEAKSAM_RUN", help="Run folder whose detector is used."),
+    ] = None,
+    stage: Annotated[
+        str,
+        typer.Option("--stage", help="retrain: boxes; wsis: boxes and masks of the trained Mask R-CNN."),
+    ] = "retrain",
+    detector: Annotated[
+        Path | None,
+        typer.Option("--detector", "--checkpoint", help="Detector file instead of the run's."),
+    ] = None,
+    masks: Annotated[
+        bool, typer.Option("--masks", help="A mask for every box, from a segmenter prompted with it.")
+    ] = False,
+    segmenter: Annotated[
+        str | None,
+        typer.Option(
+            "--segmenter", help="Segmenter of --masks; default that of the run's wsis, or sam-nano."
+        ),
+    ] = None,
+    segmenter_checkpoint: Annotated[
+        Path | None, typer.Option("--segmenter-checkpoint", help="File of its weights.")
+    ] = None,
+    score_threshold: Annotated[
+        float, typer.Option("--score-threshold", min=0, max=1, help="Leave out detections below.")
+    ] = 0.3,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Output folder; default <run>/predict, or ./predictions.")
+    ] = None,
+    overlays: Annotated[
+        bool, typer.Option("--overlays/--no-overlays", help="Draw every image into <out>/viz.")
+    ] = True,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take only the first N images.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier predictions.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, say what would be done.")
+    ] = False,
+    device: Annotated[
+        str, typer.Option("--device", envvar="WEAKSAM_DEVICE", help="auto, cpu, cuda or cuda:N.")
+    ] = "auto",
+    precision: Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, help="Processes; default all cores on a CPU.")
+    ] = None,
+    max_failures: Annotated[
+        str,
+        typer.Option("--max-failures", help="Images that may be unreadable: a count or a percentage."),
+    ] = "5%",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")] = False,
+) -> None:
+    """Apply the trained detector to new images: a COCO JSON file and a picture of each image.
+
+    Needs neither tags nor a data set.
+    """
+    from stages.core.datasets.photos import PHOTOS, open_photos
+    from stages.core.runtime.device import available_cores, resolve_device, resolve_precision
+    from stages.core.runtime.execute import Request, execute
+    from stages.core.vision.detector_files import detector_classes
+    from weaksam_cli.photo_stage import PredictConfig, PredictStage
+
+    checkpoint = detector if detector is not None else find_detector(run, stage)
+    folder = out if out is not None else Path("predictions") if run is None else run / "predict"
+    prompting = mask_settings(run) if masks else {}
+    config = PredictConfig(
+        score_threshold=score_threshold,
+        masks=masks,
+        segmenter=segmenter or prompting.get("segmenter", "sam-nano"),
+        segmenter_checkpoint=_weights(segmenter, segmenter_checkpoint, prompting),
+        mask_settings=prompting,
+        pictures=overlays,
+    )
+    chosen = resolve_device(device)
+    request = Request(
+        split=PHOTOS,
+        run=folder if run is None else run,
+        data=Path(),
+        out=folder,
+        overrides={"detector": checkpoint},
+        limit=limit,
+        resume=resume,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        device=chosen,
+        precision=resolve_precision(precision, chosen),
+        workers=(available_cores() if chosen == "cpu" else 0) if workers is None else workers,
+        max_failures=max_failures,
+        verbosity=OPTIONS.verbosity,
+        show_progress=OPTIONS.progress,
+    )
+    split = open_photos(images, detector_classes(checkpoint), leave_out=[folder])
+    outcome = execute(PredictStage(), config, request, split)
+    _print(outcome, as_json=as_json, pictures=overlays)
+
+
+def find_detector(run: Path | None, stage: str) -> Path:
+    """The finished detector of a run.
+
+    Raises:
+        UsageError: no run given, no such stage, or several detectors to choose from.
+        MissingInputError: the stage has not finished in this run.
+    """
+    from stages.core.errors import MissingInputError, UsageError, did_you_mean
+
+    if stage not in CHECKPOINTS:
+        raise UsageError(
+            f"'{stage}' trains no detector that needs an image alone",
+            where="--stage",
+            remedy=did_you_mean(stage, CHECKPOINTS),
+        )
+    if run is None:
+        runs = sorted(
+            {str(path.parents[2]) for path in Path("runs").glob(f"*/{stage}/*/{CHECKPOINTS[stage]}")}
+        )
+        known = f" (here: {', '.join(runs)})" if runs else ""
+        raise UsageError(
+            "which detector?", where="predict", remedy=f"give --run RUN{known} or --detector FILE"
+        )
+    found = sorted((run / stage).glob(f"*/{CHECKPOINTS[stage]}"))
+    finished = [path for path in found if (path.parent / "manifest.json").is_file()]
+    if len(finished) > 1:
+        names = ", ".join(path.as_posix() for path in finished)
+        raise UsageError(f"several detectors: {names}", where=run, remedy="choose one with --detector FILE")
+    if not finished:
+        other = next(
+            (s for s in CHECKPOINTS if s != stage and any((run / s).glob(f"*/{CHECKPOINTS[s]}"))), None
+        )
+        hint = f", or use --stage {other}" if other else ""
+        state = "has not finished" if found else "was not run"
+        raise MissingInputError(
+            f"{stage} {state} in this run",
+            where=run,
+            remedy=f"run `weaksam {stage} --split <dataset>_train --run {run}` first{hint}",
+        )
+    return finished[0]
+
+
+def mask_settings(run: Path | None) -> dict[str, Any]:
+    """How wsis made masks in this run, or nothing: then its defaults hold."""
+    from stages.core.artifacts.manifest import read_manifest
+    from stages.wsis.config import WsisConfig
+
+    for manifest in sorted(run.glob("wsis/*/manifest.json")) if run is not None else ():
+        config = read_manifest(manifest.parent).config
+        names = (
+            "segmenter",
+            "segmenter_checkpoint",
+            "mask_choice",
+            "box_margin",
+            "largest_piece",
+            "min_area",
+        )
+        return {name: config[name] for name in names if name in config and name in WsisConfig.model_fields}
+    return {}
+
+
+def _weights(segmenter: str | None, given: Path | None, prompting: dict[str, Any]) -> str:
+    """File of the segmenter's weights; the run's belongs to the run's segmenter alone."""
+    if given is not None:
+        return os.fspath(given)
+    own = segmenter is None or segmenter == prompting.get("segmenter")
+    return str(prompting.get("segmenter_checkpoint", "")) if own else ""
+
+
+def _print(outcome: Outcome, *, as_json: bool, pictures: bool) -> None:
+    from weaksam_cli.photo_stage import PICTURES, PREDICTIONS
+
+    counts = dict(outcome.manifest.counts) if outcome.manifest else {}
+    if as_json:
+        found = {"status": outcome.status, "out": str(outcome.out), "images": outcome.plan.images}
+        typer.echo(json.dumps({**found, "file": str(outcome.out / PREDICTIONS), "counts": counts}))
+        return
+    typer.echo(f"predict: {outcome.status} ({outcome.plan.images} images; {'; '.join(outcome.plan.notes)})")
+    if outcome.manifest is None:
+        return
+    typer.echo("  " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in counts.items()))
+    typer.echo(f"  {outcome.out / PREDICTIONS}")
+    if pictures:
+        typer.echo(f"  {outcome.out / PICTURES}{os.sep}")
