@@ -64,7 +64,7 @@ wheel: $(READY) ## build the wheel into dist/
 CONTRIB    ?= .venv-contrib
 SEEDS      ?= 0 1 2
 ABLATION   ?= runs/ablation-$(DATASET)
-TEST        = $(or $(TEST_SPLIT),$(word 2,$(shell $(WEAKSAM) settings --dataset $(DATASET) $(WHAT))))
+TEST        = $(or $(TEST_SPLIT),$(lastword $(shell $(WEAKSAM) settings --dataset $(DATASET) $(WHAT))))
 EDGE_MODEL ?=
 LIMIT      ?=
 
