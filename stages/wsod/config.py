@@ -142,7 +142,7 @@ class WsodConfig(StageConfig):
     ema_decay: float = Field(
         0.0, description="Decay of the weight average used at the end; 0 uses none", ge=0, lt=1
     )
-    threads: int = Field(2, description="CPU threads while training; the last bits depend on it", ge=1)
+    threads: int = Field(1, description="CPU threads while training; the last bits depend on it", ge=1)
     # Images and proposals.
     train_sizes: tuple[int, ...] = Field(
         (192, 224, 256), description="Short sides of training images, pixels, one drawn per image"
