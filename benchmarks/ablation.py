@@ -135,8 +135,8 @@ def sweep_rows(bench: Bench) -> dict[str, Row]:
     return {row.key: row for steps in drop_grid(base).values() for _, row in steps}
 
 
-def run_drop_sweep(bench: Bench) -> tuple[Sweep, list[str]]:
-    """Train every point with every seed and measure it on the validation split; returns what failed, too."""
+def run_drop_sweep(bench: Bench, seeds: Sequence[int]) -> tuple[Sweep, list[str]]:
+    """Train every point with the seeds and measure it on the validation split; returns what failed, too."""
     val = bench.options.val
     assert val is not None
 
@@ -145,7 +145,7 @@ def run_drop_sweep(bench: Bench) -> tuple[Sweep, list[str]]:
         folder = bench.retrain(row, seed, (bench.options.train, val))
         return bench.split_figures(folder / "retrain" / val / "detections.json", val)
 
-    measured, problems = run_rows(list(sweep_rows(bench).values()), bench.options.seeds, on_val)
+    measured, problems = run_rows(list(sweep_rows(bench).values()), seeds, on_val)
     return drop_sweep(bench, measured), problems
 
 
@@ -199,7 +199,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, argparse.Nam
     parser.add_argument("--rows", nargs="+", default=["*"], metavar="PATTERN", help="e.g. 'faster-rcnn/*'")
     parser.add_argument("--teacher", choices=TEACHERS, default=OWN_TEACHER, help=TEACHER_HELP)
     parser.add_argument("--detr", nargs="?", const="detr", metavar="RECIPE", help="a DETR too; default detr")
-    parser.add_argument("--sweep-drop", action="store_true", help="sweep tau_cls and tau_reg: many trainings")
+    parser.add_argument("--sweep-drop", type=int, nargs="*", metavar="SEED", help=SWEEP_HELP)
     parser.add_argument("--limit", type=int, help="only the first N images of each split")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--dry-run", action="store_true", help="list the rows and whether they have finished")
@@ -237,6 +237,9 @@ TEACHER_HELP = (
 )
 
 
+SWEEP_HELP = "sweep tau_cls and tau_reg, a training per point and seed; default all seeds"
+
+
 def ablate(options: Options, given: argparse.Namespace) -> list[str]:
     """Run what was asked for, write the files and print the tables.
 
@@ -251,7 +254,7 @@ def ablate(options: Options, given: argparse.Namespace) -> list[str]:
             print(f"{row.key:28} {row.label:44} {done}/{len(options.seeds)} seeds")
         return []
     sweeping = "sweeps" in given.parts
-    trained = list(sweep_rows(bench).values()) if sweeping and given.sweep_drop else []
+    trained = list(sweep_rows(bench).values()) if sweeping and given.sweep_drop is not None else []
     for row in (*rows, *trained, *(PGT_ROWS if sweeping else ())):
         bench.check(row)
     measured, problems = run_table(bench, rows)
@@ -261,7 +264,7 @@ def ablate(options: Options, given: argparse.Namespace) -> list[str]:
     if sweeping:
         sweeps |= {sweep.setting: sweep for sweep in pgt_sweeps(bench)}
     if trained:
-        sweeps["drop"], more = run_drop_sweep(bench)
+        sweeps["drop"], more = run_drop_sweep(bench, tuple(dict.fromkeys(given.sweep_drop)) or options.seeds)
         problems += more
     print(write(bench, lines, sweeps, problems))
     return problems

@@ -73,17 +73,19 @@ class Sweep:
         return "\n".join("| " + " | ".join(cells) + " |" for cells in rows) + "\n"
 
     def plot(self, path: Path) -> None:
-        """Means as lines; no picture without points."""
-        lines = {
-            f"{figure}, {name}": [(value, found.mean) for value, found in points]
+        """Means as lines with a bar of one standard deviation up and down; no picture without points."""
+        found = {
+            f"{figure}, {name}": points
             for name, figures in self.curves.items()
             for figure, points in figures.items()
         }
+        lines = {name: [(value, cell.mean) for value, cell in points] for name, points in found.items()}
+        errors = {name: [cell.std or 0.0 for _, cell in points] for name, points in found.items()}
         if not any(lines.values()):
             return
         trained = any("AP50" in figures for figures in self.curves.values())
         bounds = _close(lines) if trained else (0.0, 1.0)
-        line_plot(path, self.title, self.setting, "", lines, logarithmic=False, y_range=bounds)
+        line_plot(path, self.title, self.setting, "", lines, logarithmic=False, y_range=bounds, errors=errors)
 
 
 def _cell(found: Spread | None) -> str:

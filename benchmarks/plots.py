@@ -22,6 +22,7 @@ def line_plot(
     *,
     logarithmic: bool = True,
     y_range: tuple[float, float] = (0.0, 1.0),
+    errors: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
     """Draw named lines from the least to the largest x.
 
@@ -33,6 +34,7 @@ def line_plot(
         lines: Name -> points; a name without points is left out.
         logarithmic: Whether the x axis is, which needs positive x.
         y_range: Lowest and highest y.
+        errors: Name -> half the height of a bar at every point.
     """
     picture = Image.new("RGB", SIZE, "white")
     draw = ImageDraw.Draw(picture)
@@ -64,7 +66,8 @@ def line_plot(
     for number, (name, points) in enumerate(lines.items()):
         colour = COLOURS[number % len(COLOURS)]
         draw.line([place(x, y) for x, y in points], fill=colour, width=3, joint="curve")
-        for x, y in points:
+        for (x, y), half in zip(points, (errors or {}).get(name, [0.0] * len(points)), strict=True):
+            draw.line((*place(x, min(y + half, top)), *place(x, max(y - half, bottom))), fill=colour)
             across, down = place(x, y)
             draw.ellipse((across - 3, down - 3, across + 3, down + 3), fill=colour)
         down = TOP + 14 + 24 * number

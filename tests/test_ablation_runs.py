@@ -108,14 +108,11 @@ def test_main__sweep_of_roi_drop_sees_the_validation_split_only(
     tmp_path: Path, finished: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("benchmarks.ablation_sweeps.TAU_RAW", (2.0,))
-    main(
-        arguments(
-            tmp_path, "--seeds", "0", "--only", "sweeps", "--sweep-drop", "--set", "retrain.tau_cls=2.0"
-        )
-    )
+    main(arguments(tmp_path, "--only", "sweeps", "--sweep-drop", "4", "--set", "retrain.tau_cls=2.0"))
     # (2, 4) is the base; tau_reg 2 and no drop are the others.
     assert len({out.split("/")[1] for out, _ in finished}) == 3
     assert not any("tiny_test" in out for out, _ in finished)
+    assert {out.split("/")[2] for out, _ in finished} == {"s4"}
     sweeps = result(tmp_path)["sweeps"]
     assert sweeps["drop"]["split"] == sweeps["tau_s"]["split"] == "tiny_val"
     assert [value for value, _ in sweeps["drop"]["curves"]["tau_reg"]["AP50"]] == [2.0, 4.0]
