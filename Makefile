@@ -77,7 +77,7 @@ ablation: $(READY) ## WSDDN to RoI drop and the supervised bound, over SEEDS (LI
 # --- what each source of prompts adds, beside Selective Search ------------------------------------------
 # opencv-contrib-python and opencv-python exclude one another, hence an environment of its own.
 CONTRIB    ?= .venv-contrib
-TEST        = $(or $(TEST_SPLIT),$(word 2,$(shell $(WEAKSAM) settings --dataset $(DATASET) $(WHAT))))
+TEST        = $(or $(TEST_SPLIT),$(lastword $(shell $(WEAKSAM) settings --dataset $(DATASET) $(WHAT))))
 EDGE_MODEL ?=
 
 $(CONTRIB)/.installed:

@@ -16,14 +16,17 @@ if [ ! -x "$weaksam" ]; then
 fi
 
 # Several tasks are one launch of several processes, which share the work (see docs/clusters.md).
-launch=
-[ "${SLURM_NTASKS:-1}" -gt 1 ] && launch="srun --kill-on-bad-exit=1"
+launch= stop=TERM
+if [ "${SLURM_NTASKS:-1}" -gt 1 ]; then
+  launch="srun --kill-on-bad-exit=1"
+  stop=USR1 # srun passes this one on; on TERM it kills the tasks
+fi
 
 # SLURM signals this shell (B:); pass it on and wait: the stage saves its state and exits with 75.
 # shellcheck disable=SC2086 # a command and its option, or nothing
 $launch "$weaksam" "$@" --resume &
 child=$!
-trap 'kill -TERM "$child" 2>/dev/null' TERM USR1
+trap 'kill -"$stop" "$child" 2>/dev/null' TERM USR1
 wait "$child"
 code=$?
 while kill -0 "$child" 2>/dev/null; do

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.cam.building import build_classifier
+from stages.cam.building import build_classifier, load_classifier
 from stages.cam.classifier import MultiClassTokenClassifier
 from stages.cam.config import CamConfig
 from stages.cam.stage import STAGE as CAM
@@ -131,6 +131,19 @@ def test_prompt__points_lie_in_their_images_and_repeat(data: Path, trained: Path
         assert ((rows["x"] >= 0) & (rows["x"] < size["image_w"])).all()
         assert ((rows["y"] >= 0) & (rows["y"] < size["image_h"])).all()
         assert set(rows["class_index"].tolist()) <= set(open_split("shapes_train", data).tags(image_id))
+
+
+@pytest.mark.parametrize("fusion", ["learned", "features"])
+def test_cam__a_learning_fusion_is_trained_and_saved(data: Path, tmp_path: Path, fusion: str) -> None:
+    config = TINY.model_copy(update={"fusion": fusion, "lr": 0.1})
+    own = context(data, tmp_path, "train", "cam")
+    CAM.run(config, own)
+    model = load_classifier(own.out / "classifier.safetensors", TINY, own.split.classes)
+    assert isinstance(model, MultiClassTokenClassifier)
+    assert model.fusion.kind == fusion, "the file says what it is"
+    assert model.fine is not None
+    assert model.fine.offset.item() != 0.0, "the fine term taught nothing"
+    assert read_table(own.out / "cams.h5", CAMS).ids == own.split.ids
 
 
 def test_cam_and_prompt__a_convolutional_classifier_gives_coarse_points(data: Path, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def make_targets() -> set[str]:
     makefile = text_of(ROOT / "Makefile")
     stages = re.search(r"^STAGES\s*:=(.*)$", makefile, re.MULTILINE)
     assert stages is not None
-    named = re.findall(r"^([a-z][a-z ]*):(?!=)", makefile, re.MULTILINE)
+    named = re.findall(r"^([a-z][a-z -]*):(?!=)", makefile, re.MULTILINE)
     return (
         {word for group in named for word in group.split()} | set(stages[1].split()) | {"evaluate", "report"}
     )

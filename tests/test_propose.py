@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from stages.core.artifacts.schemas import PROPOSALS, SOURCE_BITS
 from stages.core.artifacts.table import gather
 from stages.core.errors import EnvironmentFault
+from stages.core.ops.boxes import pairwise_iou
 from stages.core.ops.rle import decode_masks
 from stages.core.vision.sam_nano import build_sam_nano
 from stages.core.vision.segmenters import SamSegmenter
@@ -293,6 +294,24 @@ def test_mask_boxes__straight_to_the_image() -> None:
     logits = smooth_logits(20, 32, seed=3)
     full = F.interpolate(logits[:, None], (75, 141), mode="bilinear")[:, 0]
     assert torch.equal(mask_boxes(logits, LogitFrame(75, 141, 32.0, 32.0)), drawn_boxes(full))
+
+
+def test_mask_boxes__autocast_changes_nothing() -> None:
+    logits = smooth_logits(30, 64, seed=9)
+    frame = LogitFrame(90, 120, 48.0, 64.0, 128)
+    expected, drawn = mask_boxes(logits, frame), torch.cat([full for _, full in frame.full_size(logits)])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(mask_boxes(logits, frame), expected)
+        assert torch.equal(torch.cat([full for _, full in frame.full_size(logits)]), drawn)
+
+
+def test_propose__half_precision_finds_about_the_same_boxes() -> None:
+    segmenter = SamSegmenter("tiny", random_sam())
+    config = replace_config(min_side=8.0)
+    whole = torch.from_numpy(boxes_of(Proposer(segmenter, config).propose(picture(), PEAKS)))
+    half = torch.from_numpy(boxes_of(Proposer(segmenter, config, precision="bf16").propose(picture(), PEAKS)))
+    assert abs(len(whole) - len(half)) <= 2
+    assert float((pairwise_iou(whole, half).amax(dim=1) > 0.8).float().mean()) > 0.8
 
 
 def test_settled_stability__on_the_side_of_the_drawn_mask() -> None:

@@ -42,7 +42,7 @@ class ProposeConfig(StageConfig):
         "",
         description="Segmenter weights: file, folder or hub id; empty takes the shipped or cached ones",
     )
-    grid_side: int = Field(16, description="Grid points per side, 0 for no grid", ge=0, le=128)
+    grid_side: int = Field(12, description="Grid points per side, 0 for no grid", ge=0, le=128)
     prompt_sources: tuple[PromptSource, ...] = Field(
         ("coarse", "fine", "cross"), description="Prompt kinds used beside the grid"
     )
@@ -96,12 +96,12 @@ class ProposeConfig(StageConfig):
         "rank", description="What decides among cross-attention boxes: list order (paper) or rank"
     )
     union_nms: float = Field(
-        0.85, description="NMS over all boxes by rank, merging provenance: box IoU; 1 = off", gt=0.0, le=1.0
+        0.95, description="NMS over all boxes by rank, merging provenance: box IoU; 1 = off", gt=0.0, le=1.0
     )
     rank_by: Literal["predicted_iou", "quality"] = Field(
         "quality", description="Rank of a box: its predicted IoU, or quality = predicted IoU x stability"
     )
-    max_boxes: int = Field(150, description="Boxes kept per image by rank, 0 = no limit", ge=0, le=100_000)
+    max_boxes: int = Field(200, description="Boxes kept per image by rank, 0 = no limit", ge=0, le=100_000)
     min_side: float = Field(2.0, description="Boxes with a shorter side go, pixels", ge=0.0, le=10_000.0)
     min_area: float = Field(0.0, description="Boxes of a smaller area go, square pixels", ge=0.0)
     compile: bool = Field(

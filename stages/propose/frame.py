@@ -76,7 +76,14 @@ class LogitFrame:
         """Full-size logits ``(m, image_height, image_width)``, a few masks at a time, and which masks."""
         rows, columns = self.weights(logits_NHW)
         for piece in pieces(logits_NHW, self.image_height * self.image_width):
-            yield piece, F.linear(rows @ logits_NHW[piece].float(), columns)
+            with full_precision(logits_NHW):
+                full = F.linear(rows @ logits_NHW[piece].float(), columns)
+            yield piece, full
+
+
+def full_precision(like: Tensor) -> torch.autocast:
+    """Products in float32 even under autocast: in half precision a pixel near zero changes its sign."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def _nodes(cells: int, half: float) -> list[float]:

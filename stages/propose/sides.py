@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.propose.frame import LogitFrame, pieces
+from stages.propose.frame import LogitFrame, full_precision, pieces
 
 LINES = 3
 """Lines of pixels drawn at each side."""
@@ -31,7 +31,8 @@ def mask_boxes(logits_NHW: Tensor, frame: LogitFrame) -> Tensor:
     boxes = logits_NHW.new_zeros(len(logits_NHW), 4, dtype=torch.float32)
     lines = 4 * LINES * max(frame.image_height, frame.image_width)
     for piece in pieces(logits_NHW, max(lines, 4 * logits_NHW.shape[1] * logits_NHW.shape[2])):
-        boxes[piece] = _boxes(logits_NHW[piece].float(), frame)
+        with full_precision(logits_NHW):
+            boxes[piece] = _boxes(logits_NHW[piece].float(), frame)
     return boxes
 
 

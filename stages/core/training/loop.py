@@ -190,6 +190,7 @@ class Trainer(Generic[BatchT]):
             asked = error
         if processes.any_process(asked is not None):
             self.save()
+            processes.wait_for_all()  # a launcher may kill the others as soon as one ends
             raise asked or PreemptedError("stopped with another process; the state is saved")
 
     def _remaining(self) -> Iterable[tuple[list[str], int]]:
@@ -281,6 +282,7 @@ class Trainer(Generic[BatchT]):
         names = sorted({name for _, own in found for name in own})
         self.optimizer.zero_grad(set_to_none=True)
         self.save()
+        processes.wait_for_all()
         raise TrainingDivergedError(
             f"loss {names or 'total'} is not finite at step {self.done} of {self.settings.label} (images {images})",
             where=self.state_path,
