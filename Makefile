@@ -19,7 +19,7 @@ RECIPE  ?= $(or $(filter shapes voc07 voc12 coco14,$(DATASET)),$(if $(filter coc
 STAGES  := cam prompt propose wsod pgt retrain wsis
 WHAT     = --run $(RUN) --recipe $(RECIPE) --seed $(SEED) $(foreach s,$(SET),--set $(s))
 
-.PHONY: help venv demo test lint types contracts unit chain wheel clean ablation-proposals $(STAGES) evaluate report FORCE
+.PHONY: help venv demo test lint types contracts unit chain wheel clean ablation ablation-proposals $(STAGES) evaluate report FORCE
 
 help: ## this list
 	@grep -hE '^[a-z][a-z -]*:.*##' $(firstword $(MAKEFILE_LIST)) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -59,14 +59,26 @@ chain: $(READY) ## the seven stages end to end on a handful of images
 wheel: $(READY) ## build the wheel into dist/
 	$(BIN)/python -m build --wheel --outdir dist
 
+# --- from proposals to a retrained detector, step by step -----------------------------------------------
+# Thresholds are swept on the validation split, which therefore gets proposals and detections, too.
+SEEDS      ?= 0 1 2
+ABLATION   ?= runs/ablation-$(DATASET)
+VAL_SPLIT  ?= $(if $(filter shapes,$(DATASET)),shapes_val)
+LIMIT      ?=
+ABLATE     ?=
+
+ablation: $(READY) ## WSDDN to RoI drop and the supervised bound, over SEEDS (LIMIT=images, ABLATE='--detr ...')
+	$(MAKE) --no-print-directory wsod
+	$(if $(VAL_SPLIT),$(MAKE) --no-print-directory wsod TEST_SPLIT=$(VAL_SPLIT))
+	$(BIN)/python -m benchmarks.ablation --dataset $(DATASET) --run $(RUN) --recipe $(RECIPE) --out $(ABLATION) \
+	  --seeds $(SEEDS) $(foreach s,$(SET),--set $(s)) $(if $(TRAIN_SPLIT),--train $(TRAIN_SPLIT)) \
+	  $(if $(TEST_SPLIT),--test $(TEST_SPLIT)) $(if $(VAL_SPLIT),--val $(VAL_SPLIT)) $(if $(LIMIT),--limit $(LIMIT)) $(ABLATE)
+
 # --- what each source of prompts adds, beside Selective Search ------------------------------------------
 # opencv-contrib-python and opencv-python exclude one another, hence an environment of its own.
 CONTRIB    ?= .venv-contrib
-SEEDS      ?= 0 1 2
-ABLATION   ?= runs/ablation-$(DATASET)
 TEST        = $(or $(TEST_SPLIT),$(lastword $(shell $(WEAKSAM) settings --dataset $(DATASET) $(WHAT))))
 EDGE_MODEL ?=
-LIMIT      ?=
 
 $(CONTRIB)/.installed:
 	$(PYTHON) -m venv $(CONTRIB)

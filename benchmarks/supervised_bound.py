@@ -71,12 +71,14 @@ class Comparison:
         return None if self.weak is None or self.supervised == 0 else self.weak / self.supervised
 
 
-def write_truth(split_name: str, data: Path, path: Path) -> Path:
-    """Write the true boxes and masks of a train split in the format of `pgt.json`.
+def write_truth(split_name: str, data: Path, path: Path, limit: int | None = None) -> Path:
+    """Write the true boxes and masks of a train split, or of its first images, in the format of `pgt.json`.
 
     Difficult objects and crowds are left out, as the pseudo ground truth knows neither.
     """
-    split, truth = open_split(split_name, data), load_truth(split_name, data)
+    split = open_split(split_name, data)
+    split = split if limit is None else split.limited(limit)
+    truth = load_truth(split_name, data, ids=frozenset(split.ids))
     boxes = {image_id: _as_pseudo(image) for image_id, image in truth.images.items()}
     sizes = {image_id: (image.height, image.width) for image_id, image in truth.images.items()}
     write_dataset(path, split, boxes, sizes, {"description": "ground truth, for a supervised bound only"})
