@@ -258,7 +258,9 @@ def test_detect_image__views_larger_than_memory_are_left_out(
     with caplog.at_level("WARNING", "weaksam"):
         for _ in range(2):
             found = inference.detect_image(model, pixels, sure(boxes), config, "cpu", "fp32")
-    assert caplog.text.count("memory cannot hold") == warned
+    # A record counts once, however many handlers other tests left behind.
+    told = {id(record) for record in caplog.records if "memory cannot hold" in record.getMessage()}
+    assert len(told) == warned
     assert tried.count(96) <= 1
     fitting = small(train_sizes=(32,), test_size=left[-1], tta=True)
     monkeypatch.setattr(inference, "_score_view", plain)
