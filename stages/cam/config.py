@@ -69,7 +69,7 @@ class CamConfig(StageConfig):
         0.1, ge=0, lt=0.5, description="share of the train split that chooses the epoch, by mAP"
     )
     threads: int = Field(
-        2, ge=1, description="CPU threads of the training; results depend on it, not on the machine"
+        1, ge=1, description="CPU threads of the training; results depend on it, not on the machine"
     )
 
     scales: tuple[float, ...] = Field(
