@@ -10,7 +10,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 Points = Sequence[tuple[float, float]]
 SIZE, LEFT, TOP, RIGHT, BOTTOM = (900, 570), 70, 60, 290, 60
-COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#e08e0b", "#6a4c93", "#555555", "#17a2a2", "#b0578d")
+COLOURS = (
+    "#1b6ca8", "#d1495b", "#2e8b57", "#e08e0b", "#6a4c93", "#555555", "#17a2a2", "#b0578d", "#8a6d3b", "#000000",
+    "#7fb800", "#ff7f9e",
+)  # fmt: skip
 
 
 def line_plot(
