@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 
+from benchmarks.clock import Clock
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.images import load_image
 from stages.core.ops.boxes import pairwise_iou
@@ -44,27 +43,6 @@ ENCODER_TFLOP = {"sam-vit-b": 0.97, "sam-vit-l": 2.99, "sam-vit-h": 5.96}
 
 Image = NDArray[np.uint8]
 Rows = dict[str, NDArray[Any]]
-
-
-class Clock:
-    """Seconds by section."""
-
-    def __init__(self, device: str) -> None:
-        self.seconds: dict[str, float] = {}
-        self._cuda = device.startswith("cuda")
-
-    def _now(self) -> float:
-        if self._cuda:
-            torch.cuda.synchronize()
-            return time.perf_counter()
-        return time.process_time()
-
-    @contextmanager
-    def section(self, name: str) -> Iterator[None]:
-        """Add the time of the block to a section."""
-        start = self._now()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
 
 
 def drawn_images(count: int) -> list[Image]:

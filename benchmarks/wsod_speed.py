@@ -17,10 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.clock import Clock
 from stages.core.ops.boxes import pairwise_iou
 from stages.core.runtime.seeding import numpy_generator
 from stages.wsod import criterion
@@ -77,28 +76,6 @@ class LiveBytes(TorchDispatchMode):
         if not self._users[key]:
             del self._users[key]
             self.now -= size
-
-
-class Clock:
-    """Seconds by section."""
-
-    def __init__(self, device: str) -> None:
-        self.seconds: dict[str, float] = dict.fromkeys(SECTIONS, 0.0)
-        self._cuda = device.startswith("cuda")
-
-    def now(self) -> float:
-        """Wall time on a GPU, CPU time of this process elsewhere."""
-        if self._cuda:
-            torch.cuda.synchronize()
-            return time.perf_counter()
-        return time.process_time()
-
-    @contextmanager
-    def section(self, name: str) -> Iterator[None]:
-        """Add the time of the block to a section."""
-        start = self.now()
-        yield
-        self.seconds[name] += self.now() - start
 
 
 def drawn_proposals(count: int, height: int, width: int) -> Tensor:
@@ -212,10 +189,10 @@ class Bench:
         boxes = drawn_proposals(proposals, self.height, self.width).to(self.device)
         generator = torch.Generator().manual_seed(1)
         scores = torch.rand(proposals, self.options.classes, generator=generator).to(self.device)
-        self.step(boxes, Clock(self.device))  # warm up
+        self.step(boxes, Clock(self.device, SECTIONS))  # warm up
         steps, ways = [], []
         for _ in range(self.options.repeats):
-            clock = Clock(self.device)
+            clock = Clock(self.device, SECTIONS)
             self.step(boxes, clock)
             steps.append(clock.seconds)
             ways.append(
@@ -235,14 +212,14 @@ class Bench:
             "mining_share": spread(shares),
             "published_over_ours": spread(ratios),
             "published_seconds": statistics.median(way["published_targets"] for way in ways),
-            "step_peak_MiB": self.peak_mib(lambda: self.step(boxes, Clock(self.device))),
+            "step_peak_MiB": self.peak_mib(lambda: self.step(boxes, Clock(self.device, SECTIONS))),
             "mining_peak_MiB": self.peak_mib(lambda: our_targets(scores, self.tags, boxes)),
         }
 
     def _seconds(
         self, way: Callable[[Tensor, tuple[int, ...], Tensor], object], scores: Tensor, boxes: Tensor
     ) -> float:
-        clock = Clock(self.device)
+        clock = Clock(self.device, SECTIONS)
         start = clock.now()
         with torch.no_grad():
             way(scores, self.tags, boxes)
