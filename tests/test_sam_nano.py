@@ -15,7 +15,7 @@ from segment_anything.modeling import Sam
 from stages.core.vision import nano_training
 from stages.core.vision.nano_losses import pairwise_iou, pairwise_losses, promptable_loss
 from stages.core.vision.nano_recall import GridRule, held_out_scenes, measure_recall, tight_boxes
-from stages.core.vision.nano_training import Progress, Trainer, TrainingPlan, rate_factor
+from stages.core.vision.nano_training import Progress, Trainer, TrainingPlan, command_of, rate_factor
 from stages.core.vision.sam_loading import NANO_FILE, load_nano
 from stages.core.vision.sam_nano import ARCHITECTURE, NanoImageEncoder, build_sam_nano, load_imagenet_trunk
 from stages.core.vision.segmenters import SamSegmenter
@@ -187,3 +187,27 @@ def test_shipped_weights__find_drawn_objects() -> None:
     found = measure_recall(segmenter, held_out_scenes(3), GridRule(side=8, least_iou=0.1))
     assert found["recall_0.5"] >= 0.5
     assert found["boxes_per_image"] <= 150
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags"),
+    [
+        ({}, "--minutes 60 --seed 0"),
+        ({"seed": 7, "limit_steps": 2800}, "--minutes 60 --seed 7 --steps 2800"),
+        (
+            {"head_rate": 7e-4, "init": "a.safetensors"},
+            "--minutes 60 --seed 0 --head-rate 0.0007 --init a.safetensors",
+        ),
+    ],
+)
+def test_command_of__says_what_is_not_the_default(changes: dict[str, Any], flags: str) -> None:
+    assert command_of(TrainingPlan(minutes=60, **changes)).endswith(f"nano_training {flags}")
+
+
+def test_export_weights__names_the_first_weights_without_their_folder(tmp_path: Path) -> None:
+    plan = TrainingPlan(minutes=1, init=str(tmp_path / "first.safetensors"))
+    nano_training.export_weights(build_sam_nano(32, 64), tmp_path / "w.safetensors", plan, Progress())
+    with safe_open(tmp_path / "w.safetensors", framework="pt") as file:
+        facts = file.metadata()
+    assert facts["command"].endswith("--init first.safetensors")
+    assert str(tmp_path) not in json.dumps(facts)

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import cos, pi
 from pathlib import Path
 
@@ -51,6 +51,19 @@ class TrainingPlan:
     checkpoint_minutes: float = 4.0
     limit_steps: int | None = None
     init: str | None = None
+
+
+FLAGS = {
+    "minutes": "--minutes",
+    "seed": "--seed",
+    "images": "--images",
+    "prompts": "--prompts",
+    "head_rate": "--head-rate",
+    "trunk_rate": "--trunk-rate",
+    "limit_steps": "--steps",
+    "init": "--init",
+}
+"""Field of a plan -> its flag."""
 
 
 @dataclass
@@ -274,6 +287,17 @@ def _imagenet_state() -> dict[str, Tensor]:
     return state
 
 
+def command_of(plan: TrainingPlan) -> str:
+    """The command line that trains by a plan: minutes, seed, and whatever else is not the default."""
+    usual = asdict(TrainingPlan(minutes=plan.minutes))
+    words = [
+        f"{flag} {value:g}" if isinstance(value, float) else f"{flag} {value}"
+        for name, flag in FLAGS.items()
+        if (value := getattr(plan, name)) != usual[name] or name in ("minutes", "seed")
+    ]
+    return " ".join(["python -m stages.core.vision.nano_training", *words])
+
+
 def export_weights(sam: Sam, path: Path, plan: TrainingPlan, progress: Progress) -> None:
     """Writes the weights as float16 safetensors whose metadata says what they are and how they were made."""
     tensors = {
@@ -281,10 +305,12 @@ def export_weights(sam: Sam, path: Path, plan: TrainingPlan, progress: Progress)
         for name, tensor in sam.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
+    # What the weights started from is named, not where it lay.
+    published = plan if plan.init is None else replace(plan, init=Path(plan.init).name)
     metadata = {
         "architecture": ARCHITECTURE,
-        "command": f"python -m stages.core.vision.nano_training --minutes {plan.minutes:g} --seed {plan.seed}",
-        "plan": json.dumps(asdict(plan)),
+        "command": command_of(published),
+        "plan": json.dumps(asdict(published)),
         "steps": str(progress.step),
         "licence": LICENCE_NOTE,
     }
