@@ -59,6 +59,8 @@ def score_proposals(
 def weigh(scored: ScoredProposals, quality_N: Tensor, power: float) -> ScoredProposals:
     """Scores times quality ** power, boxes as they are; power 0 changes nothing.
 
+    quality_N: predicted IoU x stability of each proposal's mask, in [0, 1].
+
     A classifier taught by image tags prefers a telling part to the whole; the segmenter knows which of its masks
     end at real borders, but not which matter. The product wants both.
     """

@@ -53,7 +53,7 @@ class ProposalSource:
         return self.proposals(image_id).boxes_xyxy
 
     def proposals(self, image_id: str) -> Proposals:
-        """Boxes with their quality; none for an image that the table does not hold."""
+        """Boxes (n, 4) with their quality (n,), in the table's order; none for an image that it does not hold."""
         if image_id not in self.table:
             return Proposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
         rows, image = self.table.rows(image_id), self.table.image_row(image_id)
