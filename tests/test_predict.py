@@ -113,6 +113,28 @@ def test_predict__threshold_and_limit_and_no_overlays(tmp_path: Path) -> None:
     assert not (tmp_path / "all" / "viz").exists()
 
 
+def test_predict__views_of_the_training_or_those_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained, folder = trained_run(tmp_path / "run"), photos(tmp_path / "photos")
+    checkpoint = trained / "retrain" / "pets_train" / "detector.safetensors"
+    finished(checkpoint.parent, "retrain", (checkpoint.name,), {"tta_sizes": [], "train_sizes": [48, 80]})
+    assert predict(folder, "--run", trained, "--score-threshold", 0, "--tta") == 0
+    model = load_detector(checkpoint, "faster-rcnn")
+    pixels = np.asarray(Image.open(folder / "deep" / "a.png").convert("RGB"))
+    scores = [a["score"] for a in read(trained / "predict")["annotations"] if a["image_id"] == 2]
+    assert scores == pytest.approx(detect(model, pixels, view_sizes=(48, 80)).scores.tolist(), abs=1e-5)
+    assert scores != pytest.approx(detect(model, pixels).scores.tolist(), abs=1e-5)
+    named = (folder, "--run", trained, "--score-threshold", 0, "--overwrite", "--tta-sizes")
+    assert predict(*named, "48, 80") == 0
+    assert [a["score"] for a in read(trained / "predict")["annotations"] if a["image_id"] == 2] == scores
+    assert predict(*named, "48,big") == 2
+    assert "'48,big' is no list of sizes" in capsys.readouterr().err
+    alone = write_detector(tmp_path / "d.safetensors")
+    assert predict(folder, "--detector", alone, "--out", tmp_path / "out", "--tta") == 2
+    assert "--tta-sizes 480,576,688" in capsys.readouterr().err
+
+
 def read(out: Path) -> Any:
     return json.loads((out / "predictions.json").read_text())
 

@@ -93,7 +93,13 @@ def test_retrain__fit_then_apply_on_train_and_test(tmp_path: Path) -> None:
     test = context(tmp_path, "test", "retrain", checkpoint=checkpoint)
     counts = run(RetrainStage(), RetrainConfig(**TINY), test)
     assert set(counts) == {"detections"}
-    assert read_results(test.out / "detections.json", test.split).keys() == {"img_4", "img_5"}
+    plain = read_results(test.out / "detections.json", test.split)
+    assert plain.keys() == {"img_4", "img_5"}
+    views = context(tmp_path, "test", "views", checkpoint=checkpoint)
+    run(RetrainStage(), RetrainConfig(**TINY, tta=True, tta_sizes=(24, 48)), views)
+    merged = read_results(views.out / "detections.json", views.split)
+    assert merged.keys() == plain.keys()
+    assert any(not np.array_equal(merged[i].boxes_xyxy, plain[i].boxes_xyxy) for i in plain)
 
 
 def test_retrain__same_seed_same_bytes_and_resume_equals_uninterrupted(tmp_path: Path) -> None:

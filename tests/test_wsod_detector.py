@@ -12,6 +12,8 @@ from torch import Tensor
 
 from stages.core.errors import EnvironmentFault
 from stages.core.runtime.streams import image_streams
+from stages.core.vision import views as core_views
+from stages.core.vision.views import View, mirror_boxes, views
 from stages.wsod import inference, vgg
 from stages.wsod.batches import pad_image, render, unrender_boxes
 from stages.wsod.config import WsodConfig
@@ -20,7 +22,7 @@ from stages.wsod.detection import ScoredProposals, detect, score_proposals, weig
 from stages.wsod.detector import ProposalOutputs, WsodDetector
 from stages.wsod.fitting import build_optimizer
 from stages.wsod.proposals import Proposals, clean
-from stages.wsod.tta import View, average, mirror_boxes, views
+from stages.wsod.tta import average
 
 SMALL = {"hidden": 16, "fused_channels": 8, "pool_size": 3, "dropout": 0.0, "pretrained": False}
 
@@ -252,7 +254,7 @@ def test_detect_image__views_larger_than_memory_are_left_out(
         return plain(model, pixels, boxes, view, *rest)
 
     monkeypatch.setattr(inference, "_score_view", limited)
-    monkeypatch.setattr(inference, "_too_large", {})
+    monkeypatch.setattr(core_views, "_too_large", {})
     pixels = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8)
     boxes = torch.tensor([[2.0, 2, 30, 40], [10, 5, 60, 44]])
     with caplog.at_level("WARNING", "weaksam"):

@@ -50,6 +50,9 @@ class PredictConfig(StageConfig):
     """What is kept of the detections, and what is made of them."""
 
     score_threshold: float = Field(0.3, ge=0, le=1, description="detections below are left out")
+    view_sizes: tuple[int, ...] = Field(
+        (), description="short sides of the views that detections are merged from; none = the plain view"
+    )
     masks: bool = Field(False, description="a mask for every box")
     segmenter: str = Field("sam-nano", description="promptable segmenter of the masks")
     segmenter_checkpoint: str = Field("", description="file of its weights")
@@ -130,7 +133,8 @@ class PhotoFactory:
 
         def rows(image_id: str) -> ImageRows:
             pixels = load_image(split.image_path(image_id))
-            found = sure(detect(model, pixels, device, self.precision), config.score_threshold)
+            found = detect(model, pixels, device, self.precision, config.view_sizes)
+            found = sure(found, config.score_threshold)
             found = masked(pixels, found)
             if config.pictures:
                 picture = draw(pixels, found, split.classes)

@@ -35,6 +35,15 @@ def predict(
         Path | None,
         typer.Option("--detector", "--checkpoint", help="Detector file instead of the run's."),
     ] = None,
+    tta: Annotated[
+        bool, typer.Option("--tta", help="Merge the detections of several sizes and of mirrored images.")
+    ] = False,
+    tta_sizes: Annotated[
+        str | None,
+        typer.Option(
+            "--tta-sizes", metavar="LIST", help="Short sides of --tta, pixels; default those of the training."
+        ),
+    ] = None,
     masks: Annotated[
         bool, typer.Option("--masks", help="A mask for every box, from a segmenter prompted with it.")
     ] = False,
@@ -90,6 +99,7 @@ def predict(
     prompting = mask_settings(run) if masks else {}
     config = PredictConfig(
         score_threshold=score_threshold,
+        view_sizes=view_sizes(checkpoint, tta_sizes) if tta or tta_sizes else (),
         masks=masks,
         segmenter=segmenter or prompting.get("segmenter", "sam-nano"),
         segmenter_checkpoint=_weights(segmenter, segmenter_checkpoint, prompting),
@@ -159,6 +169,37 @@ def find_detector(run: Path | None, stage: str) -> Path:
             remedy=f"run `weaksam {stage} --split <dataset>_train --run {run}` first{hint}",
         )
     return finished[0]
+
+
+def view_sizes(checkpoint: Path, given: str | None) -> tuple[int, ...]:
+    """Short sides of the views of test-time augmentation: those given, or those of the detector's training.
+
+    Args:
+        checkpoint: the detector's file; the manifest beside it holds its settings.
+        given: sizes as typed, `480,576`, or None.
+
+    Raises:
+        UsageError: text that is no list of sizes, or sizes that are nowhere recorded.
+    """
+    from stages.core.artifacts.manifest import read_manifest
+    from stages.core.errors import UsageError
+
+    if given is not None:
+        parts = [part.strip() for part in given.split(",")]
+        if not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise UsageError(
+                f"'{given}' is no list of sizes", where="--tta-sizes", remedy="give pixels, e.g. 480,576,688"
+            )
+        return tuple(int(part) for part in parts)
+    if (checkpoint.parent / "manifest.json").is_file():
+        config = read_manifest(checkpoint.parent).config
+        if sizes := config.get("tta_sizes") or config.get("train_sizes"):
+            return tuple(sizes)
+    raise UsageError(
+        "the sizes that the detector was trained at are not recorded beside it",
+        where=checkpoint,
+        remedy="name the short sides of the views, e.g. --tta-sizes 480,576,688",
+    )
 
 
 def mask_settings(run: Path | None) -> dict[str, Any]:

@@ -34,6 +34,7 @@ PAPER_DETR: Final[dict[str, Any]] = {
     "denoising": 100,
     "test_size": 800,
     "max_size": 1333,
+    "tta_sizes": (488, 576, 688, 864, 1200),
     "train_sizes": tuple(range(480, 801, 32)),
     "photometric": 0.0,
     "nms_iou": 1.0,

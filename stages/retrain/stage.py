@@ -72,6 +72,7 @@ class RetrainStage:
             checkpoint,
             *BOX_KINDS,
             score=config.train_score_threshold if context.split.role == "train" else None,
+            view_sizes=config.view_sizes(),
         )
         if detections is not None:
             write_results(context.out / DETECTIONS, context.split, detections)

@@ -15,10 +15,10 @@ from stages.core.datasets.split import WeakSplit
 from stages.core.errors import ImageError, InputError
 from stages.core.runtime.seeding import derive_seed, numpy_generator
 from stages.core.spec import FailureLog
+from stages.core.vision.views import View, mirror_boxes
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags
 from stages.wsod.proposals import ProposalSource
-from stages.wsod.tta import View, mirror_boxes
 
 PAD_MULTIPLE = 32
 

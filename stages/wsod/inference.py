@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +17,14 @@ from stages.core.errors import EnvironmentFault, InputError
 from stages.core.runtime.device import Precision, autocast
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import StageContext
+from stages.core.vision.views import View, look, views
 from stages.wsod.batches import pad_image, render, unrender_boxes
 from stages.wsod.config import WsodConfig
 from stages.wsod.detection import ScoredProposals, detect, score_proposals, weigh
 from stages.wsod.detector import WsodDetector
 from stages.wsod.fitting import load_detector
 from stages.wsod.proposals import Proposals, ProposalSource
-from stages.wsod.tta import View, average, views
+from stages.wsod.tta import average
 
 
 @torch.inference_mode()
@@ -70,18 +70,12 @@ def score_views(
     Raises:
         EnvironmentFault: memory cannot hold the plain view either.
     """
-    scored: list[ScoredProposals] = []
-    for view in views(config.test_size, config.train_sizes, config.tta):
-        if view.size >= _too_large.get(device, view.size + 1):
-            continue
-        try:
-            scored.append(
-                _score_view(model, pixels_CHW, boxes_xyxy, view, config.max_size, device, precision)
-            )
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            _leave_out(view, device, plain=view.size == config.test_size)
+    scored = look(
+        views(config.test_size, config.train_sizes, config.tta),
+        config.test_size,
+        device,
+        lambda view: _score_view(model, pixels_CHW, boxes_xyxy, view, config.max_size, device, precision),
+    )
     if not scored:
         raise EnvironmentFault(
             f"memory cannot hold an image of {config.test_size} pixels with {len(boxes_xyxy)} proposals",
@@ -89,29 +83,6 @@ def score_views(
             remedy="lower wsod.test_size or wsod.max_proposals, or use another --device or --precision bf16",
         )
     return scored
-
-
-_too_large: dict[str, int] = {}
-"""Device -> smallest short side of a view that its memory could not hold."""
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch means that memory is too small: CUDA has a class for it, the CPU a message."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _leave_out(view: View, device: str, *, plain: bool) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    if plain:
-        return  # of this image; another may be smaller
-    if view.size < _too_large.get(device, view.size + 1):
-        _too_large[device] = view.size
-        logging.getLogger("weaksam").warning(
-            "detect: memory cannot hold views of %d pixels; test-time augmentation goes on without these and larger"
-            " ones, and its figures are not those of all views",
-            view.size,
-        )
 
 
 def _score_view(

@@ -22,6 +22,7 @@ PAPER: Final[dict[str, Any]] = {
     "anchor_sizes": (32, 64, 128, 256, 512),
     "test_size": 688,
     "max_size": 2000,
+    "tta_sizes": (480, 576, 688, 864, 1000, 1200),
     "train_sizes": tuple(range(480, 1217, 32)),
     "photometric": 0.0,
     "rpn_candidates": 2000,
@@ -102,6 +103,10 @@ class DetectorSettings(StageConfig):
     score_threshold: float = Field(0.05, ge=0, lt=1, description="detections below are not written")
     nms_iou: float = Field(0.5, gt=0, le=1, description="IoU of the final per-class NMS")
     max_detections: int = Field(100, ge=1, description="detections kept per image")
+    tta: bool = Field(False, description="merge the detections of several sizes and of mirrored images")
+    tta_sizes: tuple[int, ...] = Field(
+        (), description="short sides of the views of tta, beside test_size; none = train_sizes"
+    )
 
     epochs: int = Field(6, ge=1, description="passes over the images with pseudo boxes")
     batch_size: int = Field(4, ge=1, description="images per step, all processes together")
@@ -127,6 +132,10 @@ class DetectorSettings(StageConfig):
         own = type(self).model_fields
         shared = {name: getattr(self, name) for name in DetectorSpec.model_fields if name in own}
         return DetectorSpec(**shared | {"kind": kind, "mask_channels": mask_channels})
+
+    def view_sizes(self) -> tuple[int, ...]:
+        """Short sides of the views that detections are merged from; none without `tta`."""
+        return (self.tta_sizes or self.train_sizes) if self.tta else ()
 
     def augmentation(self) -> Augmentation:
         """What happens to a training image."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,20 +22,36 @@ from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import StageContext
 from stages.core.vision.detector_files import AnyDetector, open_detector
 from stages.core.vision.detector_spec import AnyKind
+from stages.core.vision.views import detect_in_views
 
 MASK_THRESHOLD = 0.5
 
 
 def detect(
-    model: AnyDetector, pixels_HW3: NDArray[np.uint8], device: str = "cpu", precision: Precision = "fp32"
+    model: AnyDetector,
+    pixels_HW3: NDArray[np.uint8],
+    device: str = "cpu",
+    precision: Precision = "fp32",
+    view_sizes: Sequence[int] = (),
 ) -> Detections:
     """Detections of one RGB image, highest score first, in the image's own pixels.
 
     Masks are given when the model has a mask head; a mask is cut at probability 0.5 and may be empty.
+
+    Args:
+        model: in evaluation mode, on `device`.
+        pixels_HW3: RGB, 0 to 255.
+        device, precision: where and how the model runs.
+        view_sizes: short sides of the views of test-time augmentation, pixels; none is the plain view alone.
+
+    Raises:
+        EnvironmentFault: memory holds none of the views.
     """
     image = torch.from_numpy(pixels_HW3.copy()).permute(2, 0, 1).to(device).float() / 255
     with torch.inference_mode(), autocast(device, precision):
-        found: dict[str, Tensor] = model([image])[0]
+        found: dict[str, Tensor] = (
+            detect_in_views(model, image, view_sizes, device) if view_sizes else model([image])[0]
+        )
     masks = None
     if "masks" in found:
         masks = encode_masks((found["masks"][:, 0] > MASK_THRESHOLD).cpu().numpy())
@@ -56,6 +73,7 @@ class DetectorFactory:
     device: str
     precision: Precision
     score: float | None = None
+    view_sizes: tuple[int, ...] = ()
 
     def __call__(self) -> ImageFunction:
         """Load the model once and return image id -> rows."""
@@ -65,14 +83,18 @@ class DetectorFactory:
 
         def rows(image_id: str) -> ImageRows:
             pixels = load_image(self.split.image_path(image_id))
-            found = detect(model, pixels, self.device, self.precision)
+            found = detect(model, pixels, self.device, self.precision, self.view_sizes)
             return to_rows(found, pixels.shape[0], pixels.shape[1])
 
         return rows
 
 
 def detect_split(
-    context: StageContext, checkpoint: Path, *kinds: AnyKind, score: float | None = None
+    context: StageContext,
+    checkpoint: Path,
+    *kinds: AnyKind,
+    score: float | None = None,
+    view_sizes: tuple[int, ...] = (),
 ) -> dict[str, Detections] | None:
     """Detections of every readable image of the context's split, resumable and sharded.
 
@@ -81,6 +103,7 @@ def detect_split(
         checkpoint: a detector file.
         kinds: what it may be.
         score: least score of a detection; None takes the checkpoint's own.
+        view_sizes: see `detect`.
 
     Returns:
         Image id -> detections, or None while other shards have parts to do.
@@ -89,6 +112,8 @@ def detect_split(
         SchemaError: the checkpoint is of another kind or another class list.
     """
     open_detector(checkpoint, context.split.classes, kinds)  # fail here rather than in a worker
-    factory = DetectorFactory(checkpoint, kinds, context.split, context.device, context.precision, score)
+    factory = DetectorFactory(
+        checkpoint, kinds, context.split, context.device, context.precision, score, view_sizes
+    )
     table = map_images(context, DETECTION_ROWS, factory, "detect")
     return None if table is None else from_table(table, with_masks=kinds == ("mask-rcnn",))
