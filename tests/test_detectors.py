@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torchvision.models.detection import FasterRCNN
+from torch import Tensor, nn
+from torchvision.models.detection import (
+    FasterRCNN,
+    fasterrcnn_resnet50_fpn_v2,
+    maskrcnn_resnet50_fpn_v2,
+)
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.ops import MultiScaleRoIAlign
 
@@ -69,9 +76,10 @@ def test_build_detector__losses_equal_torchvision_without_hook() -> None:
 
 
 @pytest.mark.parametrize("kind", ["faster-rcnn", "mask-rcnn"])
-def test_detector__loss_of_a_batch_is_the_mean_of_its_images(kind: Kind) -> None:
+@pytest.mark.parametrize("heads", ["v1", "v2"])
+def test_detector__loss_of_a_batch_is_the_mean_of_its_images(kind: Kind, heads: str) -> None:
     torch.manual_seed(0)
-    model = build_detector(tiny(kind=kind), CLASSES, pretrained=False).train()
+    model = build_detector(tiny(kind=kind, heads=heads), CLASSES, pretrained=False).train()
     images = [torch.rand(3, 40, 60), torch.rand(3, 64, 33), torch.rand(3, 60, 60)]
     targets = [
         {
@@ -163,12 +171,35 @@ def test_build_detector__extra_anchor_size_adds_a_level() -> None:
     assert len(model.backbone(torch.zeros(1, 3, 64, 64))) == 3
 
 
+@pytest.mark.parametrize(
+    ("kind", "library"),
+    [("faster-rcnn", fasterrcnn_resnet50_fpn_v2), ("mask-rcnn", maskrcnn_resnet50_fpn_v2)],
+)
+def test_build_detector__v2_heads_have_the_parameters_of_torchvisions(
+    kind: Kind, library: Callable[..., nn.Module]
+) -> None:
+    theirs = library(weights=None, weights_backbone=None, num_classes=21)
+    spec = RetrainConfig(**RETRAIN_PAPER | {"backbone": "resnet50-fpn-v2", "heads": "v2"}).spec(kind)
+    ours = build_detector(spec, [str(i) for i in range(20)], pretrained=False)
+
+    def shapes(model: Any) -> Counter[tuple[int, ...]]:
+        parts = [model.backbone.fpn, model.rpn, model.roi_heads]
+        return Counter(tuple(p.shape) for part in parts for p in part.parameters())
+
+    assert shapes(ours) == shapes(theirs)
+    assert shapes(
+        build_detector(spec.model_copy(update={"heads": "v1"}), "a" * 20, pretrained=False)
+    ) != shapes(theirs)
+
+
 @pytest.mark.parametrize("kind", ["faster-rcnn", "mask-rcnn"])
-def test_save_detector__round_trip_gives_same_detections(tmp_path: Path, kind: Kind) -> None:
+@pytest.mark.parametrize("heads", ["v1", "v2"])
+def test_save_detector__round_trip_gives_same_detections(tmp_path: Path, kind: Kind, heads: str) -> None:
     torch.manual_seed(0)
-    model = build_detector(tiny(kind), CLASSES, pretrained=False).eval()
+    spec = tiny(kind, heads=heads)
+    model = build_detector(spec, CLASSES, pretrained=False).eval()
     path = tmp_path / "detector.safetensors"
-    save_detector(path, model, tiny(kind), CLASSES)
+    save_detector(path, model, spec, CLASSES)
     again = load_detector(path, kind, CLASSES)
     pixels = (torch.rand(50, 40, 3) * 255).byte().numpy()
     first, second = detect(model, pixels), detect(again, pixels)

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from stages.core.config import StageConfig
-from stages.core.vision.detector_spec import BoxLoss, DetectorSpec, Kind
+from stages.core.vision.detector_spec import BoxLoss, DetectorSpec, Heads, Kind
 
 PAPER: Final[dict[str, Any]] = {
     "backbone": "resnet50-fpn",
@@ -65,7 +65,11 @@ class DetectorSettings(StageConfig):
     """Architecture and training of a two-stage detector."""
 
     backbone: str = Field(
-        "lite0-embedded", description="trunk: lite0-embedded, resnet50-fpn, or any timm feature model"
+        "lite0-embedded", description="trunk: lite0-embedded, resnet50-fpn(-v2), or any timm feature model"
+    )
+    heads: Heads = Field(
+        "v1",
+        description="v2: pyramid and heads of torchvision's R50-FPN v2, deeper and normalised",
     )
     strides: tuple[int, ...] = Field(
         (8, 16, 32), min_length=1, description="trunk maps under the pyramid, pixels per cell"

@@ -10,7 +10,8 @@ BoxLoss = Literal["l1", "smooth-l1"]
 Kind = Literal["faster-rcnn", "mask-rcnn"]
 DetrKind = Literal["rt-detr", "deformable-detr"]
 AnyKind = Literal["faster-rcnn", "mask-rcnn", "rt-detr", "deformable-detr"]
-ALIASES = {"resnet50-fpn": "resnet50.tv_in1k"}
+Heads = Literal["v1", "v2"]
+ALIASES = {"resnet50-fpn": "resnet50.tv_in1k", "resnet50-fpn-v2": "resnet50.tv2_in1k"}
 """Names users know from detection code, and the timm weights they stand for."""
 
 
@@ -19,7 +20,8 @@ class DetectorSpec(BaseModel):
 
     Attributes:
         kind: with or without a mask head.
-        backbone: trunk name (`lite0-embedded`, `resnet50-fpn`, any timm feature model).
+        heads: `v1`, or the deeper, normalised ones of torchvision's `fasterrcnn_resnet50_fpn_v2`: see `detectors`.
+        backbone: trunk name (`lite0-embedded`, `resnet50-fpn`, `resnet50-fpn-v2`, any timm feature model).
         strides: trunk maps under the pyramid, pixels per cell, ascending.
         frozen_through: trunk layers up to this stride stay as pretrained; 0 trains all.
         fpn_channels: channels of every pyramid level.
@@ -39,6 +41,7 @@ class DetectorSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Kind = "faster-rcnn"
+    heads: Heads = "v1"
     backbone: str = "lite0-embedded"
     strides: tuple[int, ...] = (4, 8, 16, 32)
     frozen_through: int = 4

@@ -4,10 +4,16 @@ The parts are torchvision's (anchors, region proposals, heads, resizing); the ba
 `stages.core.vision.backbones` under a feature pyramid, so that one specification serves R50-FPN at 800 px
 on GPUs and the embedded Lite0 at 256 px on a CPU. A checkpoint holds its specification and class names: it
 can be rebuilt from the file alone.
+
+Heads of version 2 are those of torchvision's `fasterrcnn_resnet50_fpn_v2` (Li et al., "Benchmarking Detection Transfer
+Learning with Vision Transformers", 2021): normalised pyramid, two convolutions before the region proposals, four
+convolutions and one layer before the class. They are normalised in groups (Wu and He, 2018) in the place of batches,
+so that what is learnt from an image does not depend on the others of its batch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +22,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
@@ -94,7 +100,8 @@ def build_detector(spec: DetectorSpec, classes: Sequence[str], pretrained: bool 
     )
     trunk.freeze_to(spec.frozen_through)
     fold_batch_norms(trunk)
-    backbone = PyramidBackbone(trunk, spec.fpn_channels, extra_level)
+    norm = group_norm if spec.heads == "v2" else None
+    backbone = PyramidBackbone(trunk, spec.fpn_channels, extra_level, norm)
     transform = GeneralizedRCNNTransform(
         spec.test_size, spec.max_size, list(trunk.mean), list(trunk.std), _skip_resize=True
     )  # training images arrive resized, see detection_data
@@ -125,7 +132,8 @@ def _build_rpn(spec: DetectorSpec) -> nn.Module:
     anchors = AnchorGenerator(
         tuple((size,) for size in spec.anchor_sizes), (spec.anchor_ratios,) * len(spec.anchor_sizes)
     )
-    head = RPNHead(spec.fpn_channels, len(spec.anchor_ratios))
+    convolutions = 2 if spec.heads == "v2" else 1
+    head = RPNHead(spec.fpn_channels, len(spec.anchor_ratios), convolutions)
     half = max(1, spec.rpn_candidates // 2)
     before, after = {"training": spec.rpn_candidates, "testing": half}, {"training": half, "testing": half}
     rpn: nn.Module = ImageMeanRPN(anchors, head, 0.7, 0.3, 256, 0.5, before, after, 0.7)
@@ -133,18 +141,26 @@ def _build_rpn(spec: DetectorSpec) -> nn.Module:
     return rpn
 
 
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation with the usual 32 groups, or as many as divide the channels."""
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
 def _build_heads(spec: DetectorSpec, outputs: int) -> WeightedRoIHeads:
+    second, channels = spec.heads == "v2", spec.fpn_channels
     masks: dict[str, nn.Module] = {}
     if spec.kind == "mask-rcnn":
         width = spec.mask_channels
         masks = {
             "mask_roi_pool": PyramidRoIPool(spec.strides, 14),
-            "mask_head": MaskRCNNHeads(spec.fpn_channels, (width,) * 4, 1),
+            "mask_head": MaskRCNNHeads(channels, (width,) * 4, 1, group_norm if second else None),
             "mask_predictor": MaskRCNNPredictor(width, width, outputs),
         }
     heads = WeightedRoIHeads(
         PyramidRoIPool(spec.strides, 7),
-        TwoMLPHead(spec.fpn_channels * 49, spec.head_width),
+        FastRCNNConvFCHead((channels, 7, 7), [channels] * 4, [spec.head_width], group_norm)
+        if second
+        else TwoMLPHead(channels * 49, spec.head_width),
         FastRCNNPredictor(spec.head_width, outputs),
         0.5,
         0.5,

@@ -8,6 +8,7 @@ CPU.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
@@ -23,12 +24,18 @@ class PyramidBackbone(nn.Module):
         out_channels: channels of every level.
     """
 
-    def __init__(self, trunk: Trunk, out_channels: int, extra_level: bool) -> None:
+    def __init__(
+        self,
+        trunk: Trunk,
+        out_channels: int,
+        extra_level: bool,
+        norm_layer: Callable[[int], nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         self.trunk = trunk
         self.out_channels = out_channels
         extra = LastLevelMaxPool() if extra_level else None
-        self.fpn = FeaturePyramidNetwork(list(trunk.channels), out_channels, extra_blocks=extra)
+        self.fpn = FeaturePyramidNetwork(list(trunk.channels), out_channels, extra, norm_layer)
 
     def forward(self, images_BCHW: Tensor) -> dict[str, Tensor]:
         """Return name -> map [B, out_channels, H / stride, W / stride], finest first."""
