@@ -15,7 +15,7 @@ from stages.core.runtime.streams import image_streams
 from stages.core.vision import views as core_views
 from stages.core.vision.views import View, mirror_boxes, views
 from stages.wsod import inference, vgg
-from stages.wsod.batches import pad_image, render, unrender_boxes
+from stages.wsod.batches import pad_image, render, shift_lighting, unrender_boxes
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags, wsod_losses
 from stages.wsod.detection import ScoredProposals, detect, score_proposals, weigh
@@ -200,6 +200,16 @@ def test_render__boxes_come_back(view: View) -> None:
     image, moved = render(pixels, boxes, view, max_size=120)
     assert min(image.shape[-2:]) == view.size
     assert torch.allclose(unrender_boxes(moved, view, image, (30, 41)), boxes, atol=1e-4)
+
+
+def test_shift_lighting__along_a_component() -> None:
+    image = torch.full((3, 2, 2), 100, dtype=torch.uint8)
+    moved = shift_lighting(image, np.array([0.1, 0.0, 0.0]))
+    # 255 x 0.1 x 0.2175 x (-.5675, -.5808, -.5836): the first component is nearly grey
+    assert moved[:, 0, 0].tolist() == [97, 97, 97]
+    moved = shift_lighting(image, np.array([0.0, 2.0, 0.0]))
+    assert moved[:, 1, 1].tolist() == [107, 100, 93]  # red against blue
+    assert shift_lighting(torch.zeros(3, 1, 1, dtype=torch.uint8), np.array([9.0, 0, 0])).sum() == 0
 
 
 def test_render__a_mirrored_box_covers_the_same_pixels() -> None:

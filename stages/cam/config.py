@@ -18,6 +18,8 @@ PAPER: Final[dict[str, Any]] = {
     "trunk_lr": 5e-5,
     "warmup": 0.083,
     "min_area": 0.08,
+    "randaugment": "rand-m9-mstd0.5-inc1",
+    "erasing": 0.25,
     "affinity": "attention",
     "cross_layers": (4, 5, 6, 7, 8, 9, 10, 11),
     "cells_per_token": 1,
@@ -65,6 +67,12 @@ class CamConfig(StageConfig):
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps with a growing rate")
     train_size: int = Field(224, ge=32, description="side of the square training crops, pixels")
     min_area: float = Field(0.5, gt=0, le=1, description="smallest share of the image that a crop covers")
+    randaugment: str = Field(
+        "", description="timm's policy of random image operations, e.g. rand-m9-mstd0.5-inc1; empty = none"
+    )
+    erasing: float = Field(
+        0.0, ge=0, le=1, description="probability that noise replaces a part of a training crop"
+    )
     holdout: float = Field(
         0.1, ge=0, lt=0.5, description="share of the train split that chooses the epoch, by mAP"
     )
@@ -95,6 +103,8 @@ class CamConfig(StageConfig):
     def _check(self) -> CamConfig:
         if self.dim % self.heads:
             raise ValueError(f"heads ({self.heads}) must divide dim ({self.dim})")
+        if self.randaugment and not self.randaugment.startswith("rand"):
+            raise ValueError("randaugment is a policy of timm such as rand-m9-mstd0.5-inc1")
         if self.scales[0] != 1.0 or min(self.scales) <= 0:
             raise ValueError("scales must be positive and begin with 1.0")
         if any(layer < 0 for layer in self.cross_layers):

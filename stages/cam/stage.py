@@ -42,12 +42,14 @@ class CamStage:
 
     def plan(self, config: CamConfig, context: StageContext) -> Plan:
         """Read the checkpoint, or say how long the training is."""
+        from stages.cam.augmentation import CropAugmentation
         from stages.cam.building import build_classifier, load_classifier
         from stages.core.training.loop import steps_per_epoch
 
         if context.has_input("checkpoint"):
             load_classifier(context.input("checkpoint"), config, context.split.classes)
             return Plan(len(context.split.ids), ("apply only",))
+        CropAugmentation(config)
         build_classifier(config, len(context.split.classes), pretrained=False)
         steps = config.epochs * steps_per_epoch(len(context.split.ids), config.batch_size, config.accumulate)
         size = config.batch_size * config.accumulate

@@ -6,7 +6,6 @@ precision is per class, over images.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from stages.cam.augmentation import CropAugmentation
 from stages.cam.building import build_classifier
 from stages.cam.classifier import HybridBody, MultiClassTokenClassifier
 from stages.cam.config import CamConfig
@@ -36,8 +36,6 @@ from stages.core.training.weights_io import load_state, save_state
 
 MIN_HELD_OUT = 8
 """Fewer held-out images cannot rank epochs; the last epoch is taken then."""
-ASPECT = 0.15
-"""Largest change of a crop's aspect ratio, in logarithms."""
 
 
 @dataclass
@@ -52,7 +50,7 @@ class TagData:
     """Augmented training crops with their tags; what is drawn depends on (seed, epoch, image id) alone."""
 
     def __init__(self, context: StageContext, config: CamConfig, ids: Sequence[str]) -> None:
-        self.context, self.config, self.ids = context, config, list(ids)
+        self.context, self.augment, self.ids = context, CropAugmentation(config), list(ids)
         self._position = {image_id: i for i, image_id in enumerate(self.ids)}
 
     def load(self, ids: Sequence[str], epoch: int) -> TagBatch:
@@ -76,9 +74,7 @@ class TagData:
             except ImageError as error:
                 self.context.failures.record(image_id, str(error))
                 continue
-            crop = random_crop(
-                pixels, self.config, numpy_generator(self.context.seed, "crop", epoch, image_id)
-            )
+            crop = self.augment(pixels, numpy_generator(self.context.seed, "crop", epoch, image_id))
             return crop, tag_vector(self.context, image_id)
         raise InputError("none of the training images can be read", where=self.context.split.name)
 
@@ -88,19 +84,6 @@ def tag_vector(context: StageContext, image_id: str) -> Tensor:
     tags_C = torch.zeros(len(context.split.classes))
     tags_C[list(context.split.tags(image_id))] = 1.0
     return tags_C
-
-
-def random_crop(pixels: NDArray[np.uint8], config: CamConfig, rng: np.random.Generator) -> Tensor:
-    """Return a random part of the image, resized to the training square and perhaps mirrored, [1, 3, S, S]."""
-    height, width = pixels.shape[:2]
-    side, aspect = math.sqrt(rng.uniform(config.min_area, 1.0)), math.exp(rng.uniform(-ASPECT, ASPECT))
-    rows = max(1, min(height, round(height * side * aspect)))
-    columns = max(1, min(width, round(width * side / aspect)))
-    top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
-    part = torch.from_numpy(pixels[top : top + rows, left : left + columns].copy()).permute(2, 0, 1)[None]
-    size = (config.train_size, config.train_size)
-    crop = F.interpolate(part.float() / 255.0, size, mode="bilinear", antialias=True, align_corners=False)
-    return crop.flip(-1) if rng.random() < 0.5 else crop
 
 
 class EpochChoice:

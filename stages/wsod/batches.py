@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -21,6 +23,9 @@ from stages.wsod.criterion import Bags
 from stages.wsod.proposals import ProposalSource
 
 PAD_MULTIPLE = 32
+PCA_DEVIATIONS = np.array((0.2175, 0.0188, 0.0045))
+PCA_VECTORS = np.array(((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203)))
+"""Principal components of ImageNet's RGB values in [0, 1], one per column, and the spread along each."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ class WeakData:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive_seed(self.seed, "jitter", epoch, image_id))
                 image = self._jitter(image)
+        if self.config.lighting > 0:
+            image = shift_lighting(image, generator.normal(0, self.config.lighting, 3))
         return image, boxes
 
     def _readable(self, wanted: str) -> tuple[str, Tensor]:
@@ -104,6 +111,16 @@ class WeakData:
                 continue
             return image_id, torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)
         raise InputError("none of the training images can be read", where=self.split.name)
+
+
+def shift_lighting(image_CHW: Tensor, amounts: NDArray[np.float64]) -> Tensor:
+    """Move an RGB uint8 image's colour along the principal components of ImageNet's (Krizhevsky et al., 2012, 4.1).
+
+    amounts: (3,), one per component, in units of its standard deviation.
+    """
+    shift = 255 * (PCA_VECTORS * (amounts * PCA_DEVIATIONS)).sum(axis=1)
+    moved = image_CHW.float() + torch.from_numpy(shift).float()[:, None, None]
+    return moved.round().clamp(0, 255).byte()
 
 
 def render(pixels_CHW: Tensor, boxes_xyxy: Tensor, view: View, max_size: int) -> tuple[Tensor, Tensor]:

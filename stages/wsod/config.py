@@ -151,6 +151,9 @@ class WsodConfig(StageConfig):
     photometric: float = Field(
         0.3, description="Strength of the colour jitter in training; 0 = none", ge=0, le=1
     )
+    lighting: float = Field(
+        0.0, description="Strength of AlexNet's PCA lighting noise in training (paper 0.1); 0 = none", ge=0
+    )
     flip: float = Field(0.5, description="Probability of a horizontal flip in training", ge=0, le=1)
     min_side: float = Field(
         4.0, description="Proposals with a shorter side are dropped, original pixels", ge=1, le=1000

@@ -1,0 +1,84 @@
+"""What happens to a training image of the classifier: random crop and flip, RandAugment, random erasing.
+
+RandAugment (Cubuk et al., 2020) and random erasing (Zhong et al., 2020) are timm's, as published (method digest 1.5).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
+from torch.nn import functional as F
+
+from stages.cam.config import CamConfig
+from stages.core.errors import ConfigError
+from stages.core.runtime.seeding import global_generators
+
+ASPECT: Final = 0.15
+"""Largest factor on rows and its inverse on columns, in logarithms: aspect ratios of 3/4 to 4/3."""
+
+
+class CropAugmentation:
+    """Turns an image into a training crop; everything random comes from the generator that is given.
+
+    Raises:
+        ConfigError: `randaugment` is no policy that timm understands.
+    """
+
+    def __init__(self, config: CamConfig) -> None:
+        self.config = config
+        self.operations = None
+        if config.randaugment:
+            grey = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)
+            fill = {"translate_const": int(0.45 * config.train_size), "img_mean": grey}
+            try:
+                self.operations = rand_augment_transform(config.randaugment, fill)
+            except (AssertionError, ValueError, KeyError) as error:
+                raise ConfigError(
+                    f"'{config.randaugment}' is no policy ({error})",
+                    where="randaugment",
+                    remedy="use e.g. rand-m9-mstd0.5-inc1",
+                ) from error
+        self.eraser = RandomErasing(config.erasing, mode="pixel", device="cpu")  # type: ignore[no-untyped-call]
+
+    def __call__(self, pixels_HW3: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
+        """Return a crop [1, 3, S, S] in [0, 1]; erased parts hold noise with ImageNet's mean and deviation."""
+        crop = random_crop(pixels_HW3, self.config, rng)
+        if self.operations is None and not self.config.erasing:
+            return crop
+        with global_generators(int(rng.integers(2**62))):
+            if self.operations is not None:
+                crop = self._operate(crop)
+            if self.config.erasing:
+                mean, std = (
+                    torch.tensor(x)[:, None, None] for x in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+                )
+                crop = (self.eraser((crop[0] - mean) / std) * std + mean)[None]
+        return crop
+
+    def _operate(self, crop: Tensor) -> Tensor:
+        assert self.operations is not None
+        image = Image.fromarray((crop[0].permute(1, 2, 0) * 255).round().byte().numpy())
+        changed = np.asarray(self.operations(image))
+        return torch.from_numpy(changed.copy()).permute(2, 0, 1)[None].float() / 255.0
+
+
+def random_crop(pixels_HW3: NDArray[np.uint8], config: CamConfig, rng: np.random.Generator) -> Tensor:
+    """Return a random part of the image, resized to the training square and perhaps mirrored, [1, 3, S, S]."""
+    height, width = pixels_HW3.shape[:2]
+    side, aspect = math.sqrt(rng.uniform(config.min_area, 1.0)), math.exp(rng.uniform(-ASPECT, ASPECT))
+    rows = max(1, min(height, round(height * side * aspect)))
+    columns = max(1, min(width, round(width * side / aspect)))
+    top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
+    part = torch.from_numpy(pixels_HW3[top : top + rows, left : left + columns].copy()).permute(2, 0, 1)[None]
+    size = (config.train_size, config.train_size)
+    crop = F.interpolate(part.float() / 255.0, size, mode="bilinear", antialias=True, align_corners=False)
+    return crop.flip(-1) if rng.random() < 0.5 else crop

@@ -1,0 +1,72 @@
+"""The classifier's training crops: what RandAugment and erasing change, and that chance comes from one place."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from stages.cam.augmentation import CropAugmentation, random_crop
+from stages.cam.config import PAPER, CamConfig
+from stages.core.errors import ConfigError
+
+PIXELS = np.random.default_rng(0).integers(60, 180, (40, 50, 3), np.uint8)
+
+
+def crop(seed: int = 1, **changes: object) -> Tensor:
+    config = CamConfig.model_validate({"train_size": 32, **changes})
+    return CropAugmentation(config)(PIXELS, np.random.default_rng(seed))
+
+
+def test_augmentation__nothing_by_default() -> None:
+    plain = random_crop(PIXELS, CamConfig(train_size=32), np.random.default_rng(1))
+    assert torch.equal(crop(), plain)
+
+
+def test_augmentation__depends_on_its_generator_alone() -> None:
+    published = {name: PAPER[name] for name in ("randaugment", "erasing", "min_area")}
+    random.seed(1)
+    torch.manual_seed(1)
+    first = crop(**published)
+    expected = random.random(), float(np.random.rand()), float(torch.rand(()))
+    state = np.random.get_state()
+    random.seed(1)
+    torch.manual_seed(1)
+    np.random.set_state(state)
+    again = crop(**published)
+    assert torch.equal(first, again)
+    assert (random.random(), float(torch.rand(()))) == (expected[0], expected[2])  # the rest does not notice
+    others = [crop(seed, **published) for seed in range(2, 8)]
+    assert all(not torch.equal(first, other) for other in others)
+    assert first.shape == (1, 3, 32, 32)
+
+
+def test_augmentation__randaugment_stays_an_image() -> None:
+    changed = [crop(seed, randaugment="rand-m9-mstd0.5-inc1") for seed in range(20)]
+    assert any(not torch.equal(one, crop(seed)) for seed, one in enumerate(changed))
+    assert all(float(one.min()) >= 0 and float(one.max()) <= 1 for one in changed)
+
+
+def test_augmentation__erasing_puts_noise_into_a_rectangle() -> None:
+    plain, erased = crop(), crop(erasing=1.0)
+    changed_HW = (plain != erased).any(dim=1)[0]
+    rows, columns = torch.where(changed_HW)
+    area = int(changed_HW.sum())
+    assert 0.02 * 32**2 * 0.8 <= area <= 32**2 / 3 * 1.2
+    assert area >= 0.99 * (int(rows.max() - rows.min()) + 1) * (int(columns.max() - columns.min()) + 1)
+    noise = erased[0][:, changed_HW]
+    assert abs(float(noise.mean()) - 0.449) < 0.05  # ImageNet's mean over channels
+    assert abs(float(noise.std()) - 0.226) < 0.05
+    untouched = sum(torch.equal(crop(seed), crop(seed, erasing=0.25)) for seed in range(100))
+    assert 60 <= untouched <= 88
+
+
+def test_augmentation__unknown_policies_are_refused() -> None:
+    with pytest.raises(ValidationError, match="policy of timm"):
+        CamConfig(randaugment="augmix")
+    with pytest.raises(ConfigError, match="is no policy"):
+        CropAugmentation(CamConfig(randaugment="rand-q9"))
