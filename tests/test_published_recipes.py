@@ -74,7 +74,7 @@ MIST_TABLE: dict[str, Any] = {
     "trunk_lr_factor": 1.0, "bias_lr_factor": 2.0, "weight_decay": 5e-4, "batch_size": 8, "dropblock": True,
     "dropblock_drop": 0.3, "dropblock_weight": 0.01, "train_sizes": (480, 576, 688, 864, 1000, 1200),
     "max_size": 2000, "flip": 0.5, "lighting": 0.1, "test_size": 800, "tta": True, "nms_iou": 0.3,
-    "score_threshold": 0.0,     "max_detections": 100, "background_column": True,
+    "score_threshold": 0.0, "max_detections": 100, "background_column": True,
 }  # fmt: skip
 FASTER_RCNN_TABLE: dict[str, Any] = {
     "backbone": "resnet50-fpn", "frozen_through": 4, "anchor_sizes": (32, 64, 128, 256, 512), "optimizer": "sgd",

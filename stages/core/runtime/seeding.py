@@ -37,7 +37,8 @@ def seed_everything(seed: int) -> None:
 def global_generators(seed: int) -> Iterator[None]:
     """Seed the global generators of Python, numpy and torch (CPU) for a library that draws from them.
 
-    They are put back afterwards. What is drawn inside depends on `seed` alone, and what is drawn afterwards does not notice.
+    They are put back afterwards: what is drawn inside depends on `seed` alone, and what comes later on
+    nothing of it.
     """
     import torch
 
