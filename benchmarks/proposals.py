@@ -39,8 +39,10 @@ from stages.core.vision.segmenters import EncodedImage, Segmenter, load_segmente
 from stages.propose.candidates import Candidates
 from stages.propose.config import PAPER, ProposeConfig
 from stages.propose.decoding import decode_candidates
-from stages.propose.merging import merge_candidates, rank
+from stages.propose.merging import rank
+from stages.propose.prompting import build_prompts
 from stages.propose.proposer import Proposer
+from stages.propose.refining import refine
 
 ROWS = {"grid": 1, "+ coarse": 3, "+ fine": 7, "+ cross": 15}
 """Row of the ablation -> source bits used."""
@@ -94,7 +96,7 @@ class Measurement:
                     prompted = self._decode(encoded, config, table, image_id)
                     for variant in (v for v in self.wanted if v.settings == settings):
                         found = Candidates.concat([grids[variant]] if variant.grid else [])
-                        self._rows(run, image_id, variant, Candidates.concat([found, prompted]))
+                        self._rows(run, image_id, variant, Candidates.concat([found, prompted]), encoded)
 
     def _decode(
         self, encoded: EncodedImage, config: ProposeConfig, table: Table | None, image_id: str
@@ -109,11 +111,15 @@ class Measurement:
             return Candidates.concat([])
         return decode_candidates(self.segmenter, encoded, prompts, config, proposer.batch_size)
 
-    def _rows(self, run: int, image_id: str, variant: Variant, found: Candidates) -> None:
+    def _rows(
+        self, run: int, image_id: str, variant: Variant, found: Candidates, encoded: EncodedImage
+    ) -> None:
+        proposer = Proposer(self.segmenter, variant.config, self.device)
         for row, bits in ROWS.items():
             if row == "grid" and not variant.grid:
                 continue
-            kept = merge_candidates(found.select((found.source & bits) != 0), variant.config)
+            own = found.select((found.source & bits) != 0)
+            _, kept = refine(self.segmenter, encoded, NO_POINTS, own, variant.config, proposer.batch_size)
             order = torch.argsort(rank(kept, variant.config), descending=True, stable=True)
             label = f"{variant.name}: {row}"
             self.boxes[label, run][image_id] = kept.boxes_xyxy[order].double().numpy()
@@ -123,6 +129,7 @@ NO_PROMPTS: dict[str, NDArray[Any]] = {
     "x": np.zeros(0, np.float32), "y": np.zeros(0, np.float32), "class_index": np.zeros(0, np.int32),
     "score": np.zeros(0, np.float32), "source": np.zeros(0, np.int8),
 }  # fmt: skip
+NO_POINTS = build_prompts(np.zeros((0, 2)), NO_PROMPTS, (), class_prompts=False)
 
 
 def figures(recall: ProposalRecall) -> dict[str, float]:

@@ -35,8 +35,8 @@ from stages.core.vision.sam_loading import VIT_BUILDERS
 from stages.core.vision.segmenters import SamSegmenter, load_segmenter
 from stages.propose.config import PAPER, ProposeConfig
 from stages.propose.decoding import decode_candidates
-from stages.propose.merging import merge_candidates
 from stages.propose.proposer import Proposer
+from stages.propose.refining import refine
 
 ENCODER_TFLOP = {"sam-vit-b": 0.97, "sam-vit-l": 2.99, "sam-vit-h": 5.96}
 """Arithmetic of one 1024 px encoding, counted from the architecture."""
@@ -80,7 +80,10 @@ def ours(proposer: Proposer, image: Image, rows: Rows, clock: Clock) -> torch.Te
                 proposer.segmenter, encoded, prompts, proposer.config, proposer.batch_size
             )
         with clock.section("post"):
-            return merge_candidates(found, proposer.config).boxes_xyxy
+            _, kept = refine(
+                proposer.segmenter, encoded, prompts, found, proposer.config, proposer.batch_size
+            )
+            return kept.boxes_xyxy
 
 
 def published(sam: Any, image: Image, rows: Rows, grid: int, clock: Clock) -> None:

@@ -30,12 +30,13 @@ from stages.propose.merging import merge_candidates
 from stages.propose.prefetch import Prefetcher
 from stages.propose.prompting import Prompts, batches, build_prompts, valid_points
 from stages.propose.proposer import Proposer
+from stages.propose.refining import find_and_refine
 from stages.propose.sides import drawn_boxes
 
 Columns = dict[str, NDArray[Any]]
 OPEN = ProposeConfig(
     grid_side=3, grid_predicted_iou=0.0, grid_stability=0.0, prompt_predicted_iou=0.0, prompt_stability=0.0,
-    union_nms=1.0, max_boxes=0, min_side=1.0,
+    refine=0, union_nms=1.0, max_boxes=0, min_side=1.0,
 )  # fmt: skip
 
 
@@ -339,13 +340,49 @@ def test_propose__bad_prompts_change_nothing() -> None:
     assert np.array_equal(boxes_of(clean), boxes_of(dirty))
 
 
-def test_propose__masks_fit_their_boxes() -> None:
-    config = replace_config(save_masks=True, min_side=6.0)
+@pytest.mark.parametrize("asked", [1, 7, 500])
+def test_refine__best_boxes_are_asked_again_and_keep_their_provenance(asked: int) -> None:
+    segmenter = SamSegmenter("tiny", random_sam())
+    encoded = segmenter.encode(picture())
+    prompts = build_prompts(grid_points(4, 48, 60), PEAKS, ("coarse", "fine", "cross"), class_prompts=True)
+    config = replace_config(refine=asked, refine_nms=1.0, prompt_predicted_iou=0.2, grid_predicted_iou=0.2)
+    first = decode_candidates(segmenter, encoded, prompts, config, BatchSize(64, LOG))
+    best = merge_candidates(first, replace_config(max_boxes=asked))
+    everything, found = find_and_refine(segmenter, encoded, prompts, config, BatchSize(3, LOG))
+    assert len(everything) == len(prompts) + len(best)
+    assert len(best) <= asked
+    expected = set()
+    for number, box in enumerate(best.boxes_xyxy):
+        decoded = segmenter.decode(encoded, None, None, box[None], multimask=True)
+        full = segmenter.upscale(decoded.low_res_logits[0], encoded)
+        for m, drawn in enumerate(drawn_boxes(full)):
+            if decoded.predicted_iou[0, m] > 0.2 and usable(drawn[None], 1.0, 0.0).item():
+                expected.add((len(prompts) + number, m, *drawn.tolist(), int(best.source[number])))
+    columns = (found.prompt, found.mask_index, *found.boxes_xyxy.unbind(1), found.source)
+    assert set(zip(*(column.tolist() for column in columns), strict=True)) == expected
+    assert len(expected) > 0
+    assert asked < 500 or len({source for *_, source in expected}) > 1
+
+
+def test_refine__off_or_nothing_to_refine() -> None:
+    segmenter = SamSegmenter("tiny", random_sam())
+    encoded, size = segmenter.encode(picture()), BatchSize(64, LOG)
+    prompts = build_prompts(grid_points(4, 48, 60), PEAKS, ("coarse",), class_prompts=False)
+    first = decode_candidates(segmenter, encoded, prompts, OPEN, size)
+    same, found = find_and_refine(segmenter, encoded, prompts, OPEN, size)
+    assert same is prompts
+    assert torch.equal(found.boxes_xyxy, first.boxes_xyxy)
+    hopeless = replace_config(refine=5, min_side=1000.0)
+    assert len(find_and_refine(segmenter, encoded, prompts, hopeless, size)[1]) == 0
+
+
+@pytest.mark.parametrize("refine", [0, 20])
+def test_propose__masks_fit_their_boxes(refine: int) -> None:
+    config = replace_config(save_masks=True, min_side=6.0, refine=refine)
     proposer = Proposer(SamSegmenter("tiny", random_sam()), config)
     rows = proposer.propose(picture(), PEAKS)
-    without = Proposer(SamSegmenter("tiny", random_sam()), replace_config(min_side=6.0)).propose(
-        picture(), PEAKS
-    )
+    plain = replace_config(min_side=6.0, refine=refine)
+    without = Proposer(SamSegmenter("tiny", random_sam()), plain).propose(picture(), PEAKS)
     assert np.array_equal(boxes_of(rows), boxes_of(without))
     gather(PROPOSALS, {"a": rows})  # every row has its pool item
     rles: list[Any] = [

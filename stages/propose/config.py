@@ -24,6 +24,7 @@ PAPER: Final[dict[str, Any]] = {
     "cross_nms": 0.9,
     "cross_nms_by": "order",
     "rank_by": "predicted_iou",
+    "refine": 0,
     "union_nms": 1.0,
     "max_boxes": 0,
     "min_side": 1.0,
@@ -42,7 +43,7 @@ class ProposeConfig(StageConfig):
         "",
         description="Segmenter weights: file, folder or hub id; empty takes the shipped or cached ones",
     )
-    grid_side: int = Field(12, description="Grid points per side, 0 for no grid", ge=0, le=128)
+    grid_side: int = Field(10, description="Grid points per side, 0 for no grid", ge=0, le=128)
     prompt_sources: tuple[PromptSource, ...] = Field(
         ("coarse", "fine", "cross"), description="Prompt kinds used beside the grid"
     )
@@ -95,13 +96,22 @@ class ProposeConfig(StageConfig):
     cross_nms_by: Literal["order", "rank"] = Field(
         "rank", description="What decides among cross-attention boxes: list order (paper) or rank"
     )
+    refine: int = Field(
+        100,
+        description="Best boxes of the first pass that become prompts of a second, which takes its place; 0 = off",
+        ge=0,
+        le=10_000,
+    )
+    refine_nms: float = Field(
+        0.8, description="NMS by rank before the second pass: box IoU; 1 = off", gt=0.0, le=1.0
+    )
     union_nms: float = Field(
         0.95, description="NMS over all boxes by rank, merging provenance: box IoU; 1 = off", gt=0.0, le=1.0
     )
     rank_by: Literal["predicted_iou", "quality"] = Field(
         "quality", description="Rank of a box: its predicted IoU, or quality = predicted IoU x stability"
     )
-    max_boxes: int = Field(200, description="Boxes kept per image by rank, 0 = no limit", ge=0, le=100_000)
+    max_boxes: int = Field(150, description="Boxes kept per image by rank, 0 = no limit", ge=0, le=100_000)
     min_side: float = Field(2.0, description="Boxes with a shorter side go, pixels", ge=0.0, le=10_000.0)
     min_area: float = Field(0.0, description="Boxes of a smaller area go, square pixels", ge=0.0)
     compile: bool = Field(

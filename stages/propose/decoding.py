@@ -101,10 +101,9 @@ def decode_batch(
         config: Thresholds.
     """
     is_grid = torch.from_numpy(prompts.source[batch] == SOURCE_BITS["grid"])[:, None]
-    points, labels = _points(prompts, batch)
     floor = torch.where(is_grid, _floors(config.grid_predicted_iou, config.grid_masks),
                         _floors(config.prompt_predicted_iou, config.prompt_masks))  # fmt: skip
-    drawn = segmenter.decode_above(encoded, points, labels, None, multimask=True, floor_PM=floor)
+    drawn = segmenter.decode_above(encoded, *_asked(prompts, batch), multimask=True, floor_PM=floor)
     frame = LogitFrame(
         encoded.height, encoded.width, *encoded.logit_extent(drawn.logits_NHW), encoded.frame_size
     )
@@ -133,9 +132,12 @@ def decode_batch(
     )
 
 
-def _points(prompts: Prompts, batch: Array) -> tuple[Tensor, Tensor]:
+def _asked(prompts: Prompts, batch: Array) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Points and their labels, or boxes, of a batch that has one or the other."""
     points = torch.from_numpy(np.stack([prompts.points[i] for i in batch]))
-    return points, torch.ones(points.shape[:2], dtype=torch.int64)
+    if points.shape[1] == 0:
+        return None, None, torch.from_numpy(prompts.boxes_xyxy[batch])
+    return points, torch.ones(points.shape[:2], dtype=torch.int64), None
 
 
 def _floors(threshold: float, wanted: tuple[int, ...]) -> Tensor:
@@ -164,9 +166,7 @@ def encode_kept_masks(
     def decode_all(size: int) -> None:
         for batch in batches(prompts, min(size, chunk), np.asarray(wanted.any(axis=1))):
             floor = torch.where(torch.from_numpy(wanted[batch]), -float("inf"), float("inf"))
-            drawn = segmenter.decode_above(
-                encoded, *_points(prompts, batch), None, multimask=True, floor_PM=floor
-            )
+            drawn = segmenter.decode_above(encoded, *_asked(prompts, batch), multimask=True, floor_PM=floor)
             full = segmenter.upscale(drawn.logits_NHW, encoded) > segmenter.mask_threshold
             keys = zip(batch[drawn.prompt.cpu().numpy()].tolist(), drawn.mask_index.tolist(), strict=True)
             for key, rle in zip(keys, encode_masks(full.cpu().numpy()), strict=True):

@@ -35,7 +35,11 @@ def merge_candidates(candidates: Candidates, config: ProposeConfig) -> Candidate
         parts[3] = parts[3].select(nms_in_order(parts[3].boxes_xyxy, config.cross_nms))
     elif config.cross_nms < 1:
         parts[3] = _by_rank(parts[3], config.cross_nms, config)
-    merged = Candidates.concat(parts)
+    return merge_all(Candidates.concat(parts), config)
+
+
+def merge_all(merged: Candidates, config: ProposeConfig) -> Candidates:
+    """The NMS over all sources, and the cap."""
     if config.union_nms < 1:
         merged = _by_rank(merged, config.union_nms, config)
     if config.max_boxes and len(merged) > config.max_boxes:

@@ -14,16 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.core.artifacts.schemas import MAP_KINDS, SOURCE_BITS
+from stages.propose.candidates import Candidates
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Foreground-point prompts of one image, in order.
+    """Prompts of one image, in order: foreground points, or a box.
 
     Attributes:
-        points: One ``(k, 2)`` float32 array of x, y pixels per prompt, k >= 1.
+        points: One ``(k, 2)`` float32 array of x, y pixels per prompt; k = 0 for a box.
         source: ``(p,)`` int8, one of ``SOURCE_BITS``.
         class_index: ``(p,)`` int32, 0-based, -1 without a class.
         peak_score: ``(p,)`` float32, the best peak of the prompt; nan for the grid.
@@ -33,9 +34,26 @@ class Prompts:
     source: Array
     class_index: Array
     peak_score: Array
+    boxes_xyxy: Array
+    """``(p, 4)`` float32 pixels; used where there are no points."""
 
     def __len__(self) -> int:
         return len(self.points)
+
+
+def box_prompts(found: Candidates) -> Prompts:
+    """One prompt per candidate: its box, on behalf of whatever found it."""
+    return Prompts(
+        (np.zeros((0, 2), np.float32),) * len(found), found.source.numpy(), found.class_index.numpy(),
+        found.peak_score.numpy(), found.boxes_xyxy.numpy(),
+    )  # fmt: skip
+
+
+def join(first: Prompts, second: Prompts) -> Prompts:
+    """The prompts of both, in this order."""
+    rest = ("source", "class_index", "peak_score", "boxes_xyxy")
+    columns = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in rest}
+    return Prompts(first.points + second.points, **columns)
 
 
 def valid_points(rows: Mapping[str, Array], height: int, width: int) -> Array:
@@ -71,8 +89,9 @@ def build_prompts(
             tags.append((SOURCE_BITS[name], int(rows["class_index"][group[0]]), score))
     bits, classes, scores = zip(*tags, strict=True) if tags else ((), (), ())
     return Prompts(
-        tuple(points), np.array(bits, np.int8), np.array(classes, np.int32), np.array(scores, np.float32)
-    )
+        tuple(points), np.array(bits, np.int8), np.array(classes, np.int32), np.array(scores, np.float32),
+        np.zeros((len(points), 4), np.float32),
+    )  # fmt: skip
 
 
 def _groups(rows: Mapping[str, Array], members: Array, *, multi: bool) -> Iterator[Array]:
@@ -89,8 +108,9 @@ def _groups(rows: Mapping[str, Array], members: Array, *, multi: bool) -> Iterat
 def batches(prompts: Prompts, size: int, among: Array) -> Iterator[Array]:
     """Numbers of the prompts ``among`` (``(p,)`` bool), at most ``size`` at a time, with equally many points.
 
-    Equal counts need no padding points. Padding is not free in Segment Anything: every point labelled -1
-    is a token the others attend to, so a padded prompt would answer differently from the same prompt alone.
+    Equal counts need no padding points; boxes have none, and form batches of their own. Padding is not free in
+    Segment Anything: every point labelled -1 is a token the others attend to, so a padded prompt would answer
+    differently from the same prompt alone.
     """
     counts = np.array([len(p) for p in prompts.points], dtype=np.int64)
     for count in np.unique(counts[among]):

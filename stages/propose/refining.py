@@ -1,0 +1,61 @@
+"""A second look: the best boxes of the first pass become prompts themselves.
+
+A click leaves open what is meant by it, and the mask it gets may miss a corner of the object. Its box, given back as a
+prompt, says how far the object reaches, and the masks it gets lie closer to it (Kirillov et al. 2023, Figure 9, where
+more prompts make better masks). The encoding is used once more, so this costs one decoder call per batch of boxes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from stages.core.vision.segmenters import EncodedImage, Segmenter
+from stages.propose.candidates import Candidates
+from stages.propose.config import ProposeConfig
+from stages.propose.decoding import BatchSize, decode_candidates
+from stages.propose.merging import merge_all, merge_candidates
+from stages.propose.prompting import Prompts, box_prompts, join
+
+
+def find_and_refine(
+    segmenter: Segmenter,
+    encoded: EncodedImage,
+    prompts: Prompts,
+    config: ProposeConfig,
+    batch_size: BatchSize,
+) -> tuple[Prompts, Candidates]:
+    """The proposals of an encoded image, and every prompt behind them.
+
+    Args:
+        segmenter: Answers the prompts.
+        encoded: The image.
+        prompts: Those of the first pass.
+        config: Settings of the stage.
+        batch_size: Prompts per decoder call.
+
+    Returns:
+        All prompts, first those of the first pass, and the merged candidates, numbered by them.
+
+    Raises:
+        EnvironmentFault: a single prompt does not fit into GPU memory.
+    """
+    found = decode_candidates(segmenter, encoded, prompts, config, batch_size)
+    return refine(segmenter, encoded, prompts, found, config, batch_size)
+
+
+def refine(
+    segmenter: Segmenter,
+    encoded: EncodedImage,
+    prompts: Prompts,
+    found: Candidates,
+    config: ProposeConfig,
+    batch_size: BatchSize,
+) -> tuple[Prompts, Candidates]:
+    """From the first pass's candidates to proposals: see `find_and_refine`."""
+    if not config.refine or not len(found):
+        return prompts, merge_candidates(found, config)
+    first = config.model_copy(update={"union_nms": config.refine_nms, "max_boxes": config.refine})
+    asked = box_prompts(merge_candidates(found, first))
+    again = decode_candidates(segmenter, encoded, asked, config, batch_size)
+    again = replace(again, prompt=again.prompt + len(prompts))
+    return join(prompts, asked), merge_all(again, config)
