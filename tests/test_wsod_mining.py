@@ -83,6 +83,25 @@ def slow_mist(scores: Tensor, classes: Tensor, iou: Tensor, floor: float = 0.0) 
     return found
 
 
+def without_parts(found: Found, boxes: Tensor, whole: float) -> Found:
+    """Drop what lies to 85 % inside a larger box of its class with at least `whole` times its score."""
+
+    def area(box: Tensor) -> float:
+        return float((box[2:] - box[:2]).clamp(min=0).prod())
+
+    def part(i: int, j: int) -> bool:
+        shared = torch.cat(
+            (torch.maximum(boxes[i, :2], boxes[j, :2]), torch.minimum(boxes[i, 2:], boxes[j, 2:]))
+        )
+        return area(boxes[i]) < area(boxes[j]) and area(shared) >= 0.85 * area(boxes[i]) > 0
+
+    return {
+        (i, c, score)
+        for i, c, score in found
+        if not any(c == d and part(i, j) and other >= whole * score for j, d, other in found)
+    }
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 60))
 def test_miners__match_the_slow_versions(seed: int, boxes: int) -> None:
@@ -90,6 +109,8 @@ def test_miners__match_the_slow_versions(seed: int, boxes: int) -> None:
     iou = pairwise_iou(xyxy, xyxy)
     assert as_set(top1(scores, classes)) == slow_top1(scores, classes)
     assert as_set(multi_instance(scores, classes, xyxy)) == slow_mist(scores, classes, iou)
+    mined = as_set(multi_instance(scores, classes, xyxy, whole=0.6))
+    assert mined == without_parts(slow_mist(scores, classes, iou), xyxy, 0.6)
     mined = multi_instance(scores, classes, xyxy, floor=0.7)
     assert as_set(mined) == slow_mist(scores, classes, iou, 0.7)
     for agnostic in (False, True):
@@ -103,6 +124,17 @@ def test_near_top__published_class_agnostic_nms_lets_one_class_delete_another() 
     classes = torch.tensor([0, 1])
     assert [(i, c) for i, c, _ in as_set(near_top(scores, classes, same, class_agnostic=True))] == [(0, 0)]
     assert len(as_set(near_top(scores, classes, same))) == 2
+
+
+def test_multi_instance__a_part_gives_way_to_its_whole() -> None:
+    eye, fish, pile = [10.0, 10, 20, 20], [5.0, 5, 45, 30], [0.0, 0, 100, 90]
+    filler = torch.tensor([[200.0 + 20 * i, 0, 210.0 + 20 * i, 10] for i in range(27)])
+    boxes = torch.cat((torch.tensor([eye, fish, pile]), filler))
+    scores = torch.cat((torch.tensor([[0.9], [0.6], [0.2]]), torch.zeros(27, 1)))
+    kept = {i for i, _, score in as_set(multi_instance(scores, torch.tensor([0]), boxes, whole=0.5)) if score}
+    assert kept == {1, 2}
+    kept = {i for i, _, score in as_set(multi_instance(scores, torch.tensor([0]), boxes)) if score}
+    assert kept == {0, 1, 2}
 
 
 def test_multi_instance__a_suppressed_box_still_suppresses() -> None:

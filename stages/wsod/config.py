@@ -91,6 +91,12 @@ class WsodConfig(StageConfig):
     mist_floor: float = Field(
         0.0, description="mist: a seed must reach this share of its class's best; 0 = published", ge=0, le=1
     )
+    mist_whole: float = Field(
+        0.0,
+        description="mist: a seed inside another goes if the other scores this share of it; 0 = published, none goes",
+        ge=0,
+        le=1,
+    )
     fg_iou: float = Field(
         0.5, description="IoU with a seed from which a proposal takes its class", gt=0, le=1
     )

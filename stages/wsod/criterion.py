@@ -72,7 +72,13 @@ def mine(scores_NC: Tensor, classes_P: Tensor, boxes_N4: Tensor, config: WsodCon
     """Seeds of one image by the configured miner; boxes_N4: its proposals."""
     if config.method == "mist":
         seeds = multi_instance(
-            scores_NC, classes_P, boxes_N4, config.mist_portion, config.mist_iou, config.mist_floor
+            scores_NC,
+            classes_P,
+            boxes_N4,
+            config.mist_portion,
+            config.mist_iou,
+            config.mist_floor,
+            config.mist_whole,
         )
     elif config.miner == "top1":
         seeds = top1(scores_NC, classes_P)
