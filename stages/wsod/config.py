@@ -13,7 +13,7 @@ class WsodConfig(StageConfig):
     """Settings of `weaksam wsod`."""
 
     method: Literal["wsddn", "oicr", "mist"] = Field(
-        "oicr",
+        "mist",
         description="Detector: two streams alone, with refinement, or with multi-instance refinement and regression",
     )
     # Network.
@@ -92,7 +92,7 @@ class WsodConfig(StageConfig):
         0.0, description="mist: a seed must reach this share of its class's best; 0 = published", ge=0, le=1
     )
     mist_whole: float = Field(
-        0.0,
+        0.5,
         description="mist: a seed inside another goes if the other scores this share of it; 0 = published, none goes",
         ge=0,
         le=1,
