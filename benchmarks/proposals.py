@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--segmenter", default="sam-nano")
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--settings", nargs="+", choices=tuple(SETTINGS), default=list(SETTINGS))
-    parser.add_argument("--grids", type=int, nargs="+", default=[16, 8, 4, 0], help="of the default settings")
+    parser.add_argument("--grids", type=int, nargs="+", default=[10, 8, 4, 0], help="of the default settings")
     parser.add_argument("--classic", type=Path, help="what benchmarks/classic_proposals.py wrote")
     parser.add_argument("--list-images", type=Path, help="only write image id -> path for it")
     parser.add_argument("--plot", type=Path, help="PNG of average recall against the number of boxes")
