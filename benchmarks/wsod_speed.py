@@ -121,7 +121,7 @@ def published_targets(scores_NC: Tensor, tags: tuple[int, ...], boxes_N4: Tensor
 
 def our_targets(scores_NC: Tensor, tags: tuple[int, ...], boxes_N4: Tensor) -> tuple[Tensor, Tensor]:
     """The stage's own mining with the published settings."""
-    config = WsodConfig(method="mist", seed_weights="score", score_ties=False)
+    config = WsodConfig(method="mist", seed_weights="score", score_ties=False, mist_whole=0.0)
     seeds = mine(scores_NC, torch.tensor(tags, device=boxes_N4.device), boxes_N4, config)
     found = assign_labels(boxes_N4, seeds)
     return found.labels_N, found.weights_N

@@ -21,7 +21,7 @@ Row = list[float]
 Seed = tuple[int, int, float]  # proposal, class, weight
 CLASSES, BRANCHES = 3, 2
 WEIGHTS = (3.0, 1.0)
-MIST = {"method": "mist", "background_column": True, "bce_reduction": "mean"}
+MIST = {"method": "mist", "background_column": True, "bce_reduction": "mean", "mist_whole": 0.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "published mist": MIST | {"seed_weights": "score", "score_ties": False},
     "mist": MIST | {"seed_weights": "relative", "score_ties": True, "mist_floor": 0.5},

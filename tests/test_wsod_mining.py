@@ -109,8 +109,8 @@ def test_miners__match_the_slow_versions(seed: int, boxes: int) -> None:
     iou = pairwise_iou(xyxy, xyxy)
     assert as_set(top1(scores, classes)) == slow_top1(scores, classes)
     assert as_set(multi_instance(scores, classes, xyxy)) == slow_mist(scores, classes, iou)
-    mined = as_set(multi_instance(scores, classes, xyxy, whole=0.6))
-    assert mined == without_parts(slow_mist(scores, classes, iou), xyxy, 0.6)
+    whole = as_set(multi_instance(scores, classes, xyxy, whole=0.6))
+    assert whole == without_parts(slow_mist(scores, classes, iou), xyxy, 0.6)
     mined = multi_instance(scores, classes, xyxy, floor=0.7)
     assert as_set(mined) == slow_mist(scores, classes, iou, 0.7)
     for agnostic in (False, True):
