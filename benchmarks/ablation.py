@@ -40,7 +40,7 @@ from benchmarks.ablation_rows import (
     summarise,
 )
 from benchmarks.ablation_runs import OWN_TEACHER, TEACHERS, Bench, Options
-from benchmarks.ablation_sweeps import Sweep, drop_grid, drop_sweep, pgt_sweeps
+from benchmarks.ablation_sweeps import Sweep, drop_grid, drop_sweep, pgt_sweeps, rule_of
 from stages.core.artifacts.files import write_json, write_text
 from stages.core.datasets.catalog import data_root, list_splits, main_splits, open_split
 from stages.core.errors import (
@@ -132,7 +132,7 @@ def sweep_rows(bench: Bench) -> dict[str, Row]:
             remedy="name one with --val; the test split is not for choosing settings",
         )
     base = RetrainConfig.model_validate(bench.settings("retrain").model_dump())
-    return {row.key: row for steps in drop_grid(base).values() for _, row in steps}
+    return {row.key: row for steps in drop_grid(base, rule_of(bench)).values() for _, row in steps}
 
 
 def run_drop_sweep(bench: Bench, seeds: Sequence[int]) -> tuple[Sweep, list[str]]:

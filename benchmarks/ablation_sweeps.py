@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ablation_rows import Figures, Row, Spread, spread
+from benchmarks.ablation_rows import Figures, Row, Spread, retrain_rows, spread
 from benchmarks.ablation_runs import Bench
 from benchmarks.plots import line_plot
 from stages.core.artifacts.coco_json import Detections, read_results
@@ -168,6 +168,11 @@ def points(measured: Mapping[float, Mapping[int, Figures]]) -> dict[str, list[tu
     return curves
 
 
+def rule_of(bench: Bench) -> str:
+    """Rule of `pgt` in the base settings."""
+    return PgtConfig.model_validate(bench.settings("pgt").model_dump()).mode
+
+
 def drop_row(config: RetrainConfig) -> Row:
     """One point of the sweep of RoI drop, on the pseudo boxes of the base settings."""
     changes = {"drop": config.drop, "tau_cls": config.tau_cls, "tau_reg": config.tau_reg}
@@ -175,21 +180,35 @@ def drop_row(config: RetrainConfig) -> Row:
     return Row(f"sweeps/drop={name}", f"drop {name}", {"pgt": {}, "retrain": changes})
 
 
-def drop_grid(base: RetrainConfig) -> dict[str, list[tuple[float, Row]]]:
-    """Setting -> (value, row) for tau_cls and tau_reg, the other held, and `none` without RoI drop."""
+def drop_grid(base: RetrainConfig, rule: str) -> dict[str, list[tuple[float, Row]]]:
+    """Setting -> (value, row) for tau_cls and tau_reg, the other held, and `none` without RoI drop.
+
+    The points that the table trains anyway, without drop and with the base thresholds, are the table's rows.
+
+    Args:
+        base: Base settings.
+        rule: Rule of `pgt` in the base settings.
+    """
     values = TAU_SHARE if base.drop in ("normalised", "percentile") else TAU_RAW
     on = base if base.drop != "off" else base.model_copy(update={"drop": "paper"})
-    grid: dict[str, list[tuple[float, Row]]] = {}
+    table = {row.key: row for row in retrain_rows(on.architecture, on.architecture, on.drop)}
+    off = drop_row(on.model_copy(update={"drop": "off"}))
+    known = {
+        drop_row(on).key: table.get(f"{on.architecture}/{rule}-drop"),
+        off.key: table.get(f"{on.architecture}/{rule}"),
+    }
+    grid: dict[str, list[tuple[float, Row]]] = {"none": [(np.inf, known[off.key] or off)]}
     for setting in ("tau_cls", "tau_reg"):
         steps = sorted({*values, float(getattr(on, setting))})
-        grid[setting] = [(value, drop_row(on.model_copy(update={setting: value}))) for value in steps]
-    return grid | {"none": [(np.inf, drop_row(on.model_copy(update={"drop": "off"})))]}
+        points = [(value, drop_row(on.model_copy(update={setting: value}))) for value in steps]
+        grid[setting] = [(value, known.get(row.key) or row) for value, row in points]
+    return grid
 
 
 def drop_sweep(bench: Bench, measured: Mapping[str, Mapping[int, Figures]]) -> Sweep:
     """AP50 on the validation split against both thresholds, from the figures of the rows of `drop_grid`."""
     base = RetrainConfig.model_validate(bench.settings("retrain").model_dump())
-    grid = drop_grid(base)
+    grid = drop_grid(base, rule_of(bench))
     curves = {
         setting: points({value: _ap50(measured.get(row.key, {})) for value, row in steps})
         for setting, steps in grid.items()

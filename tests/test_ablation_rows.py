@@ -256,11 +256,24 @@ def test_points__in_order_of_the_value_without_undefined_ones() -> None:
 )
 def test_drop_grid__the_base_point_is_trained_once(drop: str, used: str, values: tuple[float, ...]) -> None:
     base = RetrainConfig.model_validate({"drop": drop, "tau_cls": 0.85, "tau_reg": 0.85})
-    grid = drop_grid(base)
+    grid = drop_grid(base, "topk")
     assert [value for value, _ in grid["tau_cls"]] == sorted({*values, 0.85})
     shared = {row.key for _, row in grid["tau_cls"]} & {row.key for _, row in grid["tau_reg"]}
     assert shared == {f"sweeps/drop={used},cls=0.85,reg=0.85"}
     assert grid["none"][0][1].changes["retrain"]["drop"] == "off"
+
+
+def test_drop_grid__points_that_the_table_has_are_its_rows(tmp_path: Path) -> None:
+    base = RetrainConfig()
+    grid = drop_grid(base, "improved")
+    shared = {row.key for _, row in grid["tau_cls"]} & {row.key for _, row in grid["tau_reg"]}
+    assert shared == {"faster-rcnn/improved-drop"}
+    assert [row.key for _, row in grid["none"]] == ["faster-rcnn/improved"]
+    # The rows are trained with what the point says, whatever the table's own changes are.
+    runs = bench(tmp_path)
+    row = dict(grid["tau_cls"])[base.tau_cls]
+    config = RetrainConfig.model_validate(runs.settings("retrain", row.changes["retrain"]).model_dump())
+    assert (config.drop, config.tau_cls, config.tau_reg) == ("paper", base.tau_cls, base.tau_reg)
 
 
 def test_sweep__table_and_picture(tmp_path: Path) -> None:
