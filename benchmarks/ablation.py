@@ -30,6 +30,7 @@ from pathlib import Path
 
 from benchmarks.ablation_rows import (
     PGT_ROWS,
+    RULES,
     WSOD_ROWS,
     Figures,
     Line,
@@ -75,7 +76,9 @@ def rows_of(bench: Bench, parts: Sequence[str], patterns: Sequence[str], detr: s
                 require_transformers()
             if any(row.key.startswith(f"{config.architecture}/") for row in rows):
                 continue  # the base settings are those of a DETR themselves
-            rows += retrain_rows(config.architecture, DETECTORS[config.architecture], drop, recipe)
+            # Both adaptive rules are compared with the first detector; the second shows whether the steps hold there.
+            rules = RULES if recipe is None else {"top1", rule_of(bench)} & RULES.keys()
+            rows += retrain_rows(config.architecture, DETECTORS[config.architecture], drop, recipe, rules)
     kept = [row for row in rows if any(fnmatch(row.key, pattern) for pattern in patterns)]
     if rows and not kept:
         known = ", ".join(row.key for row in rows)

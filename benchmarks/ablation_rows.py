@@ -7,7 +7,7 @@ those of one run folder per seed (`benchmarks/ablation_runs.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
 from typing import Any
@@ -71,18 +71,23 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
 PGT_ROWS = tuple(Row(f"pgt/{rule}", name, {"pgt": changes}) for rule, (name, changes) in RULES.items())
 
 
-def retrain_rows(detector: str, name: str, drop: str, recipe: str | None = None) -> tuple[Row, ...]:
-    """Top-1, both adaptive rules without and with RoI drop, and the supervised bound of one detector.
+def retrain_rows(
+    detector: str, name: str, drop: str, recipe: str | None = None, rules: Collection[str] = tuple(RULES)
+) -> tuple[Row, ...]:
+    """Top-1, adaptive rules without and with RoI drop, and the supervised bound of one detector.
 
     Args:
         detector: Folder of its rows.
         name: As printed.
         drop: Rule of the rows with RoI drop.
         recipe: Recipe with the detector's settings, if they are not the base settings.
+        rules: Those of `RULES` to retrain on.
     """
     bound = f"{detector}/supervised"
     rows = []
     for rule, (label, changes) in RULES.items():
+        if rule not in rules:
+            continue
         plain = {"pgt": changes, "retrain": {"drop": "off"}}
         over = None if rule == "top1" else f"{detector}/top1"
         rows.append(Row(f"{detector}/{rule}", f"{name}, {label}", plain, over, bound, recipe))
