@@ -18,6 +18,7 @@ from stages.cam.attention import (
 from stages.cam.building import build_classifier, load_classifier, map_rule, save_classifier
 from stages.cam.classifier import MultiClassTokenClassifier
 from stages.cam.config import CamConfig
+from stages.cam.conv_classifier import gives_feature_maps
 from stages.cam.fusion import AttentionFusion
 from stages.cam.losses import tag_losses
 from stages.cam.maps import (
@@ -291,6 +292,18 @@ def test_build_vit__rotary_positions_belong_to_patches() -> None:
         image = torch.rand(1, 3, 28, 56)
         mixed = torch.cat([image[..., 28:], image[..., :28]], dim=-1)
         assert not torch.allclose(vit(image).class_logits_BC, vit(mixed).class_logits_BC, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "maps"),
+    [
+        ("resnet10t", True), ("convnext_atto", True), ("pvt_v2_b0", True), ("maxvit_tiny_rw_224", True),
+        ("vit_tiny_patch16_224", False), ("mixer_s16_224", False), ("eva02_tiny_patch14_224", False),
+        ("swin_tiny_patch4_window7_224", False), ("hybrid", False),
+    ],
+)  # fmt: skip
+def test_gives_feature_maps__asks_the_model_not_its_name(name: str, maps: bool) -> None:
+    assert gives_feature_maps(name) is maps
 
 
 def test_build_conv__coarse_maps_alone() -> None:

@@ -30,7 +30,7 @@ from stages.propose.merging import merge_candidates
 from stages.propose.prefetch import Prefetcher
 from stages.propose.prompting import Prompts, batches, build_prompts, valid_points
 from stages.propose.proposer import Proposer
-from stages.propose.refining import find_and_refine
+from stages.propose.refining import refine
 from stages.propose.sides import drawn_boxes
 
 Columns = dict[str, NDArray[Any]]
@@ -348,7 +348,7 @@ def test_refine__best_boxes_are_asked_again_and_keep_their_provenance(asked: int
     config = replace_config(refine=asked, refine_nms=1.0, prompt_predicted_iou=0.2, grid_predicted_iou=0.2)
     first = decode_candidates(segmenter, encoded, prompts, config, BatchSize(64, LOG))
     best = merge_candidates(first, replace_config(max_boxes=asked))
-    everything, found = find_and_refine(segmenter, encoded, prompts, config, BatchSize(3, LOG))
+    everything, found = refine(segmenter, encoded, prompts, first, config, BatchSize(3, LOG))
     assert len(everything) == len(prompts) + len(best)
     assert len(best) <= asked
     expected = set()
@@ -369,19 +369,20 @@ def test_refine__off_or_nothing_to_refine() -> None:
     encoded, size = segmenter.encode(picture()), BatchSize(64, LOG)
     prompts = build_prompts(grid_points(4, 48, 60), PEAKS, ("coarse",), class_prompts=False)
     first = decode_candidates(segmenter, encoded, prompts, OPEN, size)
-    same, found = find_and_refine(segmenter, encoded, prompts, OPEN, size)
+    same, found = refine(segmenter, encoded, prompts, first, OPEN, size)
     assert same is prompts
     assert torch.equal(found.boxes_xyxy, first.boxes_xyxy)
     hopeless = replace_config(refine=5, min_side=1000.0)
-    assert len(find_and_refine(segmenter, encoded, prompts, hopeless, size)[1]) == 0
+    nothing = decode_candidates(segmenter, encoded, prompts, hopeless, size)
+    assert len(refine(segmenter, encoded, prompts, nothing, hopeless, size)[1]) == 0
 
 
-@pytest.mark.parametrize("refine", [0, 20])
-def test_propose__masks_fit_their_boxes(refine: int) -> None:
-    config = replace_config(save_masks=True, min_side=6.0, refine=refine)
+@pytest.mark.parametrize("asked", [0, 20])
+def test_propose__masks_fit_their_boxes(asked: int) -> None:
+    config = replace_config(save_masks=True, min_side=6.0, refine=asked)
     proposer = Proposer(SamSegmenter("tiny", random_sam()), config)
     rows = proposer.propose(picture(), PEAKS)
-    plain = replace_config(min_side=6.0, refine=refine)
+    plain = replace_config(min_side=6.0, refine=asked)
     without = Proposer(SamSegmenter("tiny", random_sam()), plain).propose(picture(), PEAKS)
     assert np.array_equal(boxes_of(rows), boxes_of(without))
     gather(PROPOSALS, {"a": rows})  # every row has its pool item

@@ -8,7 +8,7 @@ from typing import Any
 
 from stages.cam.classifier import build_hybrid, build_vit
 from stages.cam.config import CamConfig
-from stages.cam.conv_classifier import build_conv, is_convolutional
+from stages.cam.conv_classifier import build_conv, gives_feature_maps
 from stages.cam.maps import MapRule, TagClassifier
 from stages.core.errors import ConfigError, SchemaError
 from stages.core.training.weights_io import load_weights, read_metadata, save_weights
@@ -27,7 +27,7 @@ def build_classifier(config: CamConfig, num_classes: int, pretrained: bool) -> T
         ConfigError: unknown model or backbone, or a cross layer that it does not have.
         EnvironmentFault: pretrained weights cannot be had.
     """
-    if is_convolutional(config.model):
+    if gives_feature_maps(config.model):
         return build_conv(num_classes, config.model, pretrained)
     if config.model != "hybrid":
         model = build_vit(num_classes, config.model, pretrained, config.fusion)

@@ -41,12 +41,17 @@ class ConvClassifier(nn.Module):
         return ClassifierOutput(logits_BC, logits_BC, map_BCHW.relu(), features)
 
 
-def is_convolutional(name: str) -> bool:
-    """Whether a timm model's name stands for a network of feature maps rather than of tokens."""
+def gives_feature_maps(name: str) -> bool:
+    """Whether a timm model makes maps [B, C, H, W] at growing strides, as convolutional networks do; not tokens.
+
+    Asked of the model itself, built without memory for its weights.
+    """
     if not timm.is_model(name):
         return False
-    tokens = ("vit", "deit", "eva", "beit", "swin", "cait", "xcit", "mixer", "mlp", "former", "hiera", "volo")
-    return not any(part in name for part in tokens)
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False)
+    strides = {level["reduction"] for level in getattr(model, "feature_info", None) or ()}
+    return len(strides) > 1 and str(getattr(model, "output_fmt", "NCHW")) == "NCHW"
 
 
 def build_conv(num_classes: int, name: str, pretrained: bool) -> ConvClassifier:

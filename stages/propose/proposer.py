@@ -14,10 +14,10 @@ from stages.core.runtime.device import Precision, autocast
 from stages.core.vision.segmenters import Segmenter
 from stages.propose.candidates import Candidates
 from stages.propose.config import ProposeConfig
-from stages.propose.decoding import BatchSize, encode_kept_masks
+from stages.propose.decoding import BatchSize, decode_candidates, encode_kept_masks
 from stages.propose.grid import grid_points
 from stages.propose.prompting import Array, Prompts, build_prompts, valid_points
-from stages.propose.refining import find_and_refine
+from stages.propose.refining import refine
 
 
 class Proposer:
@@ -54,7 +54,8 @@ class Proposer:
         prompts = self.prompts(prompt_rows, *image_HW3.shape[:2])
         with autocast(self.device, self.precision):
             encoded = self.segmenter.encode(image_HW3)
-            prompts, kept = find_and_refine(self.segmenter, encoded, prompts, self.config, self.batch_size)
+            found = decode_candidates(self.segmenter, encoded, prompts, self.config, self.batch_size)
+            prompts, kept = refine(self.segmenter, encoded, prompts, found, self.config, self.batch_size)
             masks = [np.zeros(0, dtype=np.uint8)] * len(kept)
             if self.config.save_masks and len(kept):
                 masks = encode_kept_masks(self.segmenter, encoded, prompts, kept, self.batch_size)

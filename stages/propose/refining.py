@@ -17,19 +17,21 @@ from stages.propose.merging import merge_all, merge_candidates
 from stages.propose.prompting import Prompts, box_prompts, join
 
 
-def find_and_refine(
+def refine(
     segmenter: Segmenter,
     encoded: EncodedImage,
     prompts: Prompts,
+    found: Candidates,
     config: ProposeConfig,
     batch_size: BatchSize,
 ) -> tuple[Prompts, Candidates]:
-    """The proposals of an encoded image, and every prompt behind them.
+    """Proposals of an image from the candidates of the first pass.
 
     Args:
         segmenter: Answers the prompts.
         encoded: The image.
         prompts: Those of the first pass.
+        found: Their candidates.
         config: Settings of the stage.
         batch_size: Prompts per decoder call.
 
@@ -39,19 +41,6 @@ def find_and_refine(
     Raises:
         EnvironmentFault: a single prompt does not fit into GPU memory.
     """
-    found = decode_candidates(segmenter, encoded, prompts, config, batch_size)
-    return refine(segmenter, encoded, prompts, found, config, batch_size)
-
-
-def refine(
-    segmenter: Segmenter,
-    encoded: EncodedImage,
-    prompts: Prompts,
-    found: Candidates,
-    config: ProposeConfig,
-    batch_size: BatchSize,
-) -> tuple[Prompts, Candidates]:
-    """From the first pass's candidates to proposals: see `find_and_refine`."""
     if not config.refine or not len(found):
         return prompts, merge_candidates(found, config)
     first = config.model_copy(update={"union_nms": config.refine_nms, "max_boxes": config.refine})
