@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 import pytest
 import torch
@@ -117,6 +118,18 @@ def test_concrete_dropblock__both_forms_drop_alike() -> None:
     assert last_two == pytest.approx(last, abs=0.02)
     assert left_two == pytest.approx(left, abs=0.05)
     assert left > sum(last) / len(last) + 0.2, "and both learn where it hurts"
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_adversary__is_not_moved_by_the_scale_of_losses_nor_by_slopes_that_are_not_finite(
+    scale: float,
+) -> None:
+    value = torch.nn.Parameter(torch.ones(2))
+    adversary = Adversary([value], torch.optim.SGD([value], lr=0.1), 0.5, contextlib.nullcontext)
+    adversary.move(lambda: [value.sum() * 3], factor=1.0, scale=scale)
+    assert value.tolist() == pytest.approx([1.15, 1.15])
+    adversary.move(lambda: [value.sum() * math.nan], factor=1.0, scale=scale)
+    assert value.tolist() == pytest.approx([1.15, 1.15])
 
 
 def test_adversary__weights_the_slope_and_sums_the_passes() -> None:

@@ -112,6 +112,37 @@ def test_execute__foreign_folder_is_left_alone(request_: Request, tmp_path: Path
     assert (out / "thesis.tex").read_text() == "precious"
 
 
+@pytest.mark.parametrize("folder", ["viz", "state", "parts"])
+def test_execute__foreign_subfolder_is_not_replaced(request_: Request, tmp_path: Path, folder: str) -> None:
+    out = tmp_path / "mine"
+    (out / folder).mkdir(parents=True)
+    (out / folder / "keep.jpg").write_text("precious")
+    with pytest.raises(OutputExistsError, match=f"holds {folder}, .* no run made"):
+        execute(FirstStage(), ToyConfig(), replace(request_, out=out, overwrite=True))
+    assert (out / folder / "keep.jpg").read_text() == "precious"
+
+
+def test_execute__pictures_of_a_run_are_replaced_with_it(request_: Request) -> None:
+    out = execute(FirstStage(), ToyConfig(), request_).out
+    (out / "viz").mkdir()
+    (out / "viz" / "old.jpg").write_text("old")
+    (out / "manifest.json").unlink()  # a run that was cut off while it was replaced
+    execute(FirstStage(), ToyConfig(word="new"), replace(request_, overwrite=True))
+    assert not (out / "viz").exists()
+
+
+def test_execute__a_plan_that_fails_costs_nothing(request_: Request) -> None:
+    class Choosy(FirstStage):
+        def plan(self, config: Any, context: StageContext) -> Plan:
+            raise UsageError("no such model")
+
+    out = execute(FirstStage(), ToyConfig(), request_).out
+    with pytest.raises(UsageError):
+        execute(Choosy(), ToyConfig(word="new"), replace(request_, overwrite=True))
+    assert (out / "cams.txt").read_text() == "x"
+    assert (out / "manifest.json").is_file()
+
+
 def test_execute__dry_run_writes_nothing(request_: Request) -> None:
     outcome = execute(FirstStage(), ToyConfig(), replace(request_, dry_run=True))
     assert outcome.status == "planned"

@@ -6,14 +6,14 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from string import ascii_lowercase
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from stages.core.errors import PreemptedError, SchemaError
+from stages.core.errors import OutputExistsError, PreemptedError, SchemaError
 from stages.core.runtime.seeding import numpy_generator
 from stages.core.spec import StageContext
 from stages.core.training.ema import ModelEma
@@ -119,6 +119,52 @@ def test_fit__bad_loss_stops_with_step_and_images(tmp_path: Path) -> None:
     assert load_state(run.state_path)["done"] == 4
 
 
+def test_fit__bad_loss_leaves_the_model_as_before_the_step(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    context = StageContext(split=weak(FakeSplit()), run=tmp_path, out=tmp_path)
+    before: list[Tensor] = []
+
+    def step(batch: Tensor, number: int) -> dict[str, Tensor]:
+        before.append(flat(model))
+        return {"loss": model(batch).square().mean()}
+
+    def load(ids: list[str], epoch: int) -> Tensor:
+        worst = math.nan if len(before) == 2 else 1.0
+        return torch.tensor([[float(ord(i)), worst] for i in ids])
+
+    run = Trainer(
+        context, model, torch.optim.SGD(model.parameters(), lr=0.1), lambda step: 1.0, ITEMS[:8], load, step,
+        FitSettings(epochs=3, batch_size=4),
+    )  # fmt: skip
+    with pytest.raises(TrainingDivergedError, match="at step 2"):
+        run.fit()
+    assert torch.equal(flat(model), before[-1]), "running statistics, too"
+    assert all(bool(value.isfinite().all()) for value in load_state(run.state_path)["model"].values())
+
+
+def test_fit__bad_loss_names_the_images_that_were_used(tmp_path: Path) -> None:
+    class Batch(NamedTuple):
+        ids: list[str]
+
+    model = nn.Linear(1, 1)
+    context = StageContext(split=weak(FakeSplit()), run=tmp_path, out=tmp_path)
+    run = Trainer(
+        context, model, torch.optim.SGD(model.parameters(), lr=0.1), lambda step: 1.0, ["broken"],
+        lambda ids, epoch: Batch(["substitute"]), lambda batch, step: {"loss": model.weight.sum() * math.inf},
+        FitSettings(epochs=1, batch_size=1),
+    )  # fmt: skip
+    with pytest.raises(TrainingDivergedError, match=r"images \['substitute'\]"):
+        run.fit()
+
+
+def test_fit__no_resume_in_another_precision(tmp_path: Path) -> None:
+    with pytest.raises(PreemptedError):
+        trainer(tmp_path, 3).fit()
+    with pytest.raises(OutputExistsError, match="--precision fp32"):
+        trainer(tmp_path, resume=True, precision="fp16").fit()
+
+
 @pytest.mark.parametrize("images", range(1, 12))
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("passes", [1, 2, 4])
@@ -126,7 +172,9 @@ def test_own_passes__every_image_once(images: int, world: int, passes: int) -> N
     ids = list(ascii_lowercase[:images])
     cut = [own_passes(ids, passes, rank, world) for rank in range(world)]
     assert sorted(i for own in cut for part in own for i in part) == ids
-    assert {len(own) for own in cut} == {passes}, "every process takes part in every pass"
+    assert len({len(own) for own in cut}) == 1, "every process takes part in every pass"
+    assert len(cut[0]) <= passes
+    assert any(own[-1] for own in cut), "no pass of which nothing counts"
     assert max(len(part) for own in cut for part in own) <= math.ceil(math.ceil(images / world) / passes)
 
 

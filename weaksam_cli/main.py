@@ -21,7 +21,7 @@ from weaksam_cli.weights import weights_app
 
 EPILOG = (
     "Exit codes: 0 done, 1 bug, 2 usage, 3 input, 4 output exists, 5 environment, "
-    "6 too many failures, 7 expectation not met, 75 preempted, 130 interrupted."
+    "6 too many failures, 7 expectation not met, 8 training diverged, 75 preempted, 130 interrupted."
 )
 
 

@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from stages.core.datasets.split import WeakSplit
 
 STATE_FILE = "state/run.json"
-OWNED = ("parts", "state", "viz", "resolved.yaml", "metrics.jsonl", "events.log", MANIFEST_NAME)
+FOLDERS = ("parts", "state", "viz")
+SETTINGS_FILE = "resolved.yaml"
+OWNED = (MANIFEST_NAME, *FOLDERS, "metrics.jsonl", "events.log")
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,13 @@ def execute(stage: Stage, config: StageConfig, request: Request, split: WeakSpli
         "split_fingerprint": split.fingerprint,
         "inputs": {name: record.sha256 for name, record in hashes.items()},
     }
-    finished = processes.from_main(lambda: _output_guard(out, stage, wanted, request))
+    finished, replaces = processes.from_main(lambda: _output_guard(out, wanted, request))
     plan = stage.plan(config, context)
     if request.dry_run:
         return Outcome("planned", out, plan)
+    if replaces:
+        # Not before the plan: settings or inputs that cannot work must not cost a finished run.
+        processes.from_main(lambda: _clear(out, stage))
     if finished is not None:
         if processes.is_main():
             (out / MANIFEST_NAME).touch()  # so that Make sees it is newer than what it depends on
@@ -186,27 +191,40 @@ def _input_records(stage: Stage, inputs: dict[str, Path], run: Path) -> dict[str
     return records
 
 
-def _output_guard(out: Path, stage: Stage, wanted: dict[str, Any], request: Request) -> Manifest | None:
-    """Decide between starting, resuming and refusing; return the manifest if nothing is left to do."""
+def _output_guard(out: Path, wanted: dict[str, Any], request: Request) -> tuple[Manifest | None, bool]:
+    """Decide between starting, resuming and refusing; changes nothing.
+
+    Returns:
+        the manifest if nothing is left to do, and whether what is there must go first.
+
+    Raises:
+        OutputExistsError: the folder holds something that the request does not allow to touch.
+    """
     if out.exists() and not out.is_dir():
         raise OutputExistsError(
             "a file stands where the output folder goes", where=out, remedy="give another --out"
         )
     names = {p.name for p in out.iterdir()} if out.is_dir() else set()
     if not names:
-        return None
+        return None, False
     saved = _saved_settings(out)
     same = saved is not None and saved == wanted
     if (out / MANIFEST_NAME).is_file() and same and request.resume:
-        return read_manifest(out)
+        return read_manifest(out), False
     if request.shard[1] > 1 and same and not request.overwrite:
-        return None  # shards of one run share a folder
+        return None, False  # shards of one run share a folder
     if same and request.resume:
-        return None
+        return None, False
     if request.overwrite:
-        if not request.dry_run:
-            _clear(out, stage)
-        return None
+        known = saved is not None or SETTINGS_FILE in names
+        foreign = [] if known else sorted(names.intersection(FOLDERS))
+        if foreign:
+            raise OutputExistsError(
+                f"holds {', '.join(foreign)}, where this stage has folders of its own, but no run made them",
+                where=out,
+                remedy="give another --out, or move them away",
+            )
+        return None, True
     if saved is None:
         remedy = "give an empty --out, or --overwrite to replace only what this stage writes there"
         raise OutputExistsError("the folder holds something else", where=out, remedy=remedy)
@@ -245,7 +263,9 @@ def _saved_settings(out: Path) -> dict[str, Any] | None:
 
 def _clear(out: Path, stage: Stage) -> None:
     """Remove what this stage writes and nothing else; the manifest first, so a kill leaves it unfinished."""
-    owned = [MANIFEST_NAME, *OWNED, *(name for names in stage.outputs.values() for name in names)]
+    outputs = (name for names in stage.outputs.values() for name in names)
+    # The settings go last: a folder that has them is a run's, however far this came.
+    owned = [*OWNED, *outputs, SETTINGS_FILE]
     with disk_faults(out):
         for name in owned:
             path = out / name
@@ -268,7 +288,7 @@ def _run(
     with contextlib.ExitStack() as cleanup:
         if processes.is_main():
             write_json(out / STATE_FILE, wanted)
-            write_text(out / "resolved.yaml", yaml.safe_dump({stage.name: wanted["config"]}, sort_keys=False))
+            write_text(out / SETTINGS_FILE, yaml.safe_dump({stage.name: wanted["config"]}, sort_keys=False))
             context.metrics_fn = metrics_writer(out / "metrics.jsonl")
             handler = events_handler(out / "events.log")
             context.log.addHandler(handler)

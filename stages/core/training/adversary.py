@@ -36,22 +36,28 @@ class Adversary:
     def __post_init__(self) -> None:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
 
-    def move(self, losses: Callable[[], Iterable[Tensor]], factor: float) -> None:
+    def move(self, losses: Callable[[], Iterable[Tensor]], factor: float, scale: float = 1.0) -> None:
         """Take one step up the sum of fresh losses of the move's images, of all processes.
+
+        A slope that is not finite is passed over: it would stay in the optimiser's averages.
 
         Args:
             losses: Makes the losses of this process's passes, each weighted by its share of the images.
             factor: Of the learning rate.
+            scale: Of the losses while their slope is computed, so that half precision holds it.
         """
         slopes = [torch.zeros_like(parameter) for parameter in self.parameters]
         with self.turn():
             for loss in losses():
-                found = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+                found = torch.autograd.grad(loss * scale, self.parameters, allow_unused=True)
                 for slope, own in zip(slopes, found, strict=True):
                     if own is not None:
                         slope.add_(own)
+        slopes = [processes.total(slope) / scale for slope in slopes]
+        if not all(bool(slope.isfinite().all()) for slope in slopes):
+            return
         for parameter, slope in zip(self.parameters, slopes, strict=True):
-            parameter.grad = processes.total(slope) * -self.weight
+            parameter.grad = slope * -self.weight
         for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor
         self.optimizer.step()

@@ -30,6 +30,12 @@ def synchronise(model: nn.Module) -> list[nn.Module]:
     return list(layers)
 
 
+def running_statistics(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """What a pass in training mode changes beside gradients: (buffer, copy) of every layer that learns from batches."""
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    return [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
+
+
 def release(layers: list[nn.Module]) -> None:
     """Give layers their own forward pass back."""
     for layer in layers:

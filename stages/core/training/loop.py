@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from stages.core.errors import PreemptedError, WeakSamError
+from stages.core.errors import OutputExistsError, PreemptedError, WeakSamError
 from stages.core.runtime import processes
 from stages.core.runtime.seeding import derive_seed, numpy_generator
 from stages.core.runtime.streams import image_streams
 from stages.core.spec import StageContext
 from stages.core.training.adversary import Adversary
-from stages.core.training.batch_norm import release, synchronise
+from stages.core.training.batch_norm import release, running_statistics, synchronise
 from stages.core.training.ema import ModelEma
 from stages.core.training.schedule import Schedule
 from stages.core.training.weights_io import load_state, save_state
@@ -59,6 +59,8 @@ class FitSettings:
 class TrainingDivergedError(WeakSamError):
     """A loss became NaN or infinite; the state before the step is saved."""
 
+    exit_code = 8
+
 
 def steps_per_epoch(items: int, batch_size: int, accumulate: int = 1) -> int:
     """Moves of the optimiser per epoch: the last, partial one is dropped unless it is the only one."""
@@ -73,13 +75,14 @@ def epoch_batches(items: Sequence[str], batch_size: int, seed: int, epoch: int) 
 
 
 def own_passes(ids: Sequence[str], passes: int, rank: int, world: int) -> list[list[str]]:
-    """The images of a move that one process takes, in as many lists as there are passes; some may be empty.
+    """The images of a move that one process takes, in at most `passes` lists: as many in every process.
 
-    Every image is in exactly one list of one process.
+    Every image is in exactly one list of one process; lists are empty only where the processes do not share evenly.
     """
     own = list(ids[rank::world])
+    most = math.ceil(len(ids) / world)
     size = max(1, math.ceil(len(ids) / world / passes))
-    return [own[i * size : (i + 1) * size] for i in range(passes)]
+    return [own[i : i + size] for i in range(0, most, size)]
 
 
 class _Pass(nn.Module):
@@ -93,6 +96,28 @@ class _Pass(nn.Module):
     def forward(self, batch: Any, move: int) -> Losses:
         """Named losses."""
         return self._step(batch, move)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A pass that was made.
+
+    Attributes:
+        images: The images asked for.
+        batch: What was loaded for them.
+        losses: Detached, by name.
+        share: Of the move's images.
+    """
+
+    images: list[str]
+    batch: Any
+    losses: Losses
+    share: float
+
+    @property
+    def used(self) -> Sequence[str]:
+        """The images in the batch: others than asked for where those could not be read."""
+        return getattr(self.batch, "ids", self.images)
 
 
 @dataclass
@@ -152,6 +177,7 @@ class Trainer(Generic[BatchT]):
 
         Raises:
             TrainingDivergedError: a loss is not finite in some process; names step and image ids.
+            OutputExistsError: the state to resume from was trained in another precision.
             PreemptedError, InterruptedRunError: asked to stop; the state is saved.
         """
         label = self.settings.label
@@ -207,48 +233,42 @@ class Trainer(Generic[BatchT]):
         # What draws from torch's own generator sees the same numbers after a restart.
         torch.manual_seed(derive_seed(self.context.seed, self.settings.label, "move", self.done, rank))
         parts = own_passes(ids, self.settings.accumulate, rank, world)
-        seen: list[tuple[list[str], Losses, float]] = []
+        statistics = running_statistics(self.model)
+        seen: list[_Seen] = []
         for number, part in enumerate(parts):
-            share = len(part) / len(ids)
-            last = number == len(parts) - 1
             # A process without an image of its own still takes part, with one that does not count.
-            losses, loss, used = self._pass(part or ids[:1], epoch, synchronises=last)
-            seen.append((used, {name: value.detach() for name, value in losses.items()}, share))
-            finite = math.isfinite(loss.item())
-            if self._all_finite(finite, last, seen):
-                with nullcontext() if last else self._quietly():
-                    # DistributedDataParallel averages over the processes; the sum is wanted.
-                    torch.autograd.backward(self.scaler.scale(loss * (share * world)))
+            images, share = part or ids[:1], len(part) / len(ids)
+            batch = self.load(images, epoch)
+            with nullcontext() if number == len(parts) - 1 else self._quietly():
+                with image_streams(self._seeds("layers", epoch, images)):
+                    losses: Losses = self._network(batch, self.done)
+                # DistributedDataParallel averages over the processes; the sum is wanted.
+                torch.autograd.backward(self.scaler.scale(_total(losses) * (share * world)))
+            kept = {name: value.detach() for name, value in losses.items()}
+            seen.append(_Seen(images, batch, kept, share))
+        self._check_finite(seen, statistics)
         self._step_optimizer()
         if self.adversary is not None:
-            self.adversary.move(lambda: self._adversary_passes(parts, ids, epoch), factor)
+            self.adversary.move(lambda: self._adversary_losses(seen, epoch), factor, self.scaler.get_scale())
         self.done += 1
         if self.ema is not None:
             self.ema.update(self.model)
         self._report(seen, factor, epoch)
 
-    def _pass(self, ids: list[str], epoch: int, *, synchronises: bool) -> tuple[Losses, Tensor, list[str]]:
-        batch = self.load(ids, epoch)
-        with (
-            nullcontext() if synchronises else self._quietly(),
-            image_streams([derive_seed(self.context.seed, "layers", epoch, i) for i in ids]),
-        ):
-            losses: Losses = self._network(batch, self.done)
-        return losses, _total(losses), ids
+    def _seeds(self, purpose: str, epoch: int, images: Sequence[str]) -> list[int]:
+        """A seed per image for the random numbers of layers."""
+        return [derive_seed(self.context.seed, purpose, epoch, image) for image in images]
 
     def _quietly(self) -> Any:
         """No exchange of gradients: that of the last pass of a move carries them all."""
         network = self._network
         return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
-    def _adversary_passes(self, parts: list[list[str]], ids: list[str], epoch: int) -> Iterable[Tensor]:
-        """Fresh losses of the same images, each weighted by its share of the move; other random numbers."""
-        for part in parts:
-            images = part or ids[:1]
-            batch = self.load(images, epoch)
-            seeds = [derive_seed(self.context.seed, "adversary", epoch, i) for i in images]
-            with image_streams(seeds):
-                yield _total(self.step(batch, self.done)) * (len(part) / len(ids))
+    def _adversary_losses(self, seen: Sequence[_Seen], epoch: int) -> Iterable[Tensor]:
+        """Fresh losses of the same batches, each weighted by its share of the move; other random numbers."""
+        for one in seen:
+            with image_streams(self._seeds("adversary", epoch, one.images)):
+                yield _total(self.step(one.batch, self.done)) * one.share
 
     def _set_rates(self) -> float:
         factor = self.schedule(self.done)
@@ -264,36 +284,35 @@ class Trainer(Generic[BatchT]):
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _all_finite(self, finite: bool, last: bool, seen: list[tuple[list[str], Losses, float]]) -> bool:
-        """Stop all processes before the gradients are exchanged if one of them met a loss that is not finite."""
-        if finite and not (last and processes.world() > 1):
-            return True
-        if not last and processes.world() > 1:
-            return False  # said to the others before the last exchange
-        bad = [
-            (used, _not_finite(losses))
-            for used, losses, _ in seen
-            if not math.isfinite(_total(losses).item())
-        ]
-        if not processes.any_process(bool(bad)):
-            return True
+    def _check_finite(self, seen: Sequence[_Seen], statistics: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Stop all processes if one of them met a loss that is not finite, with the model as before the move.
+
+        The only place where a move waits for the device, once for all its passes.
+        """
+        finite = bool(torch.stack([_total(one.losses) for one in seen]).isfinite().all())
+        if not processes.any_process(not finite):
+            return
+        bad = [(one.used, _not_finite(one.losses)) for one in seen if not _total(one.losses).isfinite()]
         found = [entry for entries in processes.gather(bad) for entry in entries]
         images = sorted({image for used, _ in found for image in used})
         names = sorted({name for _, own in found for name in own})
         self.optimizer.zero_grad(set_to_none=True)
+        for buffer, before in statistics:
+            buffer.copy_(before)
         self.save()
         processes.wait_for_all()
         raise TrainingDivergedError(
             f"loss {names or 'total'} is not finite at step {self.done} of {self.settings.label} (images {images})",
             where=self.state_path,
-            remedy="lower the learning rate, or look at these images; the state before this step is saved",
+            remedy="look at these images, or start anew (--overwrite) with a lower learning rate; "
+            "the state before this step is saved",
         )
 
-    def _report(self, seen: list[tuple[list[str], Losses, float]], factor: float, epoch: int) -> None:
+    def _report(self, seen: Sequence[_Seen], factor: float, epoch: int) -> None:
         """Every `log_every` moves a line of metrics: means over the images of all processes since the last line."""
-        names, number = list(seen[0][1]), self.done - 1
-        for _, losses, share in seen:
-            row = torch.stack([_total(losses), *losses.values()]).float() * share
+        names, number = list(seen[0].losses), self.done - 1
+        for one in seen:
+            row = torch.stack([_total(one.losses), *one.losses.values()]).float() * one.share
             self._sums = self._sums.to(row) + row  # the zero it starts from is broadcast
         self._moves += 1
         if number % self.context.log_every and self.done != self.total_moves:
@@ -319,6 +338,7 @@ class Trainer(Generic[BatchT]):
             self.state_path,
             {
                 "done": self.done,
+                "precision": self.context.precision,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
@@ -329,6 +349,13 @@ class Trainer(Generic[BatchT]):
         )
 
     def _restore(self, state: dict[str, Any]) -> None:
+        precision = state.get("precision", self.context.precision)
+        if precision != self.context.precision:
+            raise OutputExistsError(
+                f"cannot resume in {self.context.precision}: this training began in {precision}",
+                where=self.state_path,
+                remedy=f"add --precision {precision}, or use --overwrite to start anew",
+            )
         self.done = state["done"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
