@@ -4,8 +4,8 @@
     prompts (4 + 2 per class), one point per decoder call, full-size masks to the CPU, boxes from those.
 (b) ``generator``: segment-anything's own ``SamAutomaticMaskGenerator``, for the grid alone.
 
-    python benchmarks/propose_speed.py --data $WEAKSAM_DATA --split shapes_test --segmenter sam-nano
-    python benchmarks/propose_speed.py --segmenter sam-vit-b --random --images 1 --grid 8 --drawn
+    python -m benchmarks.propose_speed --data $WEAKSAM_DATA --split shapes_test --segmenter sam-nano
+    python -m benchmarks.propose_speed --segmenter sam-vit-b --random --images 1 --grid 8 --drawn
 
 Times are process CPU seconds on a CPU (other programs do not disturb them) and wall seconds on a GPU.
 """
@@ -216,7 +216,7 @@ def main() -> None:
 def compare(
     segmenter: SamSegmenter, images: list[Image], options: argparse.Namespace
 ) -> dict[str, dict[str, float]]:
-    """All four ways on the same images."""
+    """Every way on the same images."""
     grid, device = options.grid, options.device
     precision: Precision = options.precision
     settings = {

@@ -177,3 +177,14 @@ def test_doctor__ready_here(capsys: pytest.CaptureFixture[str]) -> None:
     facts = json.loads(capsys.readouterr().out)
     assert facts["problems"] == []
     assert "cpu" in facts["devices"]
+
+
+def test_doctor__names_a_data_set_that_is_described_wrongly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets" / "dataset.yaml").write_text("classes: {")
+    monkeypatch.setenv("WEAKSAM_DATA", str(tmp_path))
+    run("doctor", "--json")
+    facts = json.loads(capsys.readouterr().out)
+    assert any("pets" in problem and "dataset.yaml" in problem for problem in facts["problems"])

@@ -109,11 +109,11 @@ def _devices() -> tuple[str, list[str]]:
 
 
 def _splits(data: Path) -> tuple[str, list[str]]:
-    from stages.core.datasets.catalog import list_splits
+    from stages.core.datasets.catalog import dataset_problems, list_splits
     from stages.core.errors import WeakSamError
 
     try:
-        names = list_splits(data)
+        names, problems = list_splits(data), list(dataset_problems(data))
     except WeakSamError as error:
         return str(data), [str(error)]
-    return f"{data}: {', '.join(names) or 'no data sets'}", []
+    return f"{data}: {', '.join(names) or 'no data sets'}", problems

@@ -1,4 +1,4 @@
-"""Settings of `prompt`. Defaults seek peaks on the token grid; `PAPER`, as Algorithm 1, at image resolution."""
+"""Settings of `prompt`. Defaults seek peaks on the grid of the map; `PAPER`, as Algorithm 1, at image resolution."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ CAMS = TableSchema(
         "kind": "int8",  # index into MAP_KINDS
         "layer": "int16",  # 0-based attention layer of a cross map, else -1
         "head": "int16",  # 0-based attention head of a cross map, else -1
-        "grid_h": "int32",  # tokens
+        "grid_h": "int32",  # cells of the map
         "grid_w": "int32",
         "value_start": "int64",
         "value_count": "int64",

@@ -105,14 +105,19 @@ def locate(name: str, data_root: Path, layout: Layout | None = None) -> SplitSou
 def list_splits(data_root: Path) -> tuple[str, ...]:
     """Names of all splits under a data folder, sorted; the embedded ones always.
 
-    Data sets whose ``dataset.yaml`` is bad are passed over: this list serves the messages of other errors.
+    Data sets whose ``dataset.yaml`` is bad are passed over (`dataset_problems` names them): this list serves the
+    messages of other errors.
     """
     names = {"shapes_train", "shapes_val", "shapes_test"}
-    for dataset in _datasets(data_root):
-        names.update(
-            f"{dataset.name}_{s}" for s, subset in dataset.subsets.items() if subset.role is not None
-        )
+    for dataset, _ in _datasets(data_root):
+        if dataset is not None:
+            names.update(f"{dataset.name}_{s}" for s, own in dataset.subsets.items() if own.role is not None)
     return tuple(sorted(names))
+
+
+def dataset_problems(data_root: Path) -> tuple[str, ...]:
+    """What is wrong with the ``dataset.yaml`` of folders whose splits are therefore unknown, one message each."""
+    return tuple(problem for _, problem in _datasets(data_root) if problem)
 
 
 def main_splits(dataset: str, data_root: Path) -> tuple[str, str]:
@@ -129,7 +134,7 @@ def main_splits(dataset: str, data_root: Path) -> tuple[str, str]:
     """
     found = _find(dataset, data_root, None)
     if found is None:
-        names = [source.name for source in _datasets(data_root)]
+        names = [source.name for source, _ in _datasets(data_root) if source is not None]
         raise MissingInputError(
             f"no data set is called '{dataset}'",
             where=data_root,
@@ -198,15 +203,17 @@ def _role(name: str, dataset: Dataset, subset: Subset) -> Role:
     return subset.role
 
 
-def _datasets(data_root: Path) -> Iterator[Dataset]:
+def _datasets(data_root: Path) -> Iterator[tuple[Dataset | None, str]]:
+    """Every data set under a folder, or what is wrong with its description."""
     folders = sorted(p.name for p in data_root.iterdir() if p.is_dir()) if data_root.is_dir() else []
     for name in sorted({*folders, *OFFICIAL}):
         try:
             dataset = _found(name, data_root)
-        except ConfigError:
+        except ConfigError as error:
+            yield None, str(error)
             continue
         if dataset is not None:
-            yield dataset
+            yield dataset, ""
 
 
 def _nothing_found(name: str, data_root: Path, layout: Layout | None) -> MissingInputError:

@@ -138,7 +138,7 @@ class WeakSplit:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """sha256 over classes, category ids, image ids, file names, file sizes in bytes, and tags."""
+        """sha256 over role, classes, category ids, image ids, COCO ids, file names, file sizes in bytes, and tags."""
         tags = self._tags or ((),) * len(self.ids)
         images = list(zip(self.ids, self._coco_ids, self._file_names, self._file_sizes, tags, strict=True))
         text = json.dumps([self.role, self.classes, self.category_ids, images], ensure_ascii=True)

@@ -1,8 +1,8 @@
 """Pointing accuracy of class activation maps: does a map's maximum lie on an object of its class?
 
-The pointing game of Zhang et al., "Top-down neural attention by excitation backprop", ECCV 2016. A map on the
-token grid is enlarged bilinearly to the image; since interpolation never exceeds its nodes, the maximum of the
-enlarged map is at the centre of its largest token, ties going to the first token in reading order. It must lie
+The pointing game of Zhang et al., "Top-down neural attention by excitation backprop", ECCV 2016. A map is
+enlarged bilinearly to the image; since interpolation never exceeds its nodes, the maximum of the enlarged map is at
+the centre of its largest cell, ties going to the first cell in reading order. It must lie
 on a mask of the class, or in a box where the data set has no masks.
 
 Counted are all pairs of an image and a class that has a counted (neither difficult nor crowd) object in it; a
@@ -116,7 +116,7 @@ def _check_rows(rows: Mapping[str, NDArray[np.generic]], image_id: str, num_clas
 
 
 def _map(cams: Table, rows: Mapping[str, NDArray[np.generic]], row: int, image_id: str) -> FloatArray:
-    """One map on its token grid, (h, w)."""
+    """One map on its grid, (h, w)."""
     start, count, height, width = (
         int(rows[name][row].item()) for name in ("value_start", "value_count", "grid_h", "grid_w")
     )
