@@ -156,7 +156,6 @@ def test_evaluate__detections_on_a_train_split(data: Path, tmp_path: Path) -> No
     assert report.metrics["boxes_per_image"] == 1
     assert report.per_class["dog"]["ap50"] == pytest.approx(2 / 3)
     assert report.per_class["cat"]["corloc"] == 0
-    assert ("ap50", "0.556") in report.table()
     json.dumps(report.as_json(), allow_nan=False)
 
 
