@@ -105,7 +105,7 @@ class EpochChoice:
 
     def finished(self, epoch: int) -> None:
         """Score the weights as they are at the end of `epoch`; on a tie the later epoch wins."""
-        if not self.active or epoch < 0 or epoch in self.scores:
+        if not self.active or epoch in self.scores:
             return
         score = self._score()
         best = score >= max(self.scores.values(), default=0.0)
@@ -189,10 +189,6 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[TagClass
     data = TagData(context, config, sorted(set(context.split.ids) - set(held_out)))
     choice = EpochChoice(context, config, model, held_out)
 
-    def load(ids: list[str], epoch: int) -> TagBatch:
-        choice.finished(epoch - 1)
-        return data.load(ids, epoch)
-
     def step(batch: TagBatch, number: int) -> dict[str, Tensor]:
         with autocast(context.device, context.precision):
             output = model(batch.images.to(context.device))
@@ -206,12 +202,12 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[TagClass
             optimizer=_optimizer(model, config),
             schedule=warmup_cosine(steps, round(config.warmup * steps)),
             items=data.ids,
-            load=load,
+            load=data.load,
             step=step,
             settings=FitSettings(config.epochs, config.batch_size, config.accumulate, label="classifier"),
+            epoch_end=choice.finished,
         )
         trainer.fit()
-        choice.finished(config.epochs - 1)
     counts: Counts = {"training_images": len(data.ids), "held_out_images": len(held_out)}
     best = choice.restore_best()
     if best is not None:

@@ -135,6 +135,7 @@ class Trainer(Generic[BatchT]):
             gradient; entries whose name starts with ``_`` are only logged.
         settings: How long and how.
         adversary: A second player that learns to raise the loss, or None.
+        epoch_end: Called with every epoch that is over, in every process, before its state is saved.
     """
 
     context: StageContext
@@ -146,6 +147,7 @@ class Trainer(Generic[BatchT]):
     step: Callable[[BatchT, int], Losses]
     settings: FitSettings
     adversary: Adversary | None = None
+    epoch_end: Callable[[int], None] = lambda epoch: None
 
     def __post_init__(self) -> None:
         decay = self.settings.ema_decay
@@ -190,6 +192,8 @@ class Trainer(Generic[BatchT]):
         saved = time.monotonic()
         for ids, epoch in self.context.progress(self._remaining(), self.total_moves - self.done, label):
             self._move(ids, epoch)
+            if self.done % self.moves_per_epoch == 0:
+                self.epoch_end(epoch)
             if time.monotonic() - saved >= self.context.save_every:
                 self.save()
                 saved = time.monotonic()
