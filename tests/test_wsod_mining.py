@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,8 @@ from torch import Tensor
 
 from stages.core.ops.boxes import pairwise_iou
 from stages.wsod import mining
+from stages.wsod.config import WsodConfig
+from stages.wsod.criterion import mine
 from stages.wsod.mining import Seeds, assign_labels, by_score, relative_scores
 from stages.wsod.mist import candidate_count, multi_instance
 from stages.wsod.oicr import near_top, top1
@@ -183,6 +187,23 @@ def test_assign_labels__matches_the_slow_version(seed: int, boxes: int, ignore: 
         assert int(targets.labels_N[i]) == label
         assert targets.weights_N[i].item() == (0.0 if ignored else seeds.scores_S[best].item())
         assert int(targets.matched_N[i]) == int(seeds.index_S[best])
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(4, 5)])
+@pytest.mark.parametrize(
+    "changes", [{"miner": "top1"}, {}, {"class_agnostic_nms": True}, {"method": "mist"}], ids=str
+)
+def test_mine__scores_that_are_not_finite_give_labels_of_the_usual_size(
+    changes: dict[str, Any], rows: slice
+) -> None:
+    boxes, scores, classes = problem(5, 20)
+    scores[rows] = float("nan")
+    seeds = mine(scores, classes, boxes, WsodConfig.model_validate({"method": "oicr"} | changes))
+    targets = assign_labels(boxes, seeds)
+    assert all(len(part) == 20 for part in (targets.labels_N, targets.weights_N, targets.matched_N))
+    assert int(targets.labels_N.min()) >= 0
+    assert int(targets.labels_N.max()) <= 3
+    assert int(targets.matched_N.max()) < 20
 
 
 def test_relative_scores__the_best_valid_seed_of_each_class_weighs_one() -> None:

@@ -16,8 +16,9 @@ from stages.core.artifacts.table import ImageRows, gather, write_table
 from stages.core.datasets.catalog import open_split
 from stages.core.errors import InputError, SchemaError
 from stages.core.spec import StageContext
+from stages.core.training.loop import TrainingDivergedError
 from stages.core.training.weights_io import save_weights
-from stages.wsod import viz
+from stages.wsod import fitting, viz
 from stages.wsod.config import WsodConfig
 from stages.wsod.detector import WsodDetector
 from stages.wsod.stage import WsodStage
@@ -115,6 +116,45 @@ def test_wsod__the_dropper_of_the_two_step_form_learns(tmp_path: Path) -> None:
     fresh = WsodDetector(WsodConfig.model_validate(TINY | dropping), 3).state_dict()
     moved = [name for name in fresh if "dropblock" in name and not torch.equal(fresh[name], trained[name])]
     assert "dropblock.shortcut.weight" in moved
+
+
+TOP1 = {"method": "oicr", "miner": "top1"}
+FIRST, SECOND = "two_stream.det_stream.weight", "refinement.classifiers.1.bias"
+
+
+@pytest.mark.parametrize(
+    ("changes", "poisoned"),
+    [
+        ({"method": "wsddn"}, FIRST),
+        (TOP1, FIRST),
+        (TOP1, SECOND),
+        ({"method": "oicr"}, FIRST),
+        ({"method": "oicr"}, SECOND),
+        ({"method": "mist"}, FIRST),
+        ({"method": "mist"}, SECOND),
+    ],
+)
+def test_wsod__a_training_that_diverges_says_so_and_keeps_its_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], poisoned: str
+) -> None:
+    def build(*arguments: Any) -> WsodDetector:
+        model = WsodDetector(*arguments)
+        dict(model.named_parameters())[poisoned].data.flatten()[0] = float("nan")
+        return model
+
+    monkeypatch.setattr(fitting, "WsodDetector", build)
+    at = context(tmp_path, "train")
+    with pytest.raises(TrainingDivergedError, match=r"not finite at step 0(.|\n)*images \['img_"):
+        run(at, **changes, batch_size=3)
+    assert (at.out / "state" / "train.pt").is_file()
+
+
+def test_wsod__a_rate_far_too_high_ends_as_diverged(tmp_path: Path) -> None:
+    at = context(tmp_path, "train")
+    wild = {"optimizer": "sgd", "lr": 1.0, "trunk_lr_factor": 10.0, "refine_lr_factor": 100.0, "warmup": 0.0}
+    with pytest.raises(TrainingDivergedError, match="lower the learning rate"):
+        run(at, **wild, freeze_stride=0, clip_norm=0.0, epochs=20)
+    assert (at.out / "state" / "train.pt").is_file()
 
 
 def test_wsod__images_without_proposals_are_filtered_and_named(tmp_path: Path) -> None:

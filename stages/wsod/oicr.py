@@ -101,7 +101,7 @@ def near_top(
 
 
 def _first_max(scores_NP: Tensor) -> tuple[Tensor, Tensor]:
-    """Column maxima and the first row that reaches each."""
+    """Column maxima and the first row that reaches each; where the maximum is nan, which no row equals, the last."""
     best_P = scores_NP.amax(dim=0)
     rows_N1 = torch.arange(scores_NP.shape[0], device=scores_NP.device)[:, None]
-    return best_P, torch.where(scores_NP == best_P, rows_N1, scores_NP.shape[0]).amin(dim=0)
+    return best_P, torch.where(scores_NP == best_P, rows_N1, scores_NP.shape[0] - 1).amin(dim=0)
