@@ -78,6 +78,19 @@ def test_concrete_dropblock__detector_gets_the_plain_gradient_and_test_time_is_i
     assert layer.eval()(feats)[0] is feats
 
 
+def test_concrete_dropblock__mixed_precision_draws_and_scales_in_float32() -> None:
+    # Eight bits hold no sum of tens of thousands, and no probability near 1.
+    torch.manual_seed(0)
+    layer = ConcreteDropBlock(2).train()
+    feats = torch.randn(300, 7, 7, 2).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, dropped = layer(feats)
+    assert out.dtype == torch.bfloat16
+    assert dropped.dtype == torch.float32
+    kept = out[..., 0] != 0
+    assert dropped.item() == pytest.approx(1 - kept.float().mean().item(), abs=1e-3)
+
+
 def telling_feats() -> torch.Tensor:
     """Only the left column matters to a loss over channel 0."""
     feats = torch.zeros(64, 4, 4, 2)

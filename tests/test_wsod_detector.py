@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from stages.core.errors import EnvironmentFault
+from stages.core.runtime.device import autocast
 from stages.core.runtime.streams import image_streams
 from stages.core.vision import views as core_views
 from stages.core.vision.views import View, mirror_boxes, views
@@ -118,6 +119,40 @@ def test_detector__frozen_stages_stay_and_the_rest_moves() -> None:
     assert not any("conv_stem" in name or "blocks.0." in name or "blocks.1." in name for name in moved)
     assert any("blocks.2." in name for name in moved)
     assert any("blocks.4." in name for name in moved)
+
+
+@pytest.mark.parametrize("pool", ["align", "max"])
+@pytest.mark.parametrize("method", ["wsddn", "oicr", "mist"])
+def test_detector__scores_and_boxes_of_mixed_precision_are_float32(method: str, pool: str) -> None:
+    config = small(method=method, pool=pool)
+    torch.manual_seed(0)
+    model = WsodDetector(config, 3).eval()
+    images, bags = batch()
+    with torch.no_grad():
+        plain = model(images, bags.boxes_xyxy)
+        with autocast("cpu", "bf16"):
+            mixed = model(images, bags.boxes_xyxy)
+    for name in ("cls_logits_NC", "det_logits_NC", "refine_logits", "deltas"):
+        wanted, found = getattr(plain, name), getattr(mixed, name)
+        for one, other in zip(*([x] if isinstance(x, Tensor) else x for x in (wanted, found)), strict=True):
+            assert other.dtype == torch.float32, name
+            assert torch.allclose(other, one, rtol=0.05, atol=0.02 * float(one.abs().max())), name
+    for scored in score_proposals(mixed, bags.boxes_xyxy, 3):
+        assert scored.scores_NC.dtype == scored.boxes_NC4.dtype == torch.float32
+    losses = wsod_losses(mixed, bags, config)
+    assert all(value.dtype == torch.float32 for value in losses.values())
+
+
+@pytest.mark.parametrize("pool", ["align", "max"])
+def test_detector__pooling_in_mixed_precision_is_that_of_float_boxes(pool: str) -> None:
+    model = WsodDetector(small(pool=pool), 3)
+    torch.manual_seed(0)
+    feats = torch.randn(1, 8, 100, 168).bfloat16()
+    low = torch.rand(50, 2) * torch.tensor([1200.0, 700.0])
+    boxes = [torch.cat((low, low + 20 + torch.rand(50, 2) * 60), dim=1)]
+    with autocast("cpu", "bf16"):
+        found = model.pooled(feats, boxes)
+    torch.testing.assert_close(found.float(), model.pooled(feats.float(), boxes), rtol=0.005, atol=0.005)
 
 
 def test_build_optimizer__published_groups() -> None:
