@@ -68,7 +68,7 @@ class WsodDetector(nn.Module):
         self.num_classes = num_classes
         self.pool, self.pool_size = config.pool, config.pool_size
         self.trunk, fc_state = _build_trunk(config, pretrained)
-        self.trunk.freeze_to(config.freeze_stride)
+        self.trunk.freeze_to(config.freeze_stride, "wsod.freeze_stride")
         self.stride = self.trunk.strides[0]
         fuse = config.fused_channels > 0
         self.fuse = FusedMap(self.trunk.channels, config.fused_channels) if fuse else None

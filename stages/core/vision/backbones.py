@@ -63,13 +63,39 @@ class Trunk(nn.Module):
         features: list[Tensor] = self.body(images_BCHW.contiguous(memory_format=torch.channels_last))
         return features
 
-    def freeze_to(self, stride: int) -> None:
-        """Fix every parameter up to the last layer at `stride` (0: none): early layers are generic and costly."""
+    def freeze_to(self, stride: int, setting: str = "frozen_through") -> None:
+        """Fix every parameter up to the last layer at `stride` (0: none): early layers are generic and costly.
+
+        That layer may have no parameters of its own, such as an activation: what comes before it counts.
+
+        Raises:
+            ConfigError: there are such layers, but none can be told from the rest; `setting` names what to change.
+        """
+        modules = [(name.removeprefix("model."), module) for name, module in self.body.named_modules()]
+        there = {name for name, _ in modules}
         info: Any = self.body.feature_info
-        modules = [entry["module"] for entry in info.info if entry["reduction"] <= stride]
-        names = [name for name, _ in self.body.named_parameters()]
-        frozen = [i for i, name in enumerate(names) if modules and f"{modules[-1]}." in name]
-        for parameter in list(self.body.parameters())[: max(frozen, default=-1) + 1]:
+        # A level deeper than the last map may not have been built.
+        levels = [
+            (entry["module"], entry["reduction"])
+            for entry in info.info
+            if entry["module"] in there or entry["reduction"] <= self.strides[-1]
+        ]
+        reached = [module for module, reduction in levels if reduction <= stride]
+        if not reached:
+            return
+        inside = [name == reached[-1] or name.startswith(f"{reached[-1]}.") for name, _ in modules]
+        until = len(inside) - inside[::-1].index(True) if any(inside) else 0
+        frozen = [
+            parameter for _, module in modules[:until] for parameter in module.parameters(recurse=False)
+        ]
+        if not frozen:
+            known = [reduction for module, reduction in levels if module in there]
+            raise ConfigError(
+                f"cannot tell which layers of this backbone lie up to stride {stride}: it has no layer '{reached[-1]}'",
+                where=setting,
+                remedy=f"train all layers (0), name another stride (of {known}), or take another backbone",
+            )
+        for parameter in frozen:
             parameter.requires_grad_(False)
 
     def train(self, mode: bool = True) -> Trunk:
@@ -150,7 +176,8 @@ def _feature_indices(architecture: str, out_strides: tuple[int, ...]) -> tuple[i
             body: Any = timm.create_model(architecture, features_only=True, feature_cls="getter")
         except (RuntimeError, AttributeError, AssertionError) as error:
             raise ConfigError(f"backbone {architecture!r} cannot return feature maps: {error}") from error
-    deepest = {stride: index for index, stride in enumerate(body.feature_info.reduction())}
+    info = body.feature_info
+    deepest = dict(zip(info.reduction(), info.out_indices, strict=True))
     missing = [stride for stride in out_strides if stride not in deepest]
     if missing:
         raise ConfigError(
