@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.core.errors import EnvironmentFault
+from stages.core.errors import ConfigError, EnvironmentFault
 from stages.core.runtime.device import autocast
 from stages.core.runtime.streams import image_streams
 from stages.core.vision import views as core_views
@@ -153,6 +153,13 @@ def test_detector__pooling_in_mixed_precision_is_that_of_float_boxes(pool: str) 
     with autocast("cpu", "bf16"):
         found = model.pooled(feats, boxes)
     torch.testing.assert_close(found.float(), model.pooled(feats.float(), boxes), rtol=0.005, atol=0.005)
+
+
+@pytest.mark.parametrize("frozen_bn", [True, False])
+def test_detector__a_trunk_for_one_size_is_refused(frozen_bn: bool) -> None:
+    config = small(trunk="vit_tiny_patch16_224", out_strides=(16,), freeze_stride=0, frozen_bn=frozen_bn)
+    with pytest.raises(ConfigError, match="images of one size only"):
+        WsodDetector(config, 3)
 
 
 def test_build_optimizer__published_groups() -> None:

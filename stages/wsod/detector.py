@@ -168,6 +168,8 @@ def _build_trunk(config: WsodConfig, pretrained: bool) -> tuple[Trunk, dict[str,
     trunk = build_trunk(config.trunk, config.out_strides, source, frozen_bn=config.frozen_bn)
     if config.frozen_bn:
         fold_batch_norms(trunk)
+    else:
+        trunk.probe()
     return trunk, {}
 
 

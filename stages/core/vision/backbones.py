@@ -25,6 +25,8 @@ from stages.core.errors import ConfigError, EnvironmentFault, SchemaError, did_y
 EMBEDDED_NAME = "lite0-embedded"
 EMBEDDED_FILE = "lite0.safetensors"
 EMBEDDED_ARCHITECTURE = "tf_efficientnet_lite0"
+PROBE_HW = (64, 64)
+"""No timm model of one size has it."""
 
 
 class Trunk(nn.Module):
@@ -34,6 +36,7 @@ class Trunk(nn.Module):
         channels: channels of each returned map, in the order of `strides`.
         strides: input pixels per cell of each returned map, ascending.
         mean, std: per-channel statistics of the weights' training, for images in [0, 1].
+        name: what errors call it.
     """
 
     def __init__(
@@ -44,9 +47,11 @@ class Trunk(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         frozen_bn: bool = False,
+        name: str = "backbone",
     ) -> None:
         super().__init__()
         self.body = body
+        self.name = name
         self.channels = tuple(channels)
         self.strides = tuple(strides)
         self.mean = tuple(float(value) for value in mean)
@@ -91,12 +96,33 @@ class Trunk(nn.Module):
         if not frozen:
             known = [reduction for module, reduction in levels if module in there]
             raise ConfigError(
-                f"cannot tell which layers of this backbone lie up to stride {stride}: it has no layer '{reached[-1]}'",
+                f"cannot tell which layers of {self.name} lie up to stride {stride}: it has no '{reached[-1]}'",
                 where=setting,
                 remedy=f"train all layers (0), name another stride (of {known}), or take another backbone",
             )
         for parameter in frozen:
             parameter.requires_grad_(False)
+
+    def probe(self) -> None:
+        """Pass a small image through.
+
+        Raises:
+            ConfigError: the backbone takes images of one size only.
+        """
+        was_training = self.training
+        self.eval()
+        some = next(self.parameters())
+        try:
+            with torch.no_grad():
+                self(torch.zeros(1, 3, *PROBE_HW, device=some.device, dtype=some.dtype))
+        except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+            raise ConfigError(
+                f"takes images of one size only ({str(error) or type(error).__name__})",
+                where=self.name,
+                remedy="use a backbone for images of any size, such as a convolutional network",
+            ) from error
+        finally:
+            self.train(was_training)
 
     def train(self, mode: bool = True) -> Trunk:
         """Switch to training mode, except for batch normalisation when `frozen_bn` was asked for."""
@@ -155,7 +181,7 @@ def build_trunk(
     settings = timm.get_pretrained_cfg(architecture) or timm.models.PretrainedCfg()
     info = body.feature_info
     body.to(memory_format=torch.channels_last)
-    return Trunk(body, info.channels(), info.reduction(), settings.mean, settings.std, frozen_bn)
+    return Trunk(body, info.channels(), info.reduction(), settings.mean, settings.std, frozen_bn, name)
 
 
 def embedded_weights() -> dict[str, Tensor]:
