@@ -21,7 +21,7 @@ from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags, wsod_losses
 from stages.wsod.detection import ScoredProposals, detect, score_proposals, weigh
 from stages.wsod.detector import ProposalOutputs, WsodDetector
-from stages.wsod.fitting import build_optimizer
+from stages.wsod.fitting import build_optimizer, build_schedule
 from stages.wsod.proposals import Proposals, clean
 from stages.wsod.tta import average
 
@@ -189,6 +189,22 @@ def test_vgg16_d8__stride_freezing_and_fc_order() -> None:
     weight, bins = torch.randn(4, 512 * 49), torch.randn(3, 512, 7, 7)
     rows = bins.permute(0, 2, 3, 1).flatten(1)
     assert torch.allclose(bins.flatten(1) @ weight.T, rows @ vgg.fc6_for_rows(weight).T, atol=1e-3)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_detector__final_relu_is_a_setting(relu: bool) -> None:
+    torch.manual_seed(0)
+    config = small(trunk="vgg16-d8", out_strides=(8,), fused_channels=0, freeze_stride=4, final_relu=relu)
+    with torch.no_grad():
+        feats = WsodDetector(config, 3).features(batch()[0])
+    assert (feats.min() >= 0) == relu
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "steps"])
+def test_build_schedule__warm_up_starts_where_it_is_told(schedule: str) -> None:
+    factor = build_schedule(small(schedule=schedule, warmup=0.2, warmup_factor=1 / 3), 1000)
+    assert [factor(step) for step in (0, 100, 200)] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert build_schedule(small(schedule=schedule, warmup=0.2), 1000)(0) == pytest.approx(0.001)
 
 
 def test_score_proposals__mean_of_branches_without_background() -> None:

@@ -130,6 +130,19 @@ def test_near_top__published_class_agnostic_nms_lets_one_class_delete_another() 
     assert len(as_set(near_top(scores, classes, same))) == 2
 
 
+@pytest.mark.parametrize(
+    ("changes", "limit"), [({}, 32), ({"near_top_seeds": 5}, 5), ({"near_top_seeds": 99}, 40)]
+)
+def test_mine__near_top_has_a_limit(changes: dict[str, int], limit: int) -> None:
+    apart = torch.tensor([[20.0 * i, 0, 20.0 * i + 10, 10] for i in range(40)])
+    scores, classes = torch.ones(40, 2), torch.tensor([0, 1])
+    for agnostic in (False, True):
+        settings = {"method": "oicr", "class_agnostic_nms": agnostic} | changes
+        found = as_set(mine(scores, classes, apart, WsodConfig.model_validate(settings)))
+        # Of equal ones the first; class 1 has the same boxes, which class 0 suppresses if it may.
+        assert found == {(i, c, 1.0) for i in range(limit) for c in ((0,) if agnostic else (0, 1))}
+
+
 def test_multi_instance__a_part_gives_way_to_its_whole() -> None:
     eye, fish, pile = [10.0, 10, 20, 20], [5.0, 5, 45, 30], [0.0, 0, 100, 90]
     filler = torch.tensor([[200.0 + 20 * i, 0, 210.0 + 20 * i, 10] for i in range(27)])

@@ -90,6 +90,7 @@ def mine(scores_NC: Tensor, classes_P: Tensor, boxes_N4: Tensor, config: WsodCon
             config.near_top_ratio,
             config.near_top_nms,
             config.class_agnostic_nms,
+            config.near_top_seeds,
         )
     if config.score_ties:
         seeds = by_score(seeds)

@@ -164,7 +164,7 @@ def _build_trunk(config: WsodConfig, pretrained: bool) -> tuple[Trunk, dict[str,
     if source and config.weights is not None:
         source = Path(config.weights)
     if config.trunk == vgg.NAME:
-        return vgg.build_vgg16_d8(source)
+        return vgg.build_vgg16_d8(source, config.final_relu)
     trunk = build_trunk(config.trunk, config.out_strides, source, frozen_bn=config.frozen_bn)
     if config.frozen_bn:
         fold_batch_norms(trunk)

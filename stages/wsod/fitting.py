@@ -112,8 +112,9 @@ def build_schedule(config: WsodConfig, steps: int) -> Schedule:
     """Learning-rate factor per optimiser step."""
     warmup = round(config.warmup * steps)
     if config.schedule == "cosine":
-        return warmup_cosine(steps, warmup)
-    return warmup_steps([round(share * steps) for share in config.milestones], warmup=warmup)
+        return warmup_cosine(steps, warmup, config.warmup_factor)
+    milestones = [round(share * steps) for share in config.milestones]
+    return warmup_steps(milestones, warmup=warmup, warmup_factor=config.warmup_factor)
 
 
 def save_detector(path: Path, model: WsodDetector, config: WsodConfig, classes: Sequence[str]) -> None:
