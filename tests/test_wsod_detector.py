@@ -39,7 +39,7 @@ def batch() -> tuple[Tensor, Bags]:
     for count in (5, 12):
         low = torch.rand(count, 2, generator=generator) * 30
         boxes.append(torch.cat((low, low + 8 + torch.rand(count, 2, generator=generator) * 25), dim=1))
-    return images, Bags(boxes, [(0,), (0, 2)])
+    return images, Bags(boxes, [torch.tensor([0]), torch.tensor([0, 2])])
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_detector__loss_of_a_batch_is_the_mean_of_its_images(method: str) -> Non
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
     low = [torch.rand(count, 2) * 16 for count in counts]
     boxes = [torch.cat((corner, corner + 8 + torch.rand_like(corner) * 8), dim=1) for corner in low]
-    tags = [(0,), (0, 2), (1,)]
+    tags = [torch.tensor(present) for present in ([0], [0, 2], [1])]
 
     def losses(rows: list[int]) -> dict[str, Tensor]:
         bags = Bags([boxes[row] for row in rows], [tags[row] for row in rows])

@@ -19,8 +19,10 @@ from stages.core.spec import StageContext
 from stages.core.training.loop import TrainingDivergedError
 from stages.core.training.weights_io import save_weights
 from stages.wsod import fitting, viz
+from stages.wsod.batches import WeakData
 from stages.wsod.config import WsodConfig
 from stages.wsod.detector import WsodDetector
+from stages.wsod.proposals import ProposalSource
 from stages.wsod.stage import WsodStage
 from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
 
@@ -162,6 +164,33 @@ def test_wsod__images_without_proposals_are_filtered_and_named(tmp_path: Path) -
     assert run(train)["training_images"] == 2
     assert train.failures.entries == {"img_2": "no usable proposal"}
     assert read_results(train.out / "detections.json", train.split)["img_2"].scores.size == 0
+
+
+def weak_data(at: StageContext, **changes: Any) -> WeakData:
+    config = WsodConfig.model_validate(TINY | changes)
+    return WeakData(at.split, ProposalSource(at.input("proposals"), config), config, at.seed, at.failures)
+
+
+def test_weak_data__tags_are_tensors_that_travel_with_the_batch(tmp_path: Path) -> None:
+    at = context(tmp_path, "train")
+    batch = weak_data(at).load(at.split.ids, 0)
+    assert [tuple(tags.tolist()) for tags in batch.bags.tags] == [at.split.tags(i) for i in at.split.ids]
+    moved = batch.to("meta")
+    for part in (*moved.images, *moved.bags.boxes_xyxy, *moved.bags.tags):
+        assert part.device.type == "meta"
+    assert [tags.dtype for tags in moved.bags.tags] == [torch.int64] * 3
+
+
+def test_weak_data__every_epoch_draws_its_own_augmentation(tmp_path: Path) -> None:
+    at = context(tmp_path, "train")
+    ids = at.split.ids[:1]
+    data = weak_data(at, train_sizes=(32, 40), flip=0.5, photometric=0.5)
+    images = [data.load(ids, epoch).images[0] for epoch in range(12)]
+    assert torch.equal(images[3], data.load(ids, 3).images[0])
+    assert len({tuple(image.shape) for image in images}) == 2
+    assert len({image.sum().item() for image in images}) == 12
+    plain = weak_data(at, train_sizes=(32,), flip=0.5, photometric=0.0)
+    assert len({plain.load(ids, epoch).images[0][:, :, 0].sum().item() for epoch in range(12)}) == 2
 
 
 def test_wsod__no_proposals_at_all(tmp_path: Path) -> None:
