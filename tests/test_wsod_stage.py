@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ import torch
 from safetensors.torch import load_file
 
 from stages.core.artifacts.coco_json import read_results
+from stages.core.artifacts.manifest import Manifest
 from stages.core.artifacts.schemas import PROPOSALS
 from stages.core.artifacts.table import ImageRows, gather, write_table
 from stages.core.datasets.catalog import open_split
-from stages.core.errors import InputError, SchemaError
+from stages.core.datasets.split import WeakSplit
+from stages.core.errors import InputError, PreemptedError, SchemaError
+from stages.core.runtime.execute import Request, execute
 from stages.core.spec import StageContext
 from stages.core.training.loop import TrainingDivergedError
 from stages.core.training.weights_io import save_weights
-from stages.wsod import fitting, viz
+from stages.wsod import fitting, stage, viz
 from stages.wsod.batches import WeakData
 from stages.wsod.config import WsodConfig
 from stages.wsod.detector import WsodDetector
@@ -229,6 +233,63 @@ def test_wsod__same_seed_same_bytes_and_resume_equals_uninterrupted(tmp_path: Pa
     run(stopped)
     resumed = [(stopped.out / f).read_bytes() for f in ("detector.safetensors", "detections.json")]
     assert resumed == results[0]
+
+
+@pytest.mark.parametrize("when", ["in the fit", "after the fit"])
+def test_wsod__what_was_left_out_does_not_depend_on_interruptions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    make_voc(tmp_path / "data")
+    plain = WeakSplit.tags
+    monkeypatch.setattr(WeakSplit, "tags", lambda split, i: () if i == "img_1" else plain(split, i))
+    proposals = write_proposals(tmp_path / "p.h5", dict.fromkeys(SCENES["train"], 7) | {"img_2": 0})
+    config = WsodConfig.model_validate(TINY)
+
+    def manifest(name: str, **changes: Any) -> Manifest | None:
+        request = Request("tiny_train", tmp_path / name, tmp_path / "data", overrides={"proposals": proposals},
+                          show_progress=False, max_failures="100%", **changes)  # fmt: skip
+        return execute(WsodStage(), config, request).manifest
+
+    def stop(*_: Any) -> None:
+        raise PreemptedError("stopped")
+
+    whole = manifest("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "fit_detector" if when == "in the fit" else "detect_split", stop)
+        with pytest.raises(PreemptedError):
+            manifest("stopped")
+    resumed = manifest("stopped", resume=True)
+    assert whole is not None
+    assert resumed is not None
+    assert [entry["id"] for entry in whole.failures] == ["img_1", "img_2"]
+    assert resumed.failures == whole.failures
+    assert resumed.counts == whole.counts
+    assert whole.counts["training_images"] == 1
+
+
+def test_wsod__settings_other_than_the_checkpoints_are_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("weaksam"), "propagate", True)
+    train, test = context(tmp_path, "train"), context(tmp_path, "test")
+    run(train, method="oicr", quality_power=0.0)
+    test.inputs = {**test.inputs, "checkpoint": train.out / "detector.safetensors"}
+
+    def told(**changes: Any) -> list[str]:
+        caplog.clear()
+        with caplog.at_level("WARNING", "weaksam"):
+            run(test, **changes)
+        return list(
+            {id(r): r.getMessage() for r in caplog.records if "checkpoint" in r.getMessage()}.values()
+        )
+
+    # Training settings and test-time augmentation are nobody's mistake.
+    assert told(method="oicr", quality_power=0.0, lr=0.5, tta=True) == []
+    (message,) = told(method="mist", test_size=40)
+    assert "in use: test_size 40 (checkpoint: 32), quality_power 1.0 (checkpoint: 0.0)" in message
+    assert "not in use: method 'mist' (checkpoint: 'oicr')" in message
+    monkeypatch.setattr(stage, "is_main", lambda: False)
+    assert told(test_size=40) == []
 
 
 def test_wsod__wrong_checkpoint(tmp_path: Path) -> None:

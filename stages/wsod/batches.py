@@ -112,7 +112,8 @@ class WeakData:
             try:
                 pixels_HWC = load_image(self.split.image_path(image_id))
             except ImageError as error:
-                self.failures.record(image_id, str(error))
+                # In one line, as detection names it if this is not met in training.
+                self.failures.record(image_id, str(error).replace("\n", " "))
                 continue
             return image_id, torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)
         raise InputError("none of the training images can be read", where=self.split.name)

@@ -130,6 +130,19 @@ def load_detector(path: Path, classes: Sequence[str]) -> tuple[WsodDetector, Wso
         MissingInputError: no such file.
         SchemaError: not a wsod detector, of another class list, or damaged.
     """
+    config = trained_with(path)
+    model = WsodDetector(config, len(classes), pretrained=False)
+    load_weights(path, model, {"kind": KIND, "classes": list(classes)})
+    return model.eval(), config
+
+
+def trained_with(path: Path) -> WsodConfig:
+    """The settings that a checkpoint was trained with.
+
+    Raises:
+        MissingInputError: no such file.
+        SchemaError: not a wsod detector, or of another version.
+    """
     metadata = read_metadata(path)
     if metadata.get("kind") != KIND:
         raise SchemaError(
@@ -138,9 +151,6 @@ def load_detector(path: Path, classes: Sequence[str]) -> tuple[WsodDetector, Wso
             remedy="point --checkpoint at a detector.safetensors of the wsod stage",
         )
     try:
-        config = WsodConfig.model_validate(metadata["config"])
+        return WsodConfig.model_validate(metadata["config"])
     except (KeyError, ValidationError) as error:
         raise SchemaError(f"its settings are not those of this version ({error})", where=path) from error
-    model = WsodDetector(config, len(classes), pretrained=False)
-    load_weights(path, model, {"kind": KIND, "classes": list(classes)})
-    return model.eval(), config
