@@ -379,3 +379,9 @@ def test_clean__small_equal_and_surplus_boxes_go(settings: dict[str, float], exp
     )
     quality = np.array([0.1, 0.2, 0.9, 0.9, 0.5, 0.9])
     assert clean(boxes, quality, (100, 100), **settings).tolist() == expected  # type: ignore[arg-type]
+
+
+def test_clean__boxes_that_are_not_finite_go() -> None:
+    inf, nan = np.inf, np.nan
+    boxes = np.array([[0, 0, inf, 50], [-inf, 0, 20, 20], [nan, 0, 20, 20], [0, 0, 20, 20]])
+    assert clean(boxes, np.ones(4), (100, 100), 4.0).tolist() == [3]
