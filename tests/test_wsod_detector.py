@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.core.errors import ConfigError, EnvironmentFault
 from stages.core.runtime.device import autocast
 from stages.core.runtime.streams import image_streams
 from stages.core.vision import views as core_views
 from stages.core.vision.views import View, mirror_boxes, views
-from stages.wsod import inference, vgg
+from stages.wsod import detector, inference, vgg
 from stages.wsod.batches import pad_image, render, shift_lighting, unrender_boxes
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags, wsod_losses
@@ -185,6 +185,14 @@ def test_vgg16_d8__stride_freezing_and_fc_order() -> None:
     trunk.freeze_to(4)
     frozen = [name for name, p in trunk.body.named_parameters() if not p.requires_grad]
     assert len(frozen) == 8  # weights and biases of conv1_1, conv1_2, conv2_1, conv2_2
+    # The three layers of conv5 see as far as they did behind pool 4, which is left out.
+    convs = [layer for layer in trunk.body.modules() if isinstance(layer, nn.Conv2d)]
+    assert [conv.dilation for conv in convs] == [(1, 1)] * 10 + [(2, 2)] * 3
+    cell = torch.zeros(1, 512, 9, 9)
+    cell[..., 4, 4] = 1.0
+    ones = torch.ones_like(convs[-1].weight)
+    seen = nn.functional.conv2d(cell, ones, None, convs[-1].stride, convs[-1].padding, convs[-1].dilation)
+    assert torch.nonzero(seen[0, 0]).unique().tolist() == [2, 4, 6]
     # fc6 sees the same numbers whether bins come channel-first, as stored, or channel-last, as pooled.
     weight, bins = torch.randn(4, 512 * 49), torch.randn(3, 512, 7, 7)
     rows = bins.permute(0, 2, 3, 1).flatten(1)
@@ -347,6 +355,56 @@ def test_detect_image__nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     model, pixels = WsodDetector(config, 3).eval(), torch.zeros(3, 48, 64, dtype=torch.uint8)
     with pytest.raises(EnvironmentFault, match="test_size"):
         inference.detect_image(model, pixels, sure(torch.tensor([[2.0, 2, 30, 40]])), config, "cpu", "fp32")
+
+
+def test_detect_image__mirrored_views_find_the_same_boxes() -> None:
+    # Without regression every box is a proposal, in all views; were one left mirrored, the mean would move.
+    config = small(
+        method="oicr", train_sizes=(32, 48), test_size=40, tta=True, quality_power=0.0, nms_iou=1.0
+    )
+    torch.manual_seed(0)
+    model = WsodDetector(config, 3).eval()
+    pixels = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8)
+    boxes = torch.tensor([[2.0, 2, 30, 40], [10, 5, 60, 44], [1, 20, 12, 47]])
+    found = inference.detect_image(model, pixels, sure(boxes), config, "cpu", "fp32")
+    assert len(found) == 9
+    for box in found.boxes_xyxy:
+        assert min(np.abs(boxes.numpy() - box).max(axis=1)) < 1e-3
+
+
+@pytest.mark.parametrize(("power", "factor"), [(0.0, 1.0), (1.0, 0.5), (2.0, 0.25)])
+def test_detect_image__scores_are_weighed_with_quality(power: float, factor: float) -> None:
+    config = small(method="oicr", test_size=64)
+    torch.manual_seed(0)
+    model, pixels = WsodDetector(config, 3).eval(), torch.zeros(3, 48, 64, dtype=torch.uint8)
+    boxes = np.array([[2, 2, 30, 40]], np.float32)
+    scores = []
+    for quality, own in ((1.0, config), (0.5, config.model_copy(update={"quality_power": power}))):
+        proposals = Proposals(boxes, np.full(1, quality, np.float32))
+        scores.append(inference.detect_image(model, pixels, proposals, own, "cpu", "fp32").scores)
+    assert scores[1] == pytest.approx(factor * scores[0])
+
+
+@pytest.mark.parametrize(("hidden", "loaded"), [(16, True), (24, False)])
+def test_detector__fully_connected_layers_start_as_vggs_where_they_fit(
+    hidden: int, loaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"0.weight": torch.randn(16, 512 * 49), "0.bias": torch.randn(16)}
+    state |= {"3.weight": torch.randn(16, 16), "3.bias": torch.randn(16)}
+    plain = detector._build_trunk
+    monkeypatch.setattr(detector, "_build_trunk", lambda *arguments: (plain(*arguments)[0], state))
+    model = WsodDetector(small(fused_channels=512, pool_size=7, hidden=hidden), 3).eval()
+    first, second = model.neck[0], model.neck[3]
+    assert isinstance(first, nn.Linear)
+    assert isinstance(second, nn.Linear)
+    assert torch.equal(first.bias, state["0.bias"]) == loaded
+    assert (second.weight.shape == (16, 16) and torch.equal(second.weight, state["3.weight"])) == loaded
+    if loaded:
+        # VGG flattens channel by channel, pooling here returns bins first.
+        bins = torch.randn(2, 512, 7, 7)
+        expected = nn.functional.linear(bins.flatten(1), state["0.weight"], state["0.bias"])
+        torch.testing.assert_close(first(bins.permute(0, 2, 3, 1).flatten(1)), expected, rtol=1e-3, atol=1e-3)
+        assert torch.equal(second.bias, state["3.bias"])
 
 
 def test_pad_image__right_and_bottom() -> None:

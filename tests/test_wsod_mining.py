@@ -154,6 +154,25 @@ def test_multi_instance__a_part_gives_way_to_its_whole() -> None:
     assert kept == {0, 1, 2}
 
 
+def test_mine__settings_of_mist_reach_it() -> None:
+    boxes = torch.tensor(
+        [[10.0, 10, 20, 20], [5, 5, 45, 30], *([200.0 + 20 * i, 0, 210.0 + 20 * i, 10] for i in range(27))]
+    )
+    scores = torch.cat((torch.tensor([[0.9], [0.6]]), torch.full((27, 1), 0.1)))
+
+    def rows(**changes: float) -> set[int]:
+        settings = {"method": "mist", "mist_whole": 0.0} | changes
+        mined = mine(scores, torch.tensor([0]), boxes, WsodConfig.model_validate(settings))
+        return {i for i, _, _ in as_set(mined)}
+
+    assert rows() == {0, 1, 2, 3}
+    assert rows(mist_whole=0.5) == {1, 2, 3}
+    assert rows(mist_whole=0.9) == {0, 1, 2, 3}
+    assert rows(mist_floor=0.5) == {0, 1}
+    assert rows(mist_portion=0.07) == {0, 1}
+    assert rows(mist_iou=0.05) == {0, 2, 3}
+
+
 def test_multi_instance__a_suppressed_box_still_suppresses() -> None:
     # b overlaps a; c overlaps only b. Greedy NMS would keep c, MIST does not.
     boxes = torch.tensor([[0.0, 0, 10, 10], [5, 0, 15, 10], [11, 0, 21, 10]])

@@ -155,11 +155,13 @@ def test_wsod__a_training_that_diverges_says_so_and_keeps_its_state(
     assert (at.out / "state" / "train.pt").is_file()
 
 
-def test_wsod__a_rate_far_too_high_ends_as_diverged(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["wsddn", "oicr", "mist"])
+def test_wsod__a_rate_far_too_high_ends_as_diverged(tmp_path: Path, method: str) -> None:
     at = context(tmp_path, "train")
-    wild = {"optimizer": "sgd", "lr": 1.0, "trunk_lr_factor": 10.0, "refine_lr_factor": 100.0, "warmup": 0.0}
+    # Decay alone then multiplies the trunk's weights by -9 at every step.
+    wild = {"optimizer": "sgd", "lr": 1.0, "trunk_lr_factor": 10.0, "weight_decay": 1.0, "warmup": 0.0}
     with pytest.raises(TrainingDivergedError, match="lower the learning rate"):
-        run(at, **wild, freeze_stride=0, clip_norm=0.0, epochs=20)
+        run(at, **wild, method=method, freeze_stride=0, clip_norm=0.0, epochs=40, train_sizes=(32,))
     assert (at.out / "state" / "train.pt").is_file()
 
 
