@@ -192,7 +192,7 @@ def test_vgg16_d8__stride_freezing_and_fc_order() -> None:
     cell[..., 4, 4] = 1.0
     ones = torch.ones_like(convs[-1].weight)
     seen = nn.functional.conv2d(cell, ones, None, convs[-1].stride, convs[-1].padding, convs[-1].dilation)
-    assert torch.nonzero(seen[0, 0]).unique().tolist() == [2, 4, 6]
+    assert set(torch.nonzero(seen[0, 0])[:, 0].tolist()) == {2, 4, 6}
     # fc6 sees the same numbers whether bins come channel-first, as stored, or channel-last, as pooled.
     weight, bins = torch.randn(4, 512 * 49), torch.randn(3, 512, 7, 7)
     rows = bins.permute(0, 2, 3, 1).flatten(1)
