@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from stages.core.training.adversary import Adversary
 from stages.wsod.dropblock import ConcreteDropBlock, block_mask, rescale, reverse_gradient
@@ -77,6 +78,47 @@ def test_concrete_dropblock__detector_gets_the_plain_gradient_and_test_time_is_i
     assert torch.allclose(slope[kept], factor.expand_as(slope[kept]))
     assert torch.equal(kept, out != 0)
     assert layer.eval()(feats)[0] is feats
+
+
+def test_concrete_dropblock__mixed_precision_draws_and_scales_in_float32() -> None:
+    # Eight bits hold no sum of tens of thousands, and no probability near 1.
+    torch.manual_seed(0)
+    layer = ConcreteDropBlock(2).train()
+    feats = torch.randn(300, 7, 7, 2).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, dropped = layer(feats)
+    assert out.dtype == torch.bfloat16
+    assert dropped.dtype == torch.float32
+    kept = out[..., 0] != 0
+    assert dropped.item() == pytest.approx(1 - kept.float().mean().item(), abs=1e-3)
+
+
+def test_concrete_dropblock__a_sure_network_drops_the_share_it_may() -> None:
+    # Where the network is sure, a cell is a centre with probability drop / block^2, as published: .3 / 9.
+    torch.manual_seed(0)
+    layer = ConcreteDropBlock(1).train()
+    nn.init.constant_(layer.shortcut.weight, 100.0)
+    layer.residual = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False).requires_grad_(False))
+    nn.init.zeros_(layer.residual[0].weight)  # type: ignore[arg-type]
+    _, dropped = layer(torch.ones(4000, 7, 7, 1))
+    gamma, side = 0.3 / 9, 7
+    reach = [
+        min(side, i + 2) - max(0, i - 1) for i in range(side)
+    ]  # cells of an axis whose block covers cell i
+    expected = sum(1 - (1 - gamma) ** (a * b) for a in reach for b in reach) / side**2
+    assert dropped.item() == pytest.approx(expected, rel=0.02)
+
+
+def test_concrete_dropblock__its_choices_are_nearly_discrete() -> None:
+    # At the published temperature of .01 only choices on the brink pass a gradient on.
+    torch.manual_seed(0)
+    layer = ConcreteDropBlock(2, drop=0.9, block=1).train()
+    slopes: list[torch.Tensor] = []
+    layer.shortcut.register_forward_hook(lambda module, into, out: out.register_hook(slopes.append) and None)
+    out, _ = layer(torch.randn(200, 7, 7, 2, requires_grad=True))
+    torch.autograd.backward(out.square().sum())
+    slope = slopes[0][:, 0]
+    assert 0 < (slope.abs() > 1e-3 * slope.abs().max()).float().mean() < 0.2
 
 
 def telling_feats() -> torch.Tensor:

@@ -74,8 +74,13 @@ MIST_TABLE: dict[str, Any] = {
     "trunk_lr_factor": 1.0, "bias_lr_factor": 2.0, "weight_decay": 5e-4, "batch_size": 8, "dropblock": True,
     "dropblock_drop": 0.3, "dropblock_weight": 0.01, "train_sizes": (480, 576, 688, 864, 1000, 1200),
     "max_size": 2000, "flip": 0.5, "lighting": 0.1, "test_size": 800, "tta": True, "nms_iou": 0.3,
-    "score_threshold": 0.0, "max_detections": 100, "background_column": True,
+    "score_threshold": 0.0, "max_detections": 100, "background_column": True, "final_relu": False, "freeze_stride": 4,
+    "frozen_bn": True, "out_strides": (8,), "fused_channels": 0, "pool_size": 7, "dropout": 0.5, "init_std": 0.001,
+    "regression": True, "dropblock_form": "two_step", "mist_floor": 0.0, "mist_whole": 0.0, "ignore_iou": 0.0,
+    "seed_weights": "score", "score_ties": False, "bce_reduction": "mean", "accumulate": 1, "clip_norm": 0.0,
+    "ema_decay": 0.0, "photometric": 0.0, "dedup_grid": 0.0, "quality_power": 0.0,
 }  # fmt: skip
+DROPPER_LR = {"voc07": 1e-5, "voc12": 1e-5, "coco14": 1e-3}
 FASTER_RCNN_TABLE: dict[str, Any] = {
     "backbone": "resnet50-fpn", "frozen_through": 4, "anchor_sizes": (32, 64, 128, 256, 512), "optimizer": "sgd",
     "anchor_ratios": (0.5, 1.0, 2.0), "weight_decay": 1e-4, "flip": 0.5, "rois_per_image": 512, "batch_size": 16,
@@ -141,6 +146,8 @@ def test_recipe__wsod_table(recipe: str) -> None:
     schedule, min_side = MIST[recipe]
     schedule.check(found)
     assert found["min_side"] == min_side
+    assert found["warmup_factor"] == pytest.approx(1 / 3, abs=1e-3)
+    assert found["lr"] * found["dropblock_lr_factor"] == pytest.approx(DROPPER_LR[recipe])
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -184,7 +184,7 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[TagClass
     model = build_classifier(config, len(context.split.classes), config.pretrained).to(context.device)
     draw_per_image(model)
     if isinstance(model, MultiClassTokenClassifier) and isinstance(model.body, HybridBody):
-        model.body.trunk.freeze_to(config.frozen_to)
+        model.body.trunk.freeze_to(config.frozen_to, "cam.frozen_to")
     held_out = held_out_ids(context.split.ids, config.holdout, context.seed)
     data = TagData(context, config, sorted(set(context.split.ids) - set(held_out)))
     choice = EpochChoice(context, config, model, held_out)

@@ -36,9 +36,14 @@ class WsodBatch:
     bags: Bags
 
     def to(self, device: str) -> WsodBatch:
-        """The same batch on another device."""
-        boxes = [part.to(device) for part in self.bags.boxes_xyxy]
-        return WsodBatch([image.to(device) for image in self.images], Bags(boxes, self.bags.tags))
+        """The same batch on another device; copies to a GPU do not wait for what it is doing."""
+
+        def moved(parts: Sequence[Tensor]) -> list[Tensor]:
+            if device.startswith("cuda"):
+                parts = [part.pin_memory() for part in parts]
+            return [part.to(device, non_blocking=True) for part in parts]
+
+        return WsodBatch(moved(self.images), Bags(moved(self.bags.boxes_xyxy), moved(self.bags.tags)))
 
 
 class WeakData:
@@ -81,7 +86,7 @@ class WeakData:
             image, own = self._augment(used, pixels_CHW, epoch)
             images.append(image)
             boxes.append(own)
-            tags.append(self.split.tags(used))
+            tags.append(torch.tensor(self.split.tags(used)))
         return WsodBatch([pad_image(image) for image in images], Bags(boxes, tags))
 
     def _augment(self, image_id: str, pixels_CHW: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
@@ -107,7 +112,8 @@ class WeakData:
             try:
                 pixels_HWC = load_image(self.split.image_path(image_id))
             except ImageError as error:
-                self.failures.record(image_id, str(error))
+                # In one line, as detection names it if this is not met in training.
+                self.failures.record(image_id, str(error).replace("\n", " "))
                 continue
             return image_id, torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)
         raise InputError("none of the training images can be read", where=self.split.name)
