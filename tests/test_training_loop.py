@@ -158,6 +158,18 @@ def test_fit__bad_loss_names_the_images_that_were_used(tmp_path: Path) -> None:
         run.fit()
 
 
+def test_fit__weights_that_the_last_step_breaks(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+
+    def break_weights(epoch: int) -> None:
+        if epoch == 2:
+            next(run.model.parameters()).data.fill_(math.inf)
+
+    run.epoch_end = break_weights
+    with pytest.raises(TrainingDivergedError, match="after the last step"):
+        run.fit()
+
+
 def test_fit__no_resume_in_another_precision(tmp_path: Path) -> None:
     with pytest.raises(PreemptedError):
         trainer(tmp_path, 3).fit()

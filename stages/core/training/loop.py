@@ -178,7 +178,8 @@ class Trainer(Generic[BatchT]):
         """Train to the end and return the model to use: the average if there is one, in eval mode.
 
         Raises:
-            TrainingDivergedError: a loss is not finite in some process; names step and image ids.
+            TrainingDivergedError: a loss is not finite in some process, with step and image ids, or the weights
+                are not in the end.
             OutputExistsError: the state to resume from was trained in another precision.
             PreemptedError, InterruptedRunError: asked to stop; the state is saved.
         """
@@ -199,6 +200,7 @@ class Trainer(Generic[BatchT]):
                 saved = time.monotonic()
             self._stop_if_asked()
         release(layers)
+        self._check_weights()
         self.save()
         final = self.model if self.ema is None else self.ema.module
         return final.eval()
@@ -310,6 +312,16 @@ class Trainer(Generic[BatchT]):
             where=self.state_path,
             remedy="look at these images, or start anew (--overwrite) with a lower learning rate; "
             "the state before this step is saved",
+        )
+
+    def _check_weights(self) -> None:
+        """After the last step no loss would tell that the weights are not finite."""
+        if all(bool(value.isfinite().all()) for value in self.model.parameters()):
+            return
+        raise TrainingDivergedError(
+            f"weights are not finite after the last step of {self.settings.label}",
+            where=self.context.out,
+            remedy="start anew (--overwrite) with a lower learning rate",
         )
 
     def _report(self, seen: Sequence[_Seen], factor: float, epoch: int) -> None:
