@@ -116,6 +116,19 @@ def test_forward__equals_the_parts(kind: DetrKind) -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("denoising", [0, 6])
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward__names_the_same_losses_without_a_target(kind: DetrKind, denoising: int) -> None:
+    """A batch can lose all its boxes: those thinner than a pixel are not trained on."""
+    model = tiny(kind, denoising=denoising).train()
+    images, targets = batch()
+    none = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}] * 2
+    found, expected = model(images, none), model(images, targets)
+    assert list(found) == list(expected)
+    total(found).backward()  # type: ignore[no-untyped-call]
+    assert all(torch.isfinite(value) and value.requires_grad for value in found.values())
+
+
 def random_layer(seed: int, images: int = 2, queries: int = 4) -> tuple[LayerOutput, list[dict[str, Tensor]]]:
     generator = torch.Generator().manual_seed(seed)
 

@@ -87,7 +87,11 @@ class Detr(nn.Module):
             assert targets is not None, "targets are needed in training"
             wanted = relative_targets(targets, frames_B4)
             output = self.answers(pixels, mask_BHW, wanted)
-            return set_losses(output, wanted, COSTS[self.spec.kind], self.roi_weights)
+            losses = set_losses(output, wanted, COSTS[self.spec.kind], self.roi_weights)
+            if self.spec.kind == "rt-detr" and self.spec.denoising:
+                # A batch without a target has nothing to restore; every step has the same losses all the same.
+                losses.setdefault("loss_denoising", output.layers[-1].logits_BQC.float().sum() * 0)
+            return losses
         last = self.answers(pixels, mask_BHW, None).layers[-1]
         found = [
             self._detections(logits_QC.float(), boxes_Q4.float() * frame_4, size)
