@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,17 @@ def test_retrain__unreadable_image_is_recorded_and_replaced(tmp_path: Path) -> N
     run(RetrainStage(), RetrainConfig(**TINY), at)
     assert list(at.failures.entries) == ["img_2"]
     assert (at.out / "detector.safetensors").is_file()
+
+
+def test_retrain__a_class_without_any_pseudo_box_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("weaksam"), "propagate", True)
+    at = context(tmp_path, "train", "retrain")
+    at.inputs = {"pgt": write_pgt(tmp_path, at.split, skip=("img_3",))}
+    with caplog.at_level(logging.WARNING, logger="weaksam"):
+        run(RetrainStage(), RetrainConfig(**TINY | {"epochs": 1}), at)
+    assert "no pseudo box of bird" in caplog.text
 
 
 def test_retrain__no_pseudo_box_at_all(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ On a train split: fit, then apply. On a test split: apply the train split's chec
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor
 
-from stages.core.artifacts.coco_json import read_dataset, write_results
+from stages.core.artifacts.coco_json import Detections, read_dataset, write_results
 from stages.core.config import StageConfig
 from stages.core.errors import ConfigError
 from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
@@ -89,6 +90,7 @@ class RetrainStage:
             with_masks=False,
             failures=context.failures,
         )
+        warn_of_untaught(truth, context)
         start = round(config.drop_start * total_steps(config, len(data.ids)))
         meter = DropMeter(DropRule(config.drop, config.tau_cls, config.tau_reg, start))
 
@@ -118,6 +120,14 @@ class RetrainStage:
 def trains(context: StageContext) -> bool:
     """Whether this run fits: on a train split, unless a checkpoint was given by hand."""
     return context.split.role == "train" and not context.has_input("checkpoint")
+
+
+def warn_of_untaught(truth: Mapping[str, Detections], context: StageContext) -> None:
+    """Name the classes that have no pseudo box at all."""
+    taught = {int(c) for boxes in truth.values() for c in boxes.classes}
+    untaught = [name for c, name in enumerate(context.split.classes) if c not in taught]
+    if untaught:
+        context.log.warning("retrain: no pseudo box of %s, which cannot be learnt", ", ".join(untaught))
 
 
 def check_thresholds(config: RetrainConfig) -> None:
