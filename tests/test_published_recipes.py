@@ -81,8 +81,12 @@ FASTER_RCNN_TABLE: dict[str, Any] = {
     "anchor_ratios": (0.5, 1.0, 2.0), "weight_decay": 1e-4, "flip": 0.5, "rois_per_image": 512, "batch_size": 16,
     "lr_batch": 16, "nms_iou": 0.5, "score_threshold": 0.05, "max_detections": 100, "matcher": "iou",
 }  # fmt: skip
-TTA_SIZES = {"voc07": (480, 576, 688, 864, 1000, 1200), "coco14": tuple(range(480, 1217, 32))}
-"""Each plain and mirrored: 12 and 48 views."""
+TTA_SIZES = {
+    "voc07": (480, 576, 688, 864, 1000, 1800),
+    "voc12": (480, 576, 688, 864, 1000, 1200),
+    "coco14": tuple(range(480, 1217, 32)),
+}
+"""Each plain and mirrored: 12, 12 and 48 views."""
 VOC_SIZES, COCO_SIZES = tuple(range(480, 1217, 32)), tuple(range(640, 801, 32))
 
 
@@ -155,7 +159,7 @@ def test_recipe__retrain_table(recipe: str) -> None:
     schedule, rest, first_drop = RETRAIN[recipe]
     agree(found, FASTER_RCNN_TABLE | rest)
     assert not found["tta"]  # a flag away
-    assert found["tta_sizes"] == TTA_SIZES.get(recipe, TTA_SIZES["voc07"])
+    assert found["tta_sizes"] == TTA_SIZES[recipe]
     schedule.check(found)
     assert found["drop"] == ("off" if first_drop is None else "paper")
     if first_drop is not None:

@@ -12,6 +12,7 @@ from stages.core.vision.detector_spec import DetectorSpec, DetrSpec
 
 PAPER: Final[dict[str, Any]] = {
     **PAPER_DETECTOR,
+    "tta_sizes": (480, 576, 688, 864, 1000, 1800),
     "drop": "paper",
     "tau_cls": 4.0,
     "tau_reg": 4.0,
