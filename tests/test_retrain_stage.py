@@ -24,6 +24,7 @@ from stages.core.spec import Stage, StageContext
 from stages.core.training.loop import TrainingDivergedError
 from stages.core.vision.backbones import build_trunk
 from stages.retrain.config import RetrainConfig
+from stages.retrain.roi_drop import DropMeter
 from stages.retrain.stage import RetrainStage
 from stages.wsis.config import WsisConfig
 from stages.wsis.stage import WsisStage
@@ -163,6 +164,68 @@ def test_retrain__drop_changes_the_detector(tmp_path: Path) -> None:
         run(RetrainStage(), RetrainConfig(**settings), at)
         weights.append((at.out / "detector.safetensors").read_bytes())
     assert weights[0] != weights[1]
+
+
+def observed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int, **settings: Any
+) -> tuple[list[list[tuple[int, int]]], list[float]]:
+    """(Dropped, foreground) of every call of the rule, pass by pass, and the shares that the lines of metrics have."""
+    steps: list[list[tuple[int, int]]] = [[]]
+    call, pop = DropMeter.__call__, DropMeter.pop_counts
+
+    def spy_call(meter: DropMeter, cls_R: Tensor, reg_R: Tensor, foreground_R: Tensor) -> Any:
+        keep_cls_R, keep_reg_R = call(meter, cls_R, reg_R, foreground_R)
+        steps[-1].append((int((keep_cls_R == 0).sum()), int(foreground_R.sum())))
+        return keep_cls_R, keep_reg_R
+
+    def spy_pop(meter: DropMeter) -> Any:
+        steps.append([])
+        return pop(meter)
+
+    monkeypatch.setattr(DropMeter, "__call__", spy_call)
+    monkeypatch.setattr(DropMeter, "pop_counts", spy_pop)
+    at = context(tmp_path, "train", "retrain")
+    at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
+    at.log_every = log_every
+    shares: list[float] = []
+    at.metrics_fn = lambda values: shares.append(values["dropped_share"])
+    run(RetrainStage(), RetrainConfig(**TINY | {"tau_cls": 0.0, "tau_reg": 0.0} | settings), at)
+    return steps[:-1], shares
+
+
+def test_retrain__nothing_is_dropped_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, shares = observed(tmp_path, monkeypatch, 1, batch_size=1, epochs=2, drop_start=0.5)
+    assert shares == [0.0] * 3 + [1.0] * 3
+
+
+@pytest.mark.parametrize("cut", [(1, 1), (1, 3)])
+def test_retrain__dropped_share_is_of_all_rois_since_the_last_line(
+    cut: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {
+        "batch_size": cut[0],
+        "accumulate": cut[1],
+        "epochs": 4,
+        "drop_start": 0.5,
+        "rois_per_image": 32,
+    }
+    steps, shares = observed(tmp_path, monkeypatch, 100, **settings | {"tau_cls": 1.4, "tau_reg": 0.0})
+    since = [counts for step in steps[cut[1] :] for counts in step]  # the first move has a line of its own
+    dropped, foreground = (sum(column) for column in zip(*since, strict=True))
+    assert shares == [0.0, pytest.approx(dropped / foreground)]
+    ratios = [d / max(f, 1) for d, f in since]
+    assert shares[1] != pytest.approx(sum(ratios) / len(ratios)), "the images differ in their RoIs"
+
+
+@pytest.mark.parametrize(("drop", "calls"), [("paper", 2), ("normalised", 1), ("percentile", 1)])
+def test_retrain__rules_that_compare_see_the_whole_batch(
+    drop: str, calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the rule is asked once for every size of image in the batch."""
+    steps, _ = observed(tmp_path, monkeypatch, 1, drop=drop, batch_size=3, epochs=4, train_sizes=(32, 64))
+    assert max(len(step) for step in steps) == calls
 
 
 def test_retrain__unreadable_image_is_recorded_and_replaced(tmp_path: Path) -> None:

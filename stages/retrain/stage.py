@@ -6,7 +6,8 @@ On a train split: fit, then apply. On a test split: apply the train split's chec
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -100,17 +101,18 @@ class RetrainStage:
         def advance(step: int) -> None:
             meter.step = step
 
-        def dropped() -> dict[str, Tensor]:
-            return {"_dropped_share": meter.pop_share()}
+        def per_image(images: int) -> dict[str, Tensor]:
+            dropped, foreground = meter.pop_counts()
+            return {"_dropped": dropped / images, "_foreground": foreground / images}
 
         model = train_detector(
             config,
             config.detector_spec(),
             data,
-            context,
+            replace(context, metrics_fn=lambda values: context.metrics(with_dropped_share(values))),
             prepare=attach,
             before_step=advance,
-            after_step=dropped,
+            after_step=per_image,
         )
         save_detector(context.out / CHECKPOINT, model, config.detector_spec(), context.split.classes)
         boxes = sum(len(truth[image_id]) for image_id in data.ids)
@@ -120,6 +122,13 @@ class RetrainStage:
 def trains(context: StageContext) -> bool:
     """Whether this run fits: on a train split, unless a checkpoint was given by hand."""
     return context.split.role == "train" and not context.has_input("checkpoint")
+
+
+def with_dropped_share(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of metrics with the share of dropped RoIs: counts can be averaged over passes, shares cannot."""
+    line = dict(values)
+    dropped, foreground = line.pop("dropped"), line.pop("foreground")
+    return line | {"dropped_share": dropped / foreground if foreground else 0.0}
 
 
 def warn_of_untaught(truth: Mapping[str, Detections], context: StageContext) -> None:
