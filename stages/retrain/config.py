@@ -32,7 +32,6 @@ PAPER_DETR: Final[dict[str, Any]] = {
     "encoder_layers": 6,
     "decoder_layers": 6,
     "queries": 900,
-    "denoising": 100,
     "test_size": 800,
     "max_size": 1333,
     "tta_sizes": (488, 576, 688, 864, 1200),
