@@ -134,6 +134,11 @@ def test_retrain__same_seed_same_bytes_and_resume_equals_uninterrupted(tmp_path:
         stopped.out / "detections.json"
     ).read_bytes()
     assert resumed == results[0]
+    # Stopped after the fit: the counts are still those of a run in one go.
+    (stopped.out / "detections.json").unlink()
+    counts = run(RetrainStage(), RetrainConfig(**TINY), stopped)
+    assert (counts["training_images"], counts["pseudo_boxes"]) == (3, 5)
+    assert results[0].endswith((stopped.out / "detections.json").read_bytes())
 
 
 @pytest.mark.parametrize("stage", ["retrain", "wsis"])

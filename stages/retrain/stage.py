@@ -65,8 +65,7 @@ class RetrainStage:
         counts: Counts = {}
         checkpoint = context.out / CHECKPOINT
         if trains(context):
-            if not (context.resume and checkpoint.is_file()):
-                counts = self._fit(config, context)
+            counts = self._fit(config, context)
         else:
             checkpoint = context.input("checkpoint")
         detections = detect_split(
@@ -91,6 +90,10 @@ class RetrainStage:
             with_masks=False,
             failures=context.failures,
         )
+        boxes = sum(len(truth[image_id]) for image_id in data.ids)
+        counts: Counts = {"training_images": len(data.ids), "pseudo_boxes": boxes}
+        if context.resume and (context.out / CHECKPOINT).is_file():
+            return counts
         warn_of_untaught(truth, context)
         start = round(config.drop_start * total_steps(config, len(data.ids)))
         meter = DropMeter(DropRule(config.drop, config.tau_cls, config.tau_reg, start))
@@ -115,8 +118,7 @@ class RetrainStage:
             after_step=per_image,
         )
         save_detector(context.out / CHECKPOINT, model, config.detector_spec(), context.split.classes)
-        boxes = sum(len(truth[image_id]) for image_id in data.ids)
-        return {"training_images": len(data.ids), "pseudo_boxes": boxes}
+        return counts
 
 
 def trains(context: StageContext) -> bool:
