@@ -475,6 +475,8 @@ def test_deformable_detr__has_more_queries_than_cells() -> None:
     """They are learnt, not chosen among the cells; nor do thin images need padding."""
     model = tiny("deformable-detr", queries=40, test_size=32).eval()
     sizes: list[torch.Size] = []
-    model.network.model.backbone.trunk.register_forward_pre_hook(lambda _, given: sizes.append(given[0].shape))
+    model.network.model.backbone.trunk.register_forward_pre_hook(
+        lambda _, given: sizes.append(given[0].shape)
+    )
     assert len(model([torch.rand(3, 4, 60)])[0]["boxes"]) <= TINY.max_detections
     assert sizes == [(1, 3, 32, 96)]

@@ -29,6 +29,7 @@ from stages.retrain.stage import RetrainStage
 from stages.wsis.config import WsisConfig
 from stages.wsis.stage import WsisStage
 from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
+from tests.test_predict import finished
 
 TINY: dict[str, Any] = {
     "backbone": "resnet10t", "strides": (8, 16), "frozen_through": 8, "fpn_channels": 8, "anchor_sizes": (16, 32),
@@ -102,6 +103,26 @@ def test_retrain__fit_then_apply_on_train_and_test(tmp_path: Path) -> None:
     merged = read_results(views.out / "detections.json", views.split)
     assert merged.keys() == plain.keys()
     assert any(not np.array_equal(merged[i].boxes_xyxy, plain[i].boxes_xyxy) for i in plain)
+    # Whoever applies a checkpoint need not repeat the settings that trained it.
+    finished(train.out, "retrain", (checkpoint.name,), config={"tta_sizes": [24, 48]})
+    known = context(tmp_path, "test", "known", checkpoint=checkpoint)
+    run(RetrainStage(), RetrainConfig(**TINY, tta=True), known)
+    assert (known.out / "detections.json").read_bytes() == (views.out / "detections.json").read_bytes()
+
+
+def test_retrain__views_are_those_of_the_training(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "retrain" / "detector.safetensors"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"")
+    ours = RetrainConfig(train_sizes=(32, 48), tta=True)
+    assert ours.view_sizes(checkpoint) == (32, 48), "nothing is known of the training"
+    finished(checkpoint.parent, "retrain", (checkpoint.name,), config={"tta_sizes": [], "train_sizes": [96, 128]})
+    assert ours.view_sizes() == (32, 48)
+    assert ours.view_sizes(checkpoint) == (96, 128)
+    assert RetrainConfig(tta=True, tta_sizes=(64,)).view_sizes(checkpoint) == (64,)
+    assert RetrainConfig().view_sizes(checkpoint) == ()
+    finished(checkpoint.parent, "retrain", (checkpoint.name,), config={"tta_sizes": [80], "train_sizes": [96]})
+    assert ours.view_sizes(checkpoint) == (80,)
 
 
 def test_retrain__same_seed_same_bytes_and_resume_equals_uninterrupted(tmp_path: Path) -> None:
@@ -478,7 +499,6 @@ def test_second_round__from_the_command_line(
 ) -> None:
     """pgt from the detections of retrain, in a run of its own; again with --overwrite; then apply and predict."""
     from tests.test_cli import run as command
-    from tests.test_predict import finished
 
     monkeypatch.chdir(tmp_path)
     make_voc(tmp_path / "data")

@@ -73,7 +73,7 @@ class RetrainStage:
             checkpoint,
             *BOX_KINDS,
             score=config.train_score_threshold if context.split.role == "train" else None,
-            view_sizes=config.view_sizes(),
+            view_sizes=config.view_sizes(context.inputs.get("checkpoint")),
         )
         if detections is not None:
             write_results(context.out / DETECTIONS, context.split, detections)
