@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stages.core.artifacts.coco_json import Detections, read_dataset, read_results, write_dataset
-from stages.core.config import StageConfig
+from stages.core.config import StageConfig, build_config
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import ConfigError, EnvironmentFault, InputError, SchemaError
@@ -116,12 +116,16 @@ def test_retrain__views_are_those_of_the_training(tmp_path: Path) -> None:
     checkpoint.write_bytes(b"")
     ours = RetrainConfig(train_sizes=(32, 48), tta=True)
     assert ours.view_sizes(checkpoint) == (32, 48), "nothing is known of the training"
-    finished(checkpoint.parent, "retrain", (checkpoint.name,), config={"tta_sizes": [], "train_sizes": [96, 128]})
+    finished(
+        checkpoint.parent, "retrain", (checkpoint.name,), config={"tta_sizes": [], "train_sizes": [96, 128]}
+    )
     assert ours.view_sizes() == (32, 48)
     assert ours.view_sizes(checkpoint) == (96, 128)
     assert RetrainConfig(tta=True, tta_sizes=(64,)).view_sizes(checkpoint) == (64,)
     assert RetrainConfig().view_sizes(checkpoint) == ()
-    finished(checkpoint.parent, "retrain", (checkpoint.name,), config={"tta_sizes": [80], "train_sizes": [96]})
+    finished(
+        checkpoint.parent, "retrain", (checkpoint.name,), config={"tta_sizes": [80], "train_sizes": [96]}
+    )
     assert ours.view_sizes(checkpoint) == (80,)
 
 
@@ -310,11 +314,14 @@ def test_retrain__checkpoint_of_other_classes(tmp_path: Path) -> None:
         RetrainStage().plan(RetrainConfig(**TINY), at)
 
 
-def test_retrain__relative_thresholds_must_be_shares(tmp_path: Path) -> None:
-    at = context(tmp_path, "train", "retrain")
-    at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
-    with pytest.raises(ConfigError, match="tau_cls"):
-        RetrainStage().plan(RetrainConfig(**TINY, drop="percentile"), at)
+@pytest.mark.parametrize("name", ["tau_cls", "tau_reg"])
+@pytest.mark.parametrize("drop", ["normalised", "percentile"])
+def test_retrain__relative_thresholds_must_be_shares(drop: str, name: str) -> None:
+    shares = {"tau_cls": 0.98, "tau_reg": 1.0}
+    layers = [("recipe", {"tau_cls": 5.0, "tau_reg": 5.0}), ("--set", {"drop": drop, **shares})]
+    assert build_config(RetrainConfig, layers).drop == drop, "judged when all layers are merged"
+    with pytest.raises(ConfigError, match=rf"drop = {drop} needs {name} in \[0, 1\]"):
+        build_config(RetrainConfig, [*layers, ("flags", {name: 1.5})])
 
 
 DETR = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.core.training.detector_settings import PAPER as PAPER_DETECTOR
 from stages.core.training.detector_settings import DetectorSettings
@@ -96,6 +96,15 @@ class RetrainConfig(DetectorSettings):
     drop_start: float = Field(
         0.22, ge=0, le=1, description="share of the training before anything is dropped"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> RetrainConfig:
+        for name in ("tau_cls", "tau_reg"):
+            if self.drop in ("normalised", "percentile") and getattr(self, name) > 1:
+                raise ValueError(
+                    f"drop = {self.drop} needs {name} in [0, 1], e.g. 0.98, and it is {getattr(self, name)}"
+                )
+        return self
 
     def detector_spec(self) -> DetectorSpec | DetrSpec:
         """The part that a checkpoint is rebuilt from."""

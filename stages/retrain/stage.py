@@ -13,7 +13,6 @@ from torch import Tensor
 
 from stages.core.artifacts.coco_json import Detections, read_dataset, write_results
 from stages.core.config import StageConfig
-from stages.core.errors import ConfigError
 from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
 from stages.core.training.detection_data import PseudoTruthData
 from stages.core.training.detector_fit import total_steps, train_detector
@@ -47,7 +46,6 @@ class RetrainStage:
 
     def plan(self, config: RetrainConfig, context: StageContext) -> Plan:
         """Read the pseudo boxes, or the checkpoint's class list, and say how long the training is."""
-        check_thresholds(config)
         if not trains(context):
             open_detector(context.input("checkpoint"), context.split.classes, BOX_KINDS)
             return Plan(len(context.split.ids), ("apply only",))
@@ -139,23 +137,6 @@ def warn_of_untaught(truth: Mapping[str, Detections], context: StageContext) -> 
     untaught = [name for c, name in enumerate(context.split.classes) if c not in taught]
     if untaught:
         context.log.warning("retrain: no pseudo box of %s, which cannot be learnt", ", ".join(untaught))
-
-
-def check_thresholds(config: RetrainConfig) -> None:
-    """Refuse thresholds outside [0, 1] for the rules that need them there.
-
-    Raises:
-        ConfigError: names the setting.
-    """
-    if config.drop not in ("normalised", "percentile"):
-        return
-    for name in ("tau_cls", "tau_reg"):
-        if getattr(config, name) > 1:
-            raise ConfigError(
-                f"{name} is {getattr(config, name)}, but drop = {config.drop} needs a value in [0, 1]",
-                where=name,
-                remedy=f"give --set retrain.{name}=0.98, or use drop = paper",
-            )
 
 
 STAGE = RetrainStage()
