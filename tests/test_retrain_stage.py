@@ -318,7 +318,8 @@ def test_retrain__checkpoint_of_other_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("drop", ["normalised", "percentile"])
 def test_retrain__relative_thresholds_must_be_shares(drop: str, name: str) -> None:
     shares = {"tau_cls": 0.98, "tau_reg": 1.0}
-    layers = [("recipe", {"tau_cls": 5.0, "tau_reg": 5.0}), ("--set", {"drop": drop, **shares})]
+    layers: list[tuple[str, dict[str, Any]]] = [("recipe", {"tau_cls": 5.0, "tau_reg": 5.0})]
+    layers.append(("--set", {"drop": drop, **shares}))
     assert build_config(RetrainConfig, layers).drop == drop, "judged when all layers are merged"
     with pytest.raises(ConfigError, match=rf"drop = {drop} needs {name} in \[0, 1\]"):
         build_config(RetrainConfig, [*layers, ("flags", {name: 1.5})])
