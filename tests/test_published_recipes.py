@@ -174,6 +174,21 @@ def test_recipe__wsis_table(recipe: str) -> None:
     MASKS[recipe].check(found)
 
 
+DINO_TABLE: dict[str, Any] = {
+    "architecture": "deformable-detr", "frozen_through": 4, "transformer_width": 256, "feedforward": 2048,
+    "encoder_layers": 6, "decoder_layers": 6, "test_size": 800, "max_size": 1333, "optimizer": "adamw", "lr": 9e-5,
+    "weight_decay": 1e-4, "trunk_lr_factor": 0.1, "clip_norm": 0.1, "batch_size": 16, "lr_batch": 16, "epochs": 14 * 3,
+    "train_sizes": tuple(range(480, 801, 32)), "tta_sizes": (488, 576, 688, 864, 1200), "max_detections": 300,
+    "queries": 900, "nms_iou": 1.0, "drop": "off",
+}  # fmt: skip
+
+
+def test_recipe__dino_table() -> None:
+    found = settings("retrain", "paper_detr")
+    agree(found, DINO_TABLE)
+    assert list(found["milestones"]) == pytest.approx([epoch / 14 for epoch in (8, 10, 12)], abs=1e-3)
+
+
 def test_recipe__voc07_is_another_name_of_paper() -> None:
     assert load_recipe("voc07") == load_recipe("paper")
 
