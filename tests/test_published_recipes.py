@@ -86,8 +86,12 @@ FASTER_RCNN_TABLE: dict[str, Any] = {
     "anchor_ratios": (0.5, 1.0, 2.0), "weight_decay": 1e-4, "flip": 0.5, "rois_per_image": 512, "batch_size": 16,
     "lr_batch": 16, "nms_iou": 0.5, "score_threshold": 0.05, "max_detections": 100, "matcher": "iou",
 }  # fmt: skip
-TTA_SIZES = {"voc07": (480, 576, 688, 864, 1000, 1200), "coco14": tuple(range(480, 1217, 32))}
-"""Each plain and mirrored: 12 and 48 views."""
+TTA_SIZES = {
+    "voc07": (480, 576, 688, 864, 1000, 1800),
+    "voc12": (480, 576, 688, 864, 1000, 1200),
+    "coco14": tuple(range(480, 1217, 32)),
+}
+"""Each plain and mirrored: 12, 12 and 48 views."""
 VOC_SIZES, COCO_SIZES = tuple(range(480, 1217, 32)), tuple(range(640, 801, 32))
 
 
@@ -162,7 +166,7 @@ def test_recipe__retrain_table(recipe: str) -> None:
     schedule, rest, first_drop = RETRAIN[recipe]
     agree(found, FASTER_RCNN_TABLE | rest)
     assert not found["tta"]  # a flag away
-    assert found["tta_sizes"] == TTA_SIZES.get(recipe, TTA_SIZES["voc07"])
+    assert found["tta_sizes"] == TTA_SIZES[recipe]
     schedule.check(found)
     assert found["drop"] == ("off" if first_drop is None else "paper")
     if first_drop is not None:
@@ -175,6 +179,21 @@ def test_recipe__wsis_table(recipe: str) -> None:
     sizes = {"train_sizes": COCO_SIZES, "test_size": 800, "max_size": 1333}
     agree(found, FASTER_RCNN_TABLE | sizes | {"lr": 0.02, "segmenter": "sam-vit-h", "mask_choice": "single"})
     MASKS[recipe].check(found)
+
+
+DINO_TABLE: dict[str, Any] = {
+    "architecture": "deformable-detr", "frozen_through": 4, "transformer_width": 256, "feedforward": 2048,
+    "encoder_layers": 6, "decoder_layers": 6, "test_size": 800, "max_size": 1333, "optimizer": "adamw", "lr": 9e-5,
+    "weight_decay": 1e-4, "trunk_lr_factor": 0.1, "clip_norm": 0.1, "batch_size": 16, "lr_batch": 16, "epochs": 14 * 3,
+    "train_sizes": tuple(range(480, 801, 32)), "tta_sizes": (488, 576, 688, 864, 1200), "max_detections": 300,
+    "queries": 900, "nms_iou": 1.0, "drop": "off",
+}  # fmt: skip
+
+
+def test_recipe__dino_table() -> None:
+    found = settings("retrain", "paper_detr")
+    agree(found, DINO_TABLE)
+    assert list(found["milestones"]) == pytest.approx([epoch / 14 for epoch in (8, 10, 12)], abs=1e-3)
 
 
 def test_recipe__voc07_is_another_name_of_paper() -> None:
