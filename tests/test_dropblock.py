@@ -147,7 +147,7 @@ def drop_rates(form: str, steps: int = 80) -> tuple[float, list[float], float]:
         else:
             assert not out.requires_grad, "the detector's pass does not reach the dropper"
             torch.manual_seed(step)
-            adversary.move(lambda: [-layer(feats)[0][..., 0].mean()], factor=1.0)
+            adversary.step(lambda: [-layer(feats)[0][..., 0].mean()], factor=1.0)
     out, _ = layer(feats)
     return rates[0], rates[-20:], (out[:, :, 0, 0] == 0).float().mean().item()
 
@@ -168,16 +168,16 @@ def test_adversary__is_not_moved_by_the_scale_of_losses_nor_by_slopes_that_are_n
 ) -> None:
     value = torch.nn.Parameter(torch.ones(2))
     adversary = Adversary([value], torch.optim.SGD([value], lr=0.1), 0.5, contextlib.nullcontext)
-    adversary.move(lambda: [value.sum() * 3], factor=1.0, scale=scale)
+    adversary.step(lambda: [value.sum() * 3], factor=1.0, scale=scale)
     assert value.tolist() == pytest.approx([1.15, 1.15])
-    adversary.move(lambda: [value.sum() * math.nan], factor=1.0, scale=scale)
+    adversary.step(lambda: [value.sum() * math.nan], factor=1.0, scale=scale)
     assert value.tolist() == pytest.approx([1.15, 1.15])
 
 
 def test_adversary__weights_the_slope_and_sums_the_passes() -> None:
     value = torch.tensor([1.0], requires_grad=True)
     adversary = Adversary([value], torch.optim.SGD([value], lr=0.1), 0.5, contextlib.nullcontext)
-    adversary.move(lambda: [value.sum() * 3, value.sum() * 1], factor=0.5)
+    adversary.step(lambda: [value.sum() * 3, value.sum() * 1], factor=0.5)
     # Up the slope of 4 by 0.1 (rate) x 0.5 (factor) x 0.5 (weight).
     assert value.item() == pytest.approx(1.0 + 0.1 * 0.5 * 0.5 * 4)
     assert value.grad is None

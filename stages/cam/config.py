@@ -41,8 +41,10 @@ class CamConfig(StageConfig):
     )
 
     epochs: int = Field(6, ge=1, description="passes over the train split")
-    batch_size: int = Field(16, ge=1, description="images per step, all processes together")
-    accumulate: int = Field(1, ge=1, description="steps whose gradients make one move of the optimiser")
+    batch_size: int = Field(16, ge=1, description="images per micro-batch, all processes together")
+    accumulate: int = Field(
+        1, ge=1, description="micro-batches whose gradients make one step of the optimiser"
+    )
     lr: float = Field(1e-3, gt=0, description="AdamW rate of fresh layers (transformer: of everything)")
     trunk_lr: float = Field(5e-4, gt=0, description="hybrid: AdamW rate of the trunk")
     weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay")

@@ -180,7 +180,7 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[TagClass
     data = TagData(context, config, sorted(set(context.split.ids) - set(held_out)))
     choice = EpochChoice(context, config, model, held_out)
 
-    def step(batch: TagBatch, number: int) -> dict[str, Tensor]:
+    def batch_losses(batch: TagBatch, number: int) -> dict[str, Tensor]:
         with autocast(context.device, context.precision):
             output = model(batch.images.to(context.device))
         return tag_losses(output, batch.tags.to(context.device))
@@ -194,7 +194,7 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[TagClass
             schedule=warmup_cosine(steps, round(config.warmup * steps)),
             items=data.ids,
             load=data.load,
-            step=step,
+            losses=batch_losses,
             settings=FitSettings(config.epochs, config.batch_size, config.accumulate, label="classifier"),
             epoch_end=choice.finished,
         )

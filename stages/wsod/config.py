@@ -126,9 +126,9 @@ class WsodConfig(StageConfig):
     )
     # Training.
     epochs: int = Field(10, description="Passes over the training images", ge=1, le=1000)
-    batch_size: int = Field(4, description="Images per step, all processes together", ge=1, le=1024)
+    batch_size: int = Field(4, description="Images per micro-batch, all processes together", ge=1, le=1024)
     accumulate: int = Field(
-        1, description="Steps whose gradients make one move of the optimiser", ge=1, le=1024
+        1, description="Micro-batches whose gradients make one step of the optimiser", ge=1, le=1024
     )
     optimizer: Literal["adam", "adamw", "sgd"] = Field(
         "adam", description="Optimiser; adam couples weight decay as published"

@@ -40,7 +40,7 @@ def fit_detector(config: WsodConfig, data: WeakData, context: StageContext) -> W
     torch.manual_seed(context.seed)  # fresh layers
     model = WsodDetector(config, len(context.split.classes)).to(context.device)
 
-    def step(batch: WsodBatch, number: int) -> dict[str, Tensor]:
+    def batch_losses(batch: WsodBatch, number: int) -> dict[str, Tensor]:
         on_device = batch.to(context.device)
         with autocast(context.device, context.precision):
             outputs = model(on_device.images, on_device.bags.boxes_xyxy)
@@ -54,7 +54,7 @@ def fit_detector(config: WsodConfig, data: WeakData, context: StageContext) -> W
             schedule=build_schedule(config, optimiser_steps(config, len(data.ids))),
             items=data.ids,
             load=data.load,
-            step=step,
+            losses=batch_losses,
             settings=FitSettings(
                 epochs=config.epochs,
                 batch_size=config.batch_size,

@@ -49,7 +49,7 @@ def train_detector(
         context: device, seed, progress, metrics.
         prepare: called once on the new model, e.g. to set its RoI weights.
         before_step: called with the number of the optimiser step.
-        after_step: called with the number of images of the pass; extra scalars for the log, means over these
+        after_step: called with the number of images of the micro-batch; extra scalars for the log, means over these
             images, their names starting with `_`.
 
     Returns:
@@ -62,7 +62,7 @@ def train_detector(
     model = build(spec, context.split.classes).to(context.device)
     prepare(model)
 
-    def step(batch: DetectionBatch, number: int) -> dict[str, Tensor]:
+    def batch_losses(batch: DetectionBatch, number: int) -> dict[str, Tensor]:
         before_step(number)
         on_device = batch.to(context.device)
         with autocast(context.device, context.precision):
@@ -78,7 +78,7 @@ def train_detector(
             schedule=build_schedule(settings, steps),
             items=data.ids,
             load=data.load,
-            step=step,
+            losses=batch_losses,
             settings=FitSettings(
                 epochs=settings.epochs,
                 batch_size=settings.batch_size,

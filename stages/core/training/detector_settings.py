@@ -115,11 +115,13 @@ class DetectorSettings(StageConfig):
     )
 
     epochs: int = Field(6, ge=1, description="passes over the images with pseudo boxes")
-    batch_size: int = Field(4, ge=1, description="images per step, all processes together")
-    accumulate: int = Field(1, ge=1, description="steps whose gradients make one move of the optimiser")
+    batch_size: int = Field(4, ge=1, description="images per micro-batch, all processes together")
+    accumulate: int = Field(
+        1, ge=1, description="micro-batches whose gradients make one step of the optimiser"
+    )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with momentum 0.9")
-    lr: float = Field(1e-3, gt=0, description="learning rate of `lr_batch` images per move of the optimiser")
-    lr_batch: int = Field(4, ge=1, description="images per move that `lr` is meant for; scaled linearly")
+    lr: float = Field(1e-3, gt=0, description="learning rate of `lr_batch` images per step of the optimiser")
+    lr_batch: int = Field(4, ge=1, description="images per step that `lr` is meant for; scaled linearly")
     trunk_lr_factor: float = Field(
         0.3, ge=0, le=1, description="the pretrained trunk learns at this share of lr"
     )
