@@ -192,6 +192,17 @@ def test_evaluate__limit_is_that_of_the_manifest(data: Path, tmp_path: Path) -> 
     assert evaluate(None, artifact, TRAIN, data, limit=3).metrics["corloc"] < 1
 
 
+def test_evaluate__a_file_of_another_split(data: Path, tmp_path: Path) -> None:
+    ground = load_ground(TRAIN, data)
+    run = tmp_path / "run"
+    path = run / "retrain" / TRAIN / "detections.json"
+    path.parent.mkdir(parents=True)
+    write_results(path, ground.split, perfect(ground.images))
+    finish(run, "retrain", TRAIN, ["detections.json"])
+    with pytest.raises(InputError, match=f"made for split {TRAIN}"):
+        evaluate(None, path, TEST, data)
+
+
 def test_evaluate__segmentations_without_true_masks_measure_boxes(tmp_path: Path) -> None:
     data = tmp_path / "plain"
     make_voc(data)
