@@ -15,7 +15,7 @@ from stages.core.training.detection_data import PseudoTruthData
 from stages.core.training.detector_fit import total_steps, train_detector
 from stages.core.vision.detector_inference import detect_split
 from stages.core.vision.detectors import load_detector, save_detector
-from stages.core.weights.cache import missing_note
+from stages.core.weights.cache import require_weights
 from stages.wsis.config import WsisConfig
 from stages.wsis.pseudo_masks import make_pseudo_masks
 
@@ -49,12 +49,9 @@ class WsisStage:
         usable = sum(len(boxes) > 0 for boxes in truth.values())
         boxes = sum(len(found) for found in truth.values())
         steps = total_steps(config, usable)
-        notes = [f"{boxes} boxes on {usable} images to mask, {steps} steps"]
-        if config.mask_source == "prompt" and (
-            missing := missing_note(config.segmenter, config.segmenter_checkpoint)
-        ):
-            notes.append(missing)
-        return Plan(len(context.split.ids), tuple(notes))
+        if config.mask_source == "prompt":
+            require_weights(config.segmenter, config.segmenter_checkpoint)
+        return Plan(len(context.split.ids), (f"{boxes} boxes on {usable} images to mask, {steps} steps",))
 
     def run(self, config: WsisConfig, context: StageContext) -> Counts:
         """Make masks and fit on a train split, then apply."""
