@@ -197,12 +197,14 @@ def test_predict__masks_from_a_prompted_segmenter(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(segmenters, "load_segmenter", load)
     trained, folder = trained_run(tmp_path / "run"), photos(tmp_path / "photos")
-    made = trained / "wsis" / "pets_train"
-    made.mkdir(parents=True)
-    finished(made, "wsis", (), {"segmenter": "sam-vit-b", "segmenter_checkpoint": "b.pth"})
+    for split, segmenter in (("pets_test", "sam-vit-h"), ("pets_train", "sam-vit-b")):
+        (trained / "wsis" / split).mkdir(parents=True)
+        settings = {"segmenter": segmenter, "segmenter_checkpoint": f"{segmenter}.pth"}
+        finished(trained / "wsis" / split, "wsis", (), settings)
+    (trained / "wsis" / "pets_train" / "pgt_masks.json").write_text("{}")  # what no test split has
     arguments = (folder / "b.jpg", "--run", trained, "--score-threshold", 0, "--masks")
     assert predict(*arguments) == 0
-    assert set(asked) == {("sam-vit-b", Path("b.pth"))}, "the run's own segmenter"
+    assert set(asked) == {("sam-vit-b", Path("sam-vit-b.pth"))}, "the segmenter that the run's masks are from"
     data = read(trained / "predict")
     assert data["annotations"]
     for entry in data["annotations"]:
