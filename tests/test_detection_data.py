@@ -12,7 +12,7 @@ from PIL import Image
 from stages.core.artifacts.coco_json import Detections
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
-from stages.core.errors import SchemaError
+from stages.core.errors import ImageError, SchemaError
 from stages.core.ops.rle import encode_masks
 from stages.core.spec import FailureLog
 from stages.core.training.detection_data import PseudoTruthData
@@ -93,3 +93,29 @@ def test_pseudo_truth_data__masks_missing_or_of_another_size(tmp_path: Path) -> 
     data = PseudoTruthData(split, {"img_1": wrong}, augmentation, 0, True, FailureLog())
     with pytest.raises(SchemaError, match="img_1"):
         data.sample("img_1", 0)
+
+
+def test_load__a_thin_image_gives_way_to_the_next_and_the_batch_names_that(tmp_path: Path) -> None:
+    split = split_with_square(tmp_path)
+    Image.new("RGB", (300, 1)).save(split.image_path("img_2"))
+    truth = {"img_1": square(), "img_2": square(), "img_3": square()}
+    failures = FailureLog()
+    data = PseudoTruthData(split, truth, Augmentation((32,), 128), 0, False, failures)
+    batch = data.load(["img_2", "img_1"], epoch=0)
+    assert batch.ids == ["img_3", "img_1"]
+    assert torch.equal(batch.images[0], data.sample("img_3", 0)[0])
+    assert list(failures.entries) == ["img_2"]
+    assert "300 x 1 px is too thin" in failures.entries["img_2"]
+    assert str(split.image_path("img_2")) in failures.entries["img_2"]
+
+
+def test_sample__an_image_whose_short_side_keeps_one_pixel_is_used(tmp_path: Path) -> None:
+    split = split_with_square(tmp_path)
+    for width, usable in ((128, True), (129, False)):
+        Image.new("RGB", (width, 1)).save(split.image_path("img_1"))
+        data = PseudoTruthData(split, {"img_1": square()}, Augmentation((32,), 128), 0, False, FailureLog())
+        if usable:
+            assert data.sample("img_1", 0)[0].shape == (3, 1, 128)
+        else:
+            with pytest.raises(ImageError, match="too thin"):
+                data.sample("img_1", 0)

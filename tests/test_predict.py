@@ -154,6 +154,21 @@ def test_predict__one_bad_image_is_named_and_counted(
     assert predict(*arguments, "--overwrite", "--max-failures", 1) == 0
 
 
+def test_predict__a_thin_image_is_named_and_the_others_are_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    detector, folder = write_detector(tmp_path / "d.safetensors"), photos(tmp_path / "photos")
+    make_image(folder / "line.png", width=1, height=97)  # at 96 pixels of the long side, the short one is gone
+    make_image(folder / "thin.png", width=1, height=96)
+    arguments = (folder, "--detector", detector, "--out", tmp_path / "out", "--max-failures", 1)
+    assert predict(*arguments, "--tta-sizes", "48,80") == 0
+    out = read(tmp_path / "out")
+    assert [i["file_name"] for i in out["images"]] == ["b.jpg", "deep/a.png", "thin.png"]
+    assert [(entry["file_name"], "1 x 97" in entry["reason"]) for entry in out["info"]["failed"]] == [
+        ("line.png", True)
+    ]
+
+
 def test_predict__earlier_output_is_kept_unless_overwritten(tmp_path: Path) -> None:
     detector, folder = write_detector(tmp_path / "d.safetensors"), photos(tmp_path / "photos")
     arguments = (folder, "--detector", detector, "--out", folder / "found")
@@ -182,12 +197,14 @@ def test_predict__masks_from_a_prompted_segmenter(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(segmenters, "load_segmenter", load)
     trained, folder = trained_run(tmp_path / "run"), photos(tmp_path / "photos")
-    made = trained / "wsis" / "pets_train"
-    made.mkdir(parents=True)
-    finished(made, "wsis", (), {"segmenter": "sam-vit-b", "segmenter_checkpoint": "b.pth"})
+    for split, segmenter in (("pets_test", "sam-vit-h"), ("pets_train", "sam-vit-b")):
+        (trained / "wsis" / split).mkdir(parents=True)
+        settings = {"segmenter": segmenter, "segmenter_checkpoint": f"{segmenter}.pth"}
+        finished(trained / "wsis" / split, "wsis", (), settings)
+    (trained / "wsis" / "pets_train" / "pgt_masks.json").write_text("{}")  # what no test split has
     arguments = (folder / "b.jpg", "--run", trained, "--score-threshold", 0, "--masks")
     assert predict(*arguments) == 0
-    assert set(asked) == {("sam-vit-b", Path("b.pth"))}, "the run's own segmenter"
+    assert set(asked) == {("sam-vit-b", Path("sam-vit-b.pth"))}, "the segmenter that the run's masks are from"
     data = read(trained / "predict")
     assert data["annotations"]
     for entry in data["annotations"]:

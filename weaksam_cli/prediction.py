@@ -203,21 +203,20 @@ def view_sizes(checkpoint: Path, given: str | None) -> tuple[int, ...]:
 
 
 def mask_settings(run: Path | None) -> dict[str, Any]:
-    """How wsis made masks in this run, or nothing: then its defaults hold."""
+    """How wsis made masks in this run, or nothing: then its defaults hold.
+
+    Folders of test splits have settings too, but none that a mask was made with.
+    """
     from stages.core.artifacts.manifest import read_manifest
     from stages.wsis.config import WsisConfig
 
-    for manifest in sorted(run.glob("wsis/*/manifest.json")) if run is not None else ():
-        config = read_manifest(manifest.parent).config
-        names = (
-            "segmenter",
-            "segmenter_checkpoint",
-            "mask_choice",
-            "box_margin",
-            "largest_piece",
-            "min_area",
-        )
-        return {name: config[name] for name in names if name in config and name in WsisConfig.model_fields}
+    names = ("segmenter", "segmenter_checkpoint", "mask_choice", "box_margin", "largest_piece", "min_area")
+    for masks in sorted(run.glob("wsis/*/pgt_masks.json")) if run is not None else ():
+        if (masks.parent / "manifest.json").is_file():
+            config = read_manifest(masks.parent).config
+            return {
+                name: config[name] for name in names if name in config and name in WsisConfig.model_fields
+            }
     return {}
 
 

@@ -25,6 +25,7 @@ from stages.core.ops.rle import decode_masks
 from stages.core.runtime.seeding import derive_seed
 from stages.core.spec import FailureLog
 from stages.core.training.detector_settings import Augmentation
+from stages.core.vision.thin_images import check_not_thin
 
 MIN_SIDE = 1.0
 """Boxes with a shorter side (pixels, after resizing) are left out of the targets."""
@@ -32,7 +33,11 @@ MIN_SIDE = 1.0
 
 @dataclass
 class DetectionBatch:
-    """One step: images [3, H, W] in [0, 1] and torchvision targets, in the order of `ids`."""
+    """One step: images [3, H, W] in [0, 1] and torchvision targets, in the order of `ids`.
+
+    Attributes:
+        ids: the images used, which are not those asked for where one of these cannot be.
+    """
 
     ids: list[str]
     images: list[Tensor]
@@ -53,7 +58,7 @@ class PseudoTruthData:
         augmentation: what happens to the images.
         seed: of the augmentation.
         with_masks: give masks too.
-        failures: images that cannot be read are recorded here; another image takes their place.
+        failures: images that cannot be read or resized are recorded here; another image takes their place.
 
     Raises:
         InputError: no image has a pseudo box.
@@ -81,7 +86,7 @@ class PseudoTruthData:
         if with_masks and any(truth[image_id].masks is None for image_id in self.ids):
             raise SchemaError("the pseudo ground truth holds no masks", where=split.name)
         self._position = {image_id: i for i, image_id in enumerate(self.ids)}
-        self._transform = _build_transform(augmentation)
+        self._augmentation, self._transform = augmentation, _build_transform(augmentation)
 
     def load(self, ids: Sequence[str], epoch: int) -> DetectionBatch:
         """Read and augment the images of a step."""
@@ -97,11 +102,13 @@ class PseudoTruthData:
         """One augmented image [3, H, W] in [0, 1] with its target.
 
         Raises:
-            ImageError: the image cannot be read.
+            ImageError: the image cannot be read, or is too thin to be resized.
             SchemaError: a mask is not of the image's size.
         """
-        pixels = load_image(self.split.image_path(image_id))
+        path, limits = self.split.image_path(image_id), self._augmentation
+        pixels = load_image(path)
         height, width = pixels.shape[:2]
+        check_not_thin(height, width, min(limits.short_sides), limits.max_size, path)
         item = self._item(image_id, pixels, height, width)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, "augment", epoch, image_id))

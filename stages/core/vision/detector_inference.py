@@ -22,6 +22,7 @@ from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import StageContext
 from stages.core.vision.detector_files import AnyDetector, open_detector
 from stages.core.vision.detector_spec import AnyKind
+from stages.core.vision.thin_images import check_not_thin
 from stages.core.vision.views import detect_in_views
 
 MASK_THRESHOLD = 0.5
@@ -45,8 +46,10 @@ def detect(
         view_sizes: short sides of the views of test-time augmentation, pixels; none is the plain view alone.
 
     Raises:
+        ImageError: so thin that a side vanishes at the detector's test size (other views are no smaller there).
         EnvironmentFault: memory holds none of the views.
     """
+    check_not_thin(*pixels_HW3.shape[:2], model.spec.test_size, model.spec.max_size)
     image = torch.from_numpy(pixels_HW3.copy()).permute(2, 0, 1).to(device).float() / 255
     with torch.inference_mode(), autocast(device, precision):
         found: dict[str, Tensor] = (
