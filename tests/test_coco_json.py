@@ -85,7 +85,12 @@ def test_write_dataset__masks_give_the_area(tmp_path: Path) -> None:
             "not in split",
         ),  # beyond --limit
         ([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}], "category 1"),
+        ([{"image_id": 1, "category_id": [7], "bbox": [0, 0, 1, 1], "score": 1}], "category"),
         ([{"image_id": 1, "category_id": 7, "score": 1}], "lacks bbox"),
+        ([{"image_id": 1, "category_id": 7, "bbox": [0, 0, 1, 1]}], "score"),
+        ([{"image_id": 1, "category_id": 7, "bbox": [0] * 8, "score": 1}], "four numbers"),
+        ([{"image_id": 1, "category_id": 7, "bbox": [0, 0, -1, 1], "score": 1}], "image 1: .* is no box"),
+        ('[{"image_id": 1, "category_id": 7, "bbox": [0, 0, NaN, 1], "score": 1}]', "is no box"),
     ],
 )
 def test_read_results__wrong_content(tmp_path: Path, content: Any, expected: str) -> None:
@@ -94,6 +99,29 @@ def test_read_results__wrong_content(tmp_path: Path, content: Any, expected: str
     with pytest.raises(SchemaError, match=expected) as caught:
         read_results(path, SPLIT)
     assert str(path) in str(caught.value)
+
+
+def test_read_dataset__categories_go_by_name(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "d.json", SPLIT, {"a": boxes((1, 2, 11, 22, 1, 0.5))}, {"a": (40, 30)})
+    raw = json.loads((tmp_path / "d.json").read_text())
+    raw["categories"] = [{"id": 0, "name": "dog"}, {"id": 7, "name": "cat"}]  # another order, other numbers
+    raw["annotations"][0]["category_id"] = 0
+    (tmp_path / "d.json").write_text(json.dumps(raw))
+    assert read_dataset(tmp_path / "d.json", SPLIT)["a"].classes.tolist() == [1]
+    raw["categories"][1]["id"] = 0
+    (tmp_path / "d.json").write_text(json.dumps(raw))
+    with pytest.raises(SchemaError, match="give each its own"):
+        read_dataset(tmp_path / "d.json", SPLIT)
+
+
+@pytest.mark.parametrize(
+    "broken", [{"images": [3]}, {"images": {}}, {"categories": 4}, {"annotations": None}]
+)
+def test_read_dataset__not_a_data_set(tmp_path: Path, broken: dict[str, Any]) -> None:
+    write_dataset(tmp_path / "d.json", SPLIT, {}, {"a": (1, 1)})
+    (tmp_path / "d.json").write_text(json.dumps(json.loads((tmp_path / "d.json").read_text()) | broken))
+    with pytest.raises(SchemaError):
+        read_dataset(tmp_path / "d.json", SPLIT)
 
 
 def test_read_dataset__other_classes(tmp_path: Path) -> None:

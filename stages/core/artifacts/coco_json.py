@@ -119,7 +119,7 @@ def read_results(path: Path, split: LabelSpace) -> dict[str, Detections]:
     grouped: dict[str, list[dict[str, Any]]] = {image_id: [] for image_id in split.ids}
     for position, entry in enumerate(loaded):
         image_id = _image_of(entry, split, grouped, path, position)
-        if entry.get("category_id") not in class_of:
+        if _category(entry) not in class_of:
             raise SchemaError(
                 f"result {position} has category {entry.get('category_id')!r}, unknown to split {split.name}",
                 where=path,
@@ -127,7 +127,7 @@ def read_results(path: Path, split: LabelSpace) -> dict[str, Detections]:
             )
         grouped[image_id].append(entry)
     try:
-        return {image_id: _detections(entries, class_of) for image_id, entries in grouped.items()}
+        return {image_id: _detections(entries, class_of, path) for image_id, entries in grouped.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise SchemaError(f"a result lacks bbox or score ({error})", where=path) from error
 
@@ -148,16 +148,40 @@ def _image_of(entry: Any, split: LabelSpace, known: Mapping[str, object], path: 
     return image_id
 
 
-def _detections(entries: list[dict[str, Any]], class_of: Mapping[int, int]) -> Detections:
+def _category(entry: Mapping[str, Any]) -> int | None:
+    number = entry.get("category_id")
+    return number if isinstance(number, int) else None
+
+
+def _detections(
+    entries: list[dict[str, Any]], class_of: Mapping[int, int], path: Path, *, scored: bool = True
+) -> Detections:
+    """Entries of one image as arrays; without `scored` a missing score is 1.
+
+    Raises:
+        SchemaError: a box or score that is none.
+        KeyError, TypeError, ValueError: something is missing or of a wrong type.
+    """
     if not entries:
         return Detections.empty()
-    xywh = np.array([entry["bbox"] for entry in entries], dtype=np.float64).reshape(-1, 4)
+    xywh = np.array([entry["bbox"] for entry in entries], dtype=np.float64)
+    if xywh.shape[1:] != (4,):
+        raise ValueError("a bbox has four numbers: x, y, width, height")
+    scores = np.array([entry["score"] if scored else entry.get("score", 1.0) for entry in entries])
+    good = np.isfinite(xywh).all(axis=1) & (xywh[:, 2:] >= 0).all(axis=1) & np.isfinite(scores.astype(float))
+    if not good.all():
+        bad = entries[int(np.argmin(good))]
+        raise SchemaError(
+            f"image {bad['image_id']}: bbox {bad['bbox']} with score {bad.get('score')} is no box "
+            "(x, y, width, height, all finite, sides not negative)",
+            where=path,
+        )
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
     with_masks = all("segmentation" in entry for entry in entries)
     return Detections(
         boxes_xyxy=boxes,
         classes=np.array([class_of[entry["category_id"]] for entry in entries], dtype=np.int64),
-        scores=np.array([entry.get("score", 1.0) for entry in entries], dtype=np.float32),
+        scores=scores.astype(np.float32),
         masks=[entry["segmentation"] for entry in entries] if with_masks else None,
     )
 
@@ -217,38 +241,54 @@ def _rle_area(rle: RLE) -> int:
     return int(coco_mask.area({"size": rle["size"], "counts": rle["counts"].encode()}))
 
 
+def _own_categories(categories: Any, split: LabelSpace, path: Path) -> dict[int, int]:
+    """Category number of a file -> index of the split's class of that name."""
+    entries = categories if isinstance(categories, list) else []
+    found = [c.get("name") if isinstance(c, dict) else None for c in entries]
+    if sorted(map(str, found)) != sorted(split.classes):
+        raise SchemaError(
+            f"holds classes {found[:5]}…, split {split.name} has {list(split.classes)[:5]}…",
+            where=path,
+            remedy="use pseudo ground truth made for this data set",
+        )
+    numbers = [c.get("id") for c in entries]
+    if not all(type(n) is int for n in numbers) or len(set(numbers)) < len(numbers):
+        raise SchemaError(
+            f"its categories have the ids {numbers[:5]}…", where=path, remedy="give each its own"
+        )
+    return {n: split.classes.index(name) for n, name in zip(numbers, found, strict=True)}
+
+
 def read_dataset(path: Path, split: LabelSpace) -> dict[str, Detections]:
     """Read pseudo ground truth written by :func:`write_dataset`.
 
     Returns:
         Image id -> boxes for every image the file lists and the split holds.
 
+    Categories are known by their names: the file's numbers for them, and their order, are its own.
+
     Raises:
         SchemaError: not a COCO data set, other classes than the split's, or an unknown image.
     """
     loaded = read_json(path)
-    if not isinstance(loaded, dict) or not {"images", "annotations", "categories"} <= set(loaded):
+    parts = ("images", "annotations", "categories")
+    if not isinstance(loaded, dict) or not all(isinstance(loaded.get(part), list) for part in parts):
         raise SchemaError("expected a COCO data set with images, annotations and categories", where=path)
-    found = tuple(c.get("name") for c in loaded["categories"])
-    if found != split.classes:
-        raise SchemaError(
-            f"holds classes {list(found)[:5]}…, split {split.name} has {list(split.classes)[:5]}…",
-            where=path,
-            remedy="use pseudo ground truth made for this data set",
-        )
+    class_of = _own_categories(loaded["categories"], split, path)
     known = dict.fromkeys(split.ids)
-    class_of = {category: i for i, category in enumerate(split.category_ids)}
     grouped: dict[str, list[dict[str, Any]]] = {}
     for position, image in enumerate(loaded["images"]):
+        if not isinstance(image, dict):
+            raise SchemaError(f"entry {position} of images is no image", where=path)
         grouped[_image_of({"image_id": image.get("id")}, split, known, path, position)] = []
     for position, entry in enumerate(loaded["annotations"]):
         image_id = _image_of(entry, split, grouped, path, position)
-        if entry.get("category_id") not in class_of:
+        if _category(entry) not in class_of:
             raise SchemaError(
                 f"annotation {position} has unknown category {entry.get('category_id')!r}", where=path
             )
         grouped[image_id].append(entry)
     try:
-        return {image_id: _detections(entries, class_of) for image_id, entries in grouped.items()}
+        return {i: _detections(entries, class_of, path, scored=False) for i, entries in grouped.items()}
     except (KeyError, TypeError, ValueError) as error:
         raise SchemaError(f"an annotation lacks a bbox ({error})", where=path) from error
