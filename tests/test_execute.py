@@ -180,6 +180,33 @@ def test_execute__input_made_from_an_older_upstream(request_: Request) -> None:
         execute(ThirdStage(), ToyConfig(), request_)
 
 
+def test_execute__checkpoint_given_for_a_train_split_is_applied(request_: Request, tmp_path: Path) -> None:
+    class Learner(FirstStage):
+        inputs: ClassVar[tuple[InputSpec, ...]] = (
+            InputSpec("checkpoint", "cam", "w.bin", "train", ("test",)),
+        )
+        outputs: ClassVar[dict[Role, tuple[str, ...]]] = {
+            "train": ("cams.txt", "w.bin"),
+            "test": ("cams.txt",),
+        }
+        learnt: int = 0
+
+        def run(self, config: Any, context: StageContext) -> Counts:
+            if context.trains:
+                self.learnt += 1
+                (context.out / "w.bin").write_text("weights")
+            return super().run(config, context)
+
+    stage = Learner()
+    (tmp_path / "given.bin").write_text("weights")
+    given = replace(request_, overrides={"checkpoint": tmp_path / "given.bin"})
+    outcome = execute(stage, ToyConfig(), given)
+    assert (outcome.status, stage.learnt) == ("done", 0)
+    assert list(read_manifest(outcome.out).outputs) == ["cams.txt"]
+    assert execute(stage, ToyConfig(), replace(request_, overwrite=True)).status == "done"
+    assert stage.learnt == 1
+
+
 def test_execute__input_made_of_other_tags(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     execute(FirstStage(), ToyConfig(), request_)
     monkeypatch.setattr(catalog, "open_split", lambda name, root: FakeSplit(name=name, fingerprint="g"))

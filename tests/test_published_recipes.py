@@ -7,6 +7,7 @@ counts); the recipes say the same in passes and shares.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,17 +208,20 @@ def test_propose__dry_run_shows_the_table(tmp_path: Path, capsys: pytest.Capture
     write_table(tmp_path / "prompts.h5", PROMPTS, gather(PROMPTS, rows))
     words = ["propose", "--recipe", "voc07", "--split", "voc07_train", "--dry-run", "--run", str(tmp_path / "run"),
              "--prompts", str(tmp_path / "prompts.h5")]  # fmt: skip
-    for as_json in (False, True):
-        with pytest.raises(SystemExit) as caught:
-            entry_point.main([*words, *(["--json"] if as_json else [])])
-        assert caught.value.code == 0
-        shown = capsys.readouterr().out
-        if as_json:
-            agree({k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(shown)["config"].items()},
-                  PROPOSAL_TABLE["propose"])  # fmt: skip
-        else:
-            assert "grid_predicted_iou = 0.3" in shown
-            assert "weaksam weights get sam-vit-h" in shown
+    with pytest.raises(SystemExit) as caught:
+        entry_point.main(words)
+    assert caught.value.code == 5, "the run would fail: the weights are not there"
+    shown = capsys.readouterr()
+    assert "grid_predicted_iou = 0.3" in shown.out
+    assert "weaksam weights get sam-vit-h" in shown.err
+    weights = Path(os.environ["WEAKSAM_CACHE"]) / "weights" / "sam_vit_h_4b8939.pth"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    with pytest.raises(SystemExit) as caught:
+        entry_point.main([*words, "--json"])
+    assert caught.value.code == 0
+    found = json.loads(capsys.readouterr().out)["config"]
+    agree({k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}, PROPOSAL_TABLE["propose"])
     assert not (tmp_path / "run").exists()
 
 

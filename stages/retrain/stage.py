@@ -46,7 +46,7 @@ class RetrainStage:
 
     def plan(self, config: RetrainConfig, context: StageContext) -> Plan:
         """Read the pseudo boxes, or the checkpoint's class list, and say how long the training is."""
-        if not trains(context):
+        if not context.trains:
             open_detector(context.input("checkpoint"), context.split.classes, BOX_KINDS)
             return Plan(len(context.split.ids), ("apply only",))
         spec = config.detector_spec()
@@ -62,7 +62,7 @@ class RetrainStage:
         """Fit on a train split, then apply."""
         counts: Counts = {}
         checkpoint = context.out / CHECKPOINT
-        if trains(context):
+        if context.trains:
             counts = self._fit(config, context)
         else:
             checkpoint = context.input("checkpoint")
@@ -117,11 +117,6 @@ class RetrainStage:
         )
         save_detector(context.out / CHECKPOINT, model, config.detector_spec(), context.split.classes)
         return counts
-
-
-def trains(context: StageContext) -> bool:
-    """Whether this run fits: on a train split, unless a checkpoint was given by hand."""
-    return context.split.role == "train" and not context.has_input("checkpoint")
 
 
 def with_dropped_share(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class WsisStage:
 
     def plan(self, config: WsisConfig, context: StageContext) -> Plan:
         """Read the pseudo boxes, or the checkpoint's class list, and say how long the training is."""
-        if context.split.role == "test":
+        if not context.trains:
             load_detector(context.input("checkpoint"), "mask-rcnn", context.split.classes)
             return Plan(len(context.split.ids), ("apply only",))
         truth = read_dataset(context.input("pgt"), context.split)
@@ -57,11 +57,13 @@ class WsisStage:
         """Make masks and fit on a train split, then apply."""
         counts: Counts = {}
         checkpoint = context.out / CHECKPOINT
-        if context.split.role == "train":
+        if context.trains:
             counts = self._fit(config, context)
         else:
             checkpoint = context.input("checkpoint")
-        found = detect_split(context, checkpoint, "mask-rcnn", view_sizes=config.view_sizes())
+        found = detect_split(
+            context, checkpoint, "mask-rcnn", view_sizes=config.view_sizes(context.inputs.get("checkpoint"))
+        )
         if found is not None:
             write_results(context.out / SEGMENTATIONS, context.split, found)
             counts["segmentations"] = sum(len(one) for one in found.values())

@@ -47,7 +47,7 @@ class WsodStage:
         notes = [f"{table.num_rows} proposals"]
         if missing:
             notes.append(f"{missing} images without proposals")
-        if not trains(context):
+        if not context.trains:
             load_detector(context.input("checkpoint"), context.split.classes)
             return Plan(images, (*notes, "apply only"))
         steps = optimiser_steps(config, images - missing)
@@ -57,7 +57,7 @@ class WsodStage:
         """Fit on a train split, then apply."""
         counts: Counts = {}
         checkpoint = context.out / CHECKPOINT
-        if trains(context):
+        if context.trains:
             # Also after the fit: what was left out belongs in the manifest, whenever the run was interrupted.
             source = ProposalSource(context.input("proposals"), config)
             data = WeakData(context.split, source, config, context.seed, context.failures)
@@ -75,11 +75,6 @@ class WsodStage:
             write_results(context.out / DETECTIONS, context.split, detections)
             counts["detections"] = sum(len(found) for found in detections.values())
         return counts
-
-
-def trains(context: StageContext) -> bool:
-    """Whether this run fits: on a train split, unless a checkpoint was given by hand."""
-    return context.split.role == "train" and not context.has_input("checkpoint")
 
 
 STAGE = WsodStage()

@@ -346,7 +346,7 @@ def _run(
         if not processes.is_main():
             processes.wait_for_all()  # for the manifest
             return Outcome("done elsewhere", out, plan)
-        outputs = stage.outputs[context.split.role]
+        outputs = _expected_outputs(stage, context)
         if not all((out / name).is_file() for name in outputs):
             context.log.info("shard %d/%d done; other shards have parts to do", *context.shard)
             return Outcome("shard done", out, plan)
@@ -360,6 +360,18 @@ def _run(
         context.log.info("%s: done in %.0f s -> %s", stage.name, seconds, out)
     _check_failures(context.failures, len(context.split.ids), request, out)
     return Outcome("done", out, plan, manifest)
+
+
+def _expected_outputs(stage: Stage, context: StageContext) -> list[str]:
+    """Files that the stage writes here.
+
+    A checkpoint given by hand is applied to a train split as to a test split: what only a training makes is not
+    expected then.
+    """
+    names = stage.outputs[context.split.role]
+    if context.split.role == "test" or context.trains:
+        return list(names)
+    return [name for name in names if name in stage.outputs["test"] or (context.out / name).is_file()]
 
 
 def _manifest(
@@ -380,7 +392,7 @@ def _manifest(
         command=["weaksam", *sys.argv[1:]],
         inputs=hashes,
         split_fingerprint=context.split.fingerprint,
-        outputs=dict.fromkeys(stage.outputs[context.split.role], ""),
+        outputs=dict.fromkeys(_expected_outputs(stage, context), ""),
         environment=environment_facts(context.device),
         counts={"images": len(context.split.ids), **counts, "failed": len(context.failures.entries)},
         failures=context.failures.as_list(),
