@@ -158,7 +158,9 @@ def test_predict__a_thin_image_is_named_and_the_others_are_done(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     detector, folder = write_detector(tmp_path / "d.safetensors"), photos(tmp_path / "photos")
-    make_image(folder / "line.png", width=1, height=97)  # at 96 pixels of the long side, the short one is gone
+    make_image(
+        folder / "line.png", width=1, height=97
+    )  # at 96 pixels of the long side, the short one is gone
     make_image(folder / "thin.png", width=1, height=96)
     arguments = (folder, "--detector", detector, "--out", tmp_path / "out", "--max-failures", 1)
     assert predict(*arguments, "--tta-sizes", "48,80") == 0

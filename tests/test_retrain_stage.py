@@ -25,8 +25,9 @@ from stages.core.vision.backbones import build_trunk
 from stages.retrain.config import RetrainConfig
 from stages.retrain.stage import RetrainStage
 from stages.wsis.config import WsisConfig
+from stages.wsis.pseudo_masks import make_pseudo_masks
 from stages.wsis.stage import WsisStage
-from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
+from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_image, make_voc
 
 TINY: dict[str, Any] = {
     "backbone": "resnet10t", "strides": (8, 16), "frozen_through": 8, "fpn_channels": 8, "anchor_sizes": (16, 32),
@@ -361,6 +362,34 @@ def test_wsis__masks_fit_and_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = read_results(test.out / "segmentations.json", test.split)
     assert found["img_4"].masks is not None
     assert found["img_4"].masks[0]["size"] == [HEIGHT, WIDTH]
+
+
+def test_wsis__given_masks_may_be_polygons(tmp_path: Path) -> None:
+    train = context(tmp_path, "train", "wsis")
+    path = write_pgt(tmp_path, train.split, masked=True)
+    wanted = read_dataset(path, train.split)
+    content = json.loads(path.read_text())
+    for entry in content["annotations"]:
+        x, y, w, h = entry["bbox"]
+        entry["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    path.write_text(json.dumps(content))
+    config = WsisConfig(**MASKED, mask_source="given")
+    train.inputs = {"pgt": path}
+    WsisStage().plan(config, train)
+    made = make_pseudo_masks(train, config)
+    assert {i: one.masks for i, one in made.masks.items()} == {i: one.masks for i, one in wanted.items()}
+
+
+def test_wsis__given_masks_that_are_absent_or_of_another_size(tmp_path: Path) -> None:
+    train = context(tmp_path, "train", "wsis")
+    config = WsisConfig(**MASKED, mask_source="given")
+    train.inputs = {"pgt": write_pgt(tmp_path, train.split)}
+    with pytest.raises(SchemaError, match="without masks for image img_1"):
+        WsisStage().plan(config, train)
+    train.inputs = {"pgt": write_pgt(tmp_path, train.split, masked=True)}
+    make_image(train.split.image_path("img_2"), width=WIDTH, height=HEIGHT + 1)
+    assert "img_2" not in make_pseudo_masks(train, config).masks
+    assert f"[{HEIGHT}, {WIDTH}] for image img_2, which is [{HEIGHT + 1}" in train.failures.entries["img_2"]
 
 
 def test_wsis__masks_are_not_made_again_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

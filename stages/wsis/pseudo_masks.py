@@ -74,13 +74,30 @@ class MaskFactory:
         return rows
 
     def _given(self, image_id: str, boxes: Detections) -> ImageRows:
-        if len(boxes) and boxes.masks is None:
-            raise SchemaError(
-                f"holds boxes without masks for image {image_id}",
-                where=self.pgt,
-                remedy="use --mask-source prompt, or a file with a segmentation for every box",
-            )
-        return to_rows(boxes, *image_size(self.split.image_path(image_id)))
+        check_given(image_id, boxes, self.pgt)
+        size = image_size(self.split.image_path(image_id))
+        for mask in boxes.masks or ():
+            if mask["size"] != list(size):
+                raise SchemaError(
+                    f"holds a mask of size {mask['size']} for image {image_id}, which is {list(size)}",
+                    where=self.pgt,
+                    remedy="make the masks for the images of this split",
+                )
+        return to_rows(boxes, *size)
+
+
+def check_given(image_id: str, boxes: Detections, path: Path) -> None:
+    """Refuse boxes that should bring masks and do not.
+
+    Raises:
+        SchemaError: names the file and the image.
+    """
+    if len(boxes) and boxes.masks is None:
+        raise SchemaError(
+            f"holds boxes without masks for image {image_id}",
+            where=path,
+            remedy="use --mask-source prompt, or a file with a segmentation for every box",
+        )
 
 
 def mask_rule(config: WsisConfig) -> MaskRule:

@@ -7,7 +7,9 @@ from pathlib import Path
 from stages.core.errors import ImageError
 
 
-def check_not_thin(height: int, width: int, short_side: int, max_size: int, where: Path | None = None) -> None:
+def check_not_thin(
+    height: int, width: int, short_side: int, max_size: int, where: Path | None = None
+) -> None:
     """Refuse an image of which a side would be scaled below one pixel.
 
     The rule is the one by which torchvision resizes for its detectors, in training as in evaluation: the short side
