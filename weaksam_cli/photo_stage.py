@@ -24,7 +24,7 @@ from stages.core.artifacts.table import ImageRows, Table
 from stages.core.config import StageConfig
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
-from stages.core.ops.rle import decode_masks, encode_masks
+from stages.core.ops.rle import decode_masks
 from stages.core.runtime.device import Precision
 from stages.core.runtime.environment import package_version
 from stages.core.runtime.parts import ImageFunction, map_images
@@ -35,7 +35,7 @@ from stages.core.viz.drawing import draw_boxes, enlarged, overlay_masks, save_pn
 from stages.core.viz.palette import class_color
 from stages.wsis.box_to_mask import MaskRule, masks_of_boxes
 from stages.wsis.config import WsisConfig
-from stages.wsis.pseudo_masks import mask_rule
+from stages.wsis.pseudo_masks import mask_rule, run_lengths
 
 PREDICTIONS = "predictions.json"
 PICTURES = "viz"
@@ -154,8 +154,7 @@ def sure(found: Detections, threshold: float) -> Detections:
 def prompted(segmenter: Any, rule: MaskRule, pixels: Pixels, found: Detections) -> Detections:
     """The same boxes, each with the mask that a segmenter gives when prompted with it."""
     made = masks_of_boxes(segmenter, pixels, found.boxes_xyxy, rule)
-    masks = encode_masks(np.stack([one.mask_HW for one in made])) if made else []
-    return Detections(found.boxes_xyxy, found.classes, found.scores, masks)
+    return Detections(found.boxes_xyxy, found.classes, found.scores, run_lengths(made))
 
 
 def draw(pixels: Pixels, found: Detections, classes: Sequence[str]) -> Pixels:

@@ -49,7 +49,8 @@ def detect(
         ImageError: so thin that a side vanishes at the detector's test size (other views are no smaller there).
         EnvironmentFault: memory holds none of the views.
     """
-    check_not_thin(*pixels_HW3.shape[:2], model.spec.test_size, model.spec.max_size)
+    height, width = pixels_HW3.shape[:2]
+    check_not_thin(height, width, model.spec.test_size, model.spec.max_size)
     image = torch.from_numpy(pixels_HW3.copy()).permute(2, 0, 1).to(device).float() / 255
     with torch.inference_mode(), autocast(device, precision):
         found: dict[str, Tensor] = (
