@@ -113,6 +113,20 @@ def test_predict__threshold_and_limit_and_no_overlays(tmp_path: Path) -> None:
     assert not (tmp_path / "all" / "viz").exists()
 
 
+def test_predict__threshold_below_that_of_the_detector(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos")
+    open_to_all, strict = write_detector(tmp_path / "all.safetensors"), tmp_path / "strict.safetensors"
+    model = load_detector(open_to_all, "faster-rcnn")
+    save_detector(strict, model, SPEC.model_copy(update={"score_threshold": 0.9}), CLASSES)
+    found = {}
+    for detector in (open_to_all, strict):
+        arguments = ("--detector", detector, "--out", tmp_path / detector.stem, "--score-threshold", 0)
+        assert predict(folder, *arguments, "--no-overlays") == 0
+        found[detector] = read(tmp_path / detector.stem)["annotations"]
+    assert found[strict] == found[open_to_all]
+    assert 0 < min(entry["score"] for entry in found[strict]) < 0.9
+
+
 def test_predict__views_of_the_training_or_those_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -128,6 +128,9 @@ class PhotoFactory:
         """Load the models once and return image id -> rows; draws on the way."""
         split, device, config = self.split, self.device, self.config
         model = open_detector(self.checkpoint, split.classes).to(device)
+        # Only ever lowered: above its own threshold, the detector's answers stay what they were at its training.
+        if config.score_threshold < model.spec.score_threshold:
+            model.keep_from(config.score_threshold)
         masked = _masker(config, device) if _prompts(config, self.checkpoint) else _as_found
         pictures = picture_names(split.ids)
 
