@@ -115,12 +115,16 @@ endif
 TRAIN_SPLIT ?= $(word 1,$(PLAN))
 TEST_SPLIT  ?= $(word 2,$(PLAN))
 
+# Lists that a user edits; a stage whose split is the same after all is done at once.
+DATA := $(or $(WEAKSAM_DATA),data)/$(DATASET)
+TAGS := $(wildcard $(DATA)/*.csv $(DATA)/dataset.yaml $(DATA)/ImageSets/Main/*.txt)
+
 # A manifest is written whole and last, so make never has a half-made one to delete.
 .PRECIOUS: %/manifest.json
 
 # $(1) stage, $(2) split, $(3) manifests it depends on
 define stage_rule
-$(RUN)/$(1)/$(2)/manifest.json: $(RUN)/settings/$(1).yaml $(3)
+$(RUN)/$(1)/$(2)/manifest.json: $(RUN)/settings/$(1).yaml $(TAGS) $(3)
 	$(WEAKSAM) $(1) --split $(2) $(WHAT) --resume --overwrite $(FLAGS)
 endef
 manifest = $(if $(2),$(RUN)/$(1)/$(2)/manifest.json)

@@ -224,7 +224,7 @@ class Bench:
                 precision=resolve_precision("auto", self.options.device),
                 seed=seed,
                 workers=available_cores() if self.options.device == "cpu" else 0,
-                # A weak row may leave many images without boxes; that is a figure here, not a failure.
+                # Images without a usable proposal are a figure here, not a failure.
                 max_failures="100%",
             ),
         )

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from benchmarks.plots import line_plot
 from stages.core.artifacts.schemas import PROMPTS, SOURCE_BITS
 from stages.core.artifacts.table import Table, read_table
+from stages.core.config import load_recipe
 from stages.core.datasets.catalog import data_root, open_split
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
@@ -37,7 +38,7 @@ from stages.core.evaluation.truth import ImageTruth
 from stages.core.evaluation.truth.load import load_truth
 from stages.core.vision.segmenters import EncodedImage, Segmenter, load_segmenter
 from stages.propose.candidates import Candidates
-from stages.propose.config import PAPER, ProposeConfig
+from stages.propose.config import ProposeConfig
 from stages.propose.decoding import decode_candidates
 from stages.propose.merging import rank
 from stages.propose.prompting import build_prompts
@@ -47,7 +48,7 @@ from stages.propose.refining import refine
 ROWS = {"grid": 1, "+ coarse": 3, "+ fine": 7, "+ cross": 15}
 """Row of the ablation -> source bits used."""
 assert ROWS["+ cross"] == sum(SOURCE_BITS.values())
-SETTINGS = {"default": {}, "paper": PAPER}
+SETTINGS: dict[str, dict[str, Any]] = {"default": {}, "paper": load_recipe("paper")["propose"]}
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 150, 200, 500, 1000, 2000)
 IOUS = np.arange(0.5, 0.96, 0.05)
 
@@ -75,7 +76,7 @@ class Variant:
 def variants(names: list[str], grids: list[int]) -> list[Variant]:
     """Every grid under the default settings, and the published settings with their own grid."""
     found = [Variant("default", grid) for grid in grids] if "default" in names else []
-    return found + ([Variant("paper", int(PAPER["grid_side"]))] if "paper" in names else [])
+    return found + ([Variant("paper", int(SETTINGS["paper"]["grid_side"]))] if "paper" in names else [])
 
 
 class Measurement:

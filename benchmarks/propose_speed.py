@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 
 from benchmarks.clock import Clock
+from stages.core.config import load_recipe
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.images import load_image
 from stages.core.ops.boxes import pairwise_iou
@@ -33,7 +34,7 @@ from stages.core.runtime.seeding import numpy_generator
 from stages.core.vision.sam_attention import fuse_attention, library_attention
 from stages.core.vision.sam_loading import VIT_BUILDERS
 from stages.core.vision.segmenters import SamSegmenter, load_segmenter
-from stages.propose.config import PAPER, ProposeConfig
+from stages.propose.config import ProposeConfig
 from stages.propose.decoding import decode_candidates
 from stages.propose.proposer import Proposer
 from stages.propose.refining import refine
@@ -219,11 +220,12 @@ def compare(
     """Every way on the same images."""
     grid, device = options.grid, options.device
     precision: Precision = options.precision
+    recipe = load_recipe("paper")["propose"]
     settings = {
-        "paper": ProposeConfig.model_validate({**PAPER, "grid_side": grid}),
+        "paper": ProposeConfig.model_validate({**recipe, "grid_side": grid}),
         "improved": ProposeConfig(grid_side=grid),
         "grid": ProposeConfig.model_validate(
-            {**PAPER, **_values(options.set), "grid_side": grid, "prompt_sources": ()}
+            {**recipe, **_values(options.set), "grid_side": grid, "prompt_sources": ()}
         ),
     }
     proposers = {name: Proposer(segmenter, config, device, precision) for name, config in settings.items()}

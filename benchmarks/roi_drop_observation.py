@@ -38,7 +38,7 @@ from stages.core.training.detector_settings import Augmentation
 from stages.core.vision.detectors import Detector, load_detector
 from stages.core.vision.roi_heads import roi_losses
 from stages.retrain.config import RetrainConfig
-from stages.retrain.roi_drop import DropMode, DropRule, roi_drop
+from stages.retrain.roi_drop import DropRule, roi_drop
 
 Floats = NDArray[np.float64]
 RIGHT_IOU = 0.5
@@ -186,8 +186,7 @@ def rules(config: RetrainConfig) -> dict[str, DropRule]:
     """The run's own rule, the published one, and quantiles, which need no scale."""
     found = {f"run: {config.drop}": DropRule(config.drop, config.tau_cls, config.tau_reg)}
     found["paper 4, 4"] = DropRule("paper", 4.0, 4.0)
-    modes: tuple[DropMode, ...] = ("percentile",)
-    return found | {f"{mode} {q:g}": DropRule(mode, q, q) for mode in modes for q in QUANTILES}
+    return found | {f"percentile {q:g}": DropRule("percentile", q, q) for q in QUANTILES}
 
 
 def picture(bins: Sequence[Bin], base_rate: float, title: str) -> str:

@@ -148,7 +148,7 @@ class Bench:
 
     def step(self, boxes: Tensor, clock: Clock) -> None:
         """One training step, section by section."""
-        bags = Bags([boxes], [self.tags])
+        bags = Bags([boxes], [torch.tensor(self.tags, device=boxes.device)])
         with clock.section("backbone"):
             feats = self.model.features(self.images)
         with clock.section("roi"):

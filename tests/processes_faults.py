@@ -30,13 +30,13 @@ def trainer(out: Path, interrupted: Callable[[], None] = lambda: None, bad: str 
     torch.manual_seed(0)
     model = nn.Linear(1, 1)
 
-    def step(ids: list[str], move: int) -> dict[str, Tensor]:
+    def step(ids: list[str], number: int) -> dict[str, Tensor]:
         loss = model(torch.tensor([[float(ord(i))] for i in ids])).square().mean()
         return {"square": loss * (float("nan") if bad in ids else 1.0)}
 
     return Trainer(
         StageContext(split=weak(FakeSplit()), run=out, out=out, interrupted_fn=interrupted),
-        model, torch.optim.SGD(model.parameters(), lr=1e-5), lambda move: 1.0, tuple("abcdefghij"),
+        model, torch.optim.SGD(model.parameters(), lr=1e-5), lambda step: 1.0, tuple("abcdefghij"),
         lambda ids, epoch: ids, step, FitSettings(epochs=3, batch_size=2),
     )  # fmt: skip
 

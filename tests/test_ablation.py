@@ -12,10 +12,11 @@ from benchmarks.plots import line_plot
 from benchmarks.proposals import Measurement, Variant, curve, figures, summarise, variants
 from stages.core.artifacts.schemas import PROMPTS
 from stages.core.artifacts.table import ImageRows, Table, gather
+from stages.core.config import load_recipe
 from stages.core.evaluation.recall import proposal_recall
 from stages.core.evaluation.truth import ImageTruth
 from stages.core.vision.segmenters import SamSegmenter
-from stages.propose.config import PAPER, ProposeConfig
+from stages.propose.config import ProposeConfig
 from stages.propose.proposer import Proposer
 from tests.test_propose import PEAKS, boxes_of, picture, prompt_rows, random_sam
 
@@ -39,7 +40,11 @@ def test_measurement__a_row_is_a_run_without_the_other_sources(
     measurement.add("a", picture(), [prompts()])
     assert calls == [1]
     found = measurement.boxes[f"{settings} 4x4: {row}", 0]["a"]
-    values = {**(PAPER if settings == "paper" else {}), "grid_side": 4, "prompt_sources": sources}
+    values = {
+        **(load_recipe("paper")["propose"] if settings == "paper" else {}),
+        "grid_side": 4,
+        "prompt_sources": sources,
+    }
     alone = boxes_of(Proposer(segmenter, ProposeConfig.model_validate(values)).propose(picture(), PEAKS))
     assert sorted(found.tolist()) == sorted(alone.astype(float).tolist())
 

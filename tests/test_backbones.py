@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +81,53 @@ def test_build_trunk__damaged_or_foreign_weight_file(tmp_path: Path, content: by
         path.write_bytes(content)
     with pytest.raises(SchemaError, match=r"weights\.safetensors"):
         build_trunk(EMBEDDED_NAME, (8,), pretrained=path)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "last", "first_free"),
+    [
+        (EMBEDDED_NAME, 4, "blocks.1.1.bn3.bias", "blocks.2.0.conv_pw.weight"),
+        (EMBEDDED_NAME, 32, "blocks.4.2.bn3.bias", None),  # deeper than what was built: all of it
+        ("resnet10t", 2, "bn1.bias", "layer1.0.conv1.weight"),  # the level ends in an activation
+        ("resnet10t", 4, "layer1.0.bn2.bias", "layer2.0.conv1.weight"),
+        ("vgg11_bn", 4, "features.12.bias", "features.15.weight"),
+        ("xception41", 2, "blocks.0.stack.conv2.bn_pw.bias", "blocks.0.stack.conv3.conv_dw.weight"),
+        ("dla34", 2, "level1.1.bias", "level2.project.0.weight"),
+        ("hrnet_w18_small", 8, "stage2.0.fuse_layers.1.0.0.1.bias", "transition2.2.0.0.weight"),
+        ("convnext_atto", 2, None, "stem.0.weight"),  # it starts at stride 4
+    ],
+)
+def test_freeze_to__up_to_the_last_layer_of_the_stride(
+    name: str, stride: int, last: str | None, first_free: str | None
+) -> None:
+    trunk = build_trunk(name, (8, 16), pretrained=False)
+    trunk.freeze_to(stride)
+    names = [name.removeprefix("model.") for name, _ in trunk.body.named_parameters()]
+    frozen = [not p.requires_grad for p in trunk.body.parameters()]
+    count = 0 if last is None else names.index(last) + 1
+    assert frozen == [True] * count + [False] * (len(names) - count)
+    assert count == (len(names) if first_free is None else names.index(first_free))
+
+
+def test_freeze_to__nothing_to_freeze_is_an_error_that_names_the_setting() -> None:
+    trunk = build_trunk("hrnet_w18_small", (8, 16), pretrained=False)
+    with pytest.raises(
+        ConfigError, match=r"wsod\.freeze_stride(.|\n)*up to stride 4(.|\n)*another stride \(of \[8, 16"
+    ):
+        trunk.freeze_to(4, "wsod.freeze_stride")
+    trunk.freeze_to(0)
+    assert all(p.requires_grad for p in trunk.parameters())
+
+
+@pytest.mark.parametrize(("name", "stride", "depth"), [("dla34", 8, 128), ("vit_tiny_patch16_224", 16, 12)])
+def test_build_trunk__deepest_map_of_a_model_that_offers_some_of_its_levels(
+    name: str, stride: int, depth: int
+) -> None:
+    trunk = build_trunk(name, (stride,), pretrained=False)
+    (found,) = trunk(torch.rand(1, 3, 224, 224))
+    assert found.shape[-1] == 224 // stride
+    blocks: Any = getattr(trunk.body.model, "blocks", ())
+    assert depth == (len(blocks) or found.shape[1])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from stages.cam.augmentation import CropAugmentation, random_crop
-from stages.cam.config import PAPER, CamConfig
+from stages.cam.config import CamConfig
+from stages.core.config import load_recipe
 from stages.core.errors import ConfigError
 
 PIXELS = np.random.default_rng(0).integers(60, 180, (40, 50, 3), np.uint8)
@@ -28,7 +29,7 @@ def test_augmentation__nothing_by_default() -> None:
 
 
 def test_augmentation__depends_on_its_generator_alone() -> None:
-    published = {name: PAPER[name] for name in ("randaugment", "erasing", "min_area")}
+    published = {name: load_recipe("paper")["cam"][name] for name in ("randaugment", "erasing", "min_area")}
     random.seed(1)
     torch.manual_seed(1)
     first = crop(**published)

@@ -172,6 +172,13 @@ def test_quiet_and_verbose__set_the_level() -> None:
     assert OPTIONS.verbosity == 1
 
 
+def test_no_arguments__help_without_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 2
+    shown = capsys.readouterr()
+    assert "Stages, in order" in shown.out + shown.err
+    assert "error" not in shown.err
+
+
 def test_doctor__ready_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("doctor", "--json") == 0
     facts = json.loads(capsys.readouterr().out)

@@ -113,6 +113,16 @@ def test_read_results__wrong_content(tmp_path: Path, content: Any, expected: str
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "broken", [{"images": [3]}, {"images": {}}, {"categories": 4}, {"annotations": None}]
+)
+def test_read_dataset__not_a_data_set(tmp_path: Path, broken: dict[str, Any]) -> None:
+    write_dataset(tmp_path / "d.json", SPLIT, {}, {"a": (1, 1)})
+    (tmp_path / "d.json").write_text(json.dumps(json.loads((tmp_path / "d.json").read_text()) | broken))
+    with pytest.raises(SchemaError):
+        read_dataset(tmp_path / "d.json", SPLIT)
+
+
 def test_read_dataset__other_classes(tmp_path: Path) -> None:
     write_dataset(tmp_path / "d.json", SPLIT, {}, {"a": (1, 1)})
     with pytest.raises(SchemaError, match="classes"):
@@ -141,7 +151,6 @@ def read(tmp_path: Path, content: Any) -> Detections:
         ([(9, "cat"), (7, "dog")], 7),  # permuted ids
         ([(0, "cat"), (1, "dog")], 1),  # counted from 0
         ([(9, "dog"), (7, "cat")], 9),  # another order
-        ([(3, "dog")], 3),  # a class that no box has is not needed
     ],
 )
 def test_read_dataset__classes_go_by_name(
@@ -175,9 +184,10 @@ def test_read_dataset__every_form_of_mask(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "annotation", "expected"),
     [
-        ({"categories": ["cat"]}, {}, "category 0"),
+        ({"categories": ["cat"]}, {}, "holds classes"),
+        ({"categories": [{"id": 9, "name": "dog"}]}, {}, "holds classes"),
         ({"categories": {}}, {}, "lists of images, annotations, categories"),
-        ({"categories": [{"id": 9, "name": "dog"}, {"id": 9, "name": "cat"}]}, {}, "category 1"),
+        ({"categories": [{"id": 9, "name": "dog"}, {"id": 9, "name": "cat"}]}, {}, "integer of its own"),
         ({"images": ["a"]}, {}, "image 0 is not"),
         ({"images": [{"id": 1}]}, {"segmentation": [[0, 0, 4, 0, 4, 4]]}, "annotation 0 .* height and width"),
         ({"annotations": ["a"]}, {}, "annotation 0 is not"),

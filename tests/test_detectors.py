@@ -18,15 +18,14 @@ from torchvision.models.detection import (
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.ops import MultiScaleRoIAlign
 
+from stages.core.config import load_recipe
 from stages.core.errors import ConfigError, MissingInputError, SchemaError
 from stages.core.runtime.streams import image_streams
 from stages.core.vision.detector_inference import detect
 from stages.core.vision.detector_spec import DetectorSpec, Kind
 from stages.core.vision.detectors import build_detector, load_detector, save_detector
 from stages.core.vision.roi_heads import SMOOTH_L1_BETA, TopKMatcher, roi_losses
-from stages.retrain.config import PAPER as RETRAIN_PAPER
 from stages.retrain.config import RetrainConfig
-from stages.wsis.config import PAPER as WSIS_PAPER
 from stages.wsis.config import WsisConfig
 
 CLASSES = ("circle", "square")
@@ -179,7 +178,9 @@ def test_build_detector__v2_heads_have_the_parameters_of_torchvisions(
     kind: Kind, library: Callable[..., nn.Module]
 ) -> None:
     theirs = library(weights=None, weights_backbone=None, num_classes=21)
-    spec = RetrainConfig(**RETRAIN_PAPER | {"backbone": "resnet50-fpn-v2", "heads": "v2"}).spec(kind)
+    spec = RetrainConfig(
+        **load_recipe("paper")["retrain"] | {"backbone": "resnet50-fpn-v2", "heads": "v2"}
+    ).spec(kind)
     ours = build_detector(spec, [str(i) for i in range(20)], pretrained=False)
 
     def shapes(model: Any) -> Counter[tuple[int, ...]]:
@@ -249,7 +250,8 @@ def test_topk_matcher__by_hand(k: int, expected: list[int]) -> None:
 
 
 def test_paper_settings__valid_and_of_the_published_shape() -> None:
-    retrain, wsis = RetrainConfig(**RETRAIN_PAPER), WsisConfig(**WSIS_PAPER)
+    recipe = load_recipe("paper")
+    retrain, wsis = RetrainConfig(**recipe["retrain"]), WsisConfig(**recipe["wsis"])
     assert (retrain.lr, retrain.batch_size, retrain.tau_cls, retrain.tau_reg) == (0.02, 16, 4.0, 4.0)
     assert wsis.mask_choice == "single"
     spec = retrain.spec("faster-rcnn")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from stages.core.training.adversary import Adversary
 from stages.wsod.dropblock import ConcreteDropBlock, block_mask, rescale, reverse_gradient
@@ -79,6 +80,47 @@ def test_concrete_dropblock__detector_gets_the_plain_gradient_and_test_time_is_i
     assert layer.eval()(feats)[0] is feats
 
 
+def test_concrete_dropblock__mixed_precision_draws_and_scales_in_float32() -> None:
+    # Eight bits hold no sum of tens of thousands, and no probability near 1.
+    torch.manual_seed(0)
+    layer = ConcreteDropBlock(2).train()
+    feats = torch.randn(300, 7, 7, 2).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out, dropped = layer(feats)
+    assert out.dtype == torch.bfloat16
+    assert dropped.dtype == torch.float32
+    kept = out[..., 0] != 0
+    assert dropped.item() == pytest.approx(1 - kept.float().mean().item(), abs=1e-3)
+
+
+def test_concrete_dropblock__a_sure_network_drops_the_share_it_may() -> None:
+    # Where the network is sure, a cell is a centre with probability drop / block^2, as published: .3 / 9.
+    torch.manual_seed(0)
+    layer = ConcreteDropBlock(1).train()
+    nn.init.constant_(layer.shortcut.weight, 100.0)
+    layer.residual = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False).requires_grad_(False))
+    nn.init.zeros_(layer.residual[0].weight)  # type: ignore[arg-type]
+    _, dropped = layer(torch.ones(4000, 7, 7, 1))
+    gamma, side = 0.3 / 9, 7
+    reach = [
+        min(side, i + 2) - max(0, i - 1) for i in range(side)
+    ]  # cells of an axis whose block covers cell i
+    expected = sum(1 - (1 - gamma) ** (a * b) for a in reach for b in reach) / side**2
+    assert dropped.item() == pytest.approx(expected, rel=0.02)
+
+
+def test_concrete_dropblock__its_choices_are_nearly_discrete() -> None:
+    # At the published temperature of .01 only choices on the brink pass a gradient on.
+    torch.manual_seed(0)
+    layer = ConcreteDropBlock(2, drop=0.9, block=1).train()
+    slopes: list[torch.Tensor] = []
+    layer.shortcut.register_forward_hook(lambda module, into, out: out.register_hook(slopes.append) and None)
+    out, _ = layer(torch.randn(200, 7, 7, 2, requires_grad=True))
+    torch.autograd.backward(out.square().sum())
+    slope = slopes[0][:, 0]
+    assert 0 < (slope.abs() > 1e-3 * slope.abs().max()).float().mean() < 0.2
+
+
 def telling_feats() -> torch.Tensor:
     """Only the left column matters to a loss over channel 0."""
     feats = torch.zeros(64, 4, 4, 2)
@@ -105,7 +147,7 @@ def drop_rates(form: str, steps: int = 80) -> tuple[float, list[float], float]:
         else:
             assert not out.requires_grad, "the detector's pass does not reach the dropper"
             torch.manual_seed(step)
-            adversary.move(lambda: [-layer(feats)[0][..., 0].mean()], factor=1.0)
+            adversary.step(lambda: [-layer(feats)[0][..., 0].mean()], factor=1.0)
     out, _ = layer(feats)
     return rates[0], rates[-20:], (out[:, :, 0, 0] == 0).float().mean().item()
 
@@ -126,16 +168,16 @@ def test_adversary__is_not_moved_by_the_scale_of_losses_nor_by_slopes_that_are_n
 ) -> None:
     value = torch.nn.Parameter(torch.ones(2))
     adversary = Adversary([value], torch.optim.SGD([value], lr=0.1), 0.5, contextlib.nullcontext)
-    adversary.move(lambda: [value.sum() * 3], factor=1.0, scale=scale)
+    adversary.step(lambda: [value.sum() * 3], factor=1.0, scale=scale)
     assert value.tolist() == pytest.approx([1.15, 1.15])
-    adversary.move(lambda: [value.sum() * math.nan], factor=1.0, scale=scale)
+    adversary.step(lambda: [value.sum() * math.nan], factor=1.0, scale=scale)
     assert value.tolist() == pytest.approx([1.15, 1.15])
 
 
 def test_adversary__weights_the_slope_and_sums_the_passes() -> None:
     value = torch.tensor([1.0], requires_grad=True)
     adversary = Adversary([value], torch.optim.SGD([value], lr=0.1), 0.5, contextlib.nullcontext)
-    adversary.move(lambda: [value.sum() * 3, value.sum() * 1], factor=0.5)
+    adversary.step(lambda: [value.sum() * 3, value.sum() * 1], factor=0.5)
     # Up the slope of 4 by 0.1 (rate) x 0.5 (factor) x 0.5 (weight).
     assert value.item() == pytest.approx(1.0 + 0.1 * 0.5 * 0.5 * 4)
     assert value.grad is None

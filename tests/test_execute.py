@@ -94,7 +94,7 @@ def test_execute__existing_output_needs_a_decision(request_: Request) -> None:
     assert caught.value.exit_code == 4
     assert execute(stage, ToyConfig(), replace(request_, resume=True)).status == "already done"
     assert stage.runs == 1
-    with pytest.raises(OutputExistsError, match="other config"):
+    with pytest.raises(OutputExistsError, match=r"other settings \(word x -> y\)"):
         execute(stage, ToyConfig(word="y"), replace(request_, resume=True))
     both = replace(request_, resume=True, overwrite=True)
     assert execute(stage, ToyConfig(word="y"), both).status == "done"
@@ -178,6 +178,48 @@ def test_execute__input_made_from_an_older_upstream(request_: Request) -> None:
     execute(FirstStage(), ToyConfig(word="new"), replace(request_, overwrite=True))
     with pytest.raises(StaleInputError, match="made from another cams"):
         execute(ThirdStage(), ToyConfig(), request_)
+
+
+def test_execute__checkpoint_given_for_a_train_split_is_applied(request_: Request, tmp_path: Path) -> None:
+    class Learner(FirstStage):
+        inputs: ClassVar[tuple[InputSpec, ...]] = (
+            InputSpec("checkpoint", "cam", "w.bin", "train", ("test",)),
+        )
+        outputs: ClassVar[dict[Role, tuple[str, ...]]] = {
+            "train": ("cams.txt", "w.bin"),
+            "test": ("cams.txt",),
+        }
+        learnt: int = 0
+
+        def run(self, config: Any, context: StageContext) -> Counts:
+            if context.trains:
+                self.learnt += 1
+                (context.out / "w.bin").write_text("weights")
+            return super().run(config, context)
+
+    stage = Learner()
+    (tmp_path / "given.bin").write_text("weights")
+    given = replace(request_, overrides={"checkpoint": tmp_path / "given.bin"})
+    outcome = execute(stage, ToyConfig(), given)
+    assert (outcome.status, stage.learnt) == ("done", 0)
+    assert list(read_manifest(outcome.out).outputs) == ["cams.txt"]
+    assert execute(stage, ToyConfig(), replace(request_, overwrite=True)).status == "done"
+    assert stage.learnt == 1
+
+
+def test_execute__input_made_of_other_tags(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute(FirstStage(), ToyConfig(), request_)
+    monkeypatch.setattr(catalog, "open_split", lambda name, root: FakeSplit(name=name, fingerprint="g"))
+    with pytest.raises(StaleInputError, match="other images, tags or classes") as caught:
+        execute(SecondStage(), ToyConfig(), request_)
+    assert "weaksam cam --split toy_train --overwrite" in str(caught.value)
+
+
+def test_execute__unreadable_allowance_of_failures_costs_nothing(request_: Request) -> None:
+    stage = FirstStage()
+    with pytest.raises(UsageError, match="foo"):
+        execute(stage, ToyConfig(), replace(request_, max_failures="foo"))
+    assert stage.runs == 0
 
 
 def test_execute__explicit_input_from_elsewhere(request_: Request, tmp_path: Path) -> None:

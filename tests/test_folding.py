@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from stages.core.errors import ConfigError
 from stages.core.vision.backbones import batch_norms, build_trunk
 from stages.core.vision.folding import fold_batch_norms
 
@@ -32,3 +33,13 @@ def test_fold_batch_norms__same_features_no_norms_left(name: str) -> None:
     ]
     assert not biases[0]  # early layers stay frozen, their new biases too
     assert biases[-1]
+
+
+@pytest.mark.parametrize(
+    "name", ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224", "levit_128s", "botnet26t_256"]
+)
+def test_fold_batch_norms__a_backbone_for_one_size_is_refused(name: str) -> None:
+    trunk = build_trunk(name, (16,), pretrained=False, frozen_bn=True).train()
+    with pytest.raises(ConfigError, match=rf"{name}: takes images of one size only \(.+\)(.|\n)*remedy"):
+        fold_batch_norms(trunk)
+    assert trunk.training

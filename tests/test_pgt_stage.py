@@ -15,8 +15,10 @@ from stages.core.datasets.catalog import open_split
 from stages.core.errors import ConfigError, InputError, UsageError
 from stages.core.spec import StageContext
 from stages.pgt import viz
+from stages.pgt.adaptive import select
 from stages.pgt.config import PgtConfig
 from stages.pgt.stage import PgtStage
+from stages.pgt.statistics import reasons
 from tests.datasets_builders import HEIGHT, WIDTH, make_voc
 
 BIRD, CAT, DOG = 0, 1, 2
@@ -69,15 +71,16 @@ def test_pgt__writes_a_coco_data_set_with_statistics_and_reasons(tmp_path: Path)
     at = context(tmp_path)
     lines: list[dict[str, Any]] = []
     at.metrics_fn = lambda values: lines.append(dict(values))
-    assert run(at) == {"pseudo_boxes": 4, "images_without_boxes": 1}
-    assert at.failures.entries == {"img_2": "no detection of its tags: dog"}
+    assert run(at) == {"pseudo_boxes": 4, "images_without_boxes": 1, "images_missing_a_tag": 0}
+    assert not at.failures.entries, "an image in which nothing was found is no failure"
     loaded = json.loads((at.out / "pgt.json").read_text())
     assert [a["id"] for a in loaded["annotations"]] == [1, 2, 3, 4]
     assert {a["iscrowd"] for a in loaded["annotations"]} == {0}
     assert loaded["annotations"][0]["area"] == 400.0
     assert loaded["annotations"][0]["score"] == pytest.approx(0.8)
     assert [(i["height"], i["width"]) for i in loaded["images"]] == [(HEIGHT, WIDTH)] * 3
-    assert loaded["info"]["without_boxes"] == at.failures.entries
+    assert loaded["info"]["without_boxes"] == {"img_2": "no detection of its tags: dog"}
+    assert "missing_tags" not in loaded["info"]
     boxes = read_dataset(at.out / "pgt.json", at.split)
     assert boxes["img_1"].classes.tolist() == [CAT, DOG, DOG]
     assert len(boxes["img_2"]) == 0
@@ -103,11 +106,34 @@ def test_pgt__modes(tmp_path: Path, settings: dict[str, Any], boxes: int) -> Non
     assert run(context(tmp_path), **settings)["pseudo_boxes"] == boxes
 
 
-def test_pgt__a_class_without_any_box_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_pgt__a_class_without_any_box_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("weaksam"), "propagate", True)
     at = context(tmp_path, detections=DETECTIONS | {"img_3": Detections.empty()})
     with caplog.at_level(logging.WARNING, logger="weaksam"):
         run(at)
     assert "class bird has 1 tagged images and no pseudo box" in caplog.text
+
+
+def test_pgt__images_that_miss_one_of_their_tags_are_named(tmp_path: Path) -> None:
+    at = context(tmp_path, detections=DETECTIONS | {"img_1": found((DOG, 0.5, (4, 6, 24, 26)))})
+    assert run(at) == {"pseudo_boxes": 2, "images_without_boxes": 1, "images_missing_a_tag": 1}
+    info = json.loads((at.out / "pgt.json").read_text())["info"]
+    assert info["missing_tags"] == {"img_1": ["cat"]}
+    assert info["without_boxes"] == {"img_2": "no detection of its tags: dog"}
+
+
+def test_reasons__every_image_without_boxes_has_one() -> None:
+    none, rule = Detections.empty(), PgtConfig().rule(("bird", "cat"))
+    selections = {
+        name: select(none.boxes_xyxy, none.scores, none.classes, tags, rule)
+        for name, tags in (("untagged", ()), ("tagged", (1,)))
+    }
+    assert reasons(selections, ("bird", "cat")) == {
+        "untagged": "it has no tag",
+        "tagged": "no detection of its tags: cat",
+    }
 
 
 def test_pgt__nothing_at_all_is_an_error(tmp_path: Path) -> None:
@@ -135,4 +161,4 @@ def test_pgt__unreadable_image_is_recorded(tmp_path: Path) -> None:
     at = context(tmp_path)
     at.split.image_path("img_3").write_bytes(b"")
     run(at)
-    assert set(at.failures.entries) == {"img_2", "img_3"}
+    assert set(at.failures.entries) == {"img_3"}

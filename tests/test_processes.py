@@ -55,7 +55,7 @@ def test_first_host__node_lists(nodes: str, host: str) -> None:
         ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, Launch()),
         (
             {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
-            Launch(3, 4, 1, 2),
+            Launch(3, 4, 1),
         ),
         (
             {
@@ -63,11 +63,10 @@ def test_first_host__node_lists(nodes: str, host: str) -> None:
                 "SLURM_PROCID": "2",
                 "SLURM_LOCALID": "0",
                 "SLURM_STEP_NODELIST": "gpu[03-04]",
-                "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
                 "SLURM_JOB_ID": "17",
                 "SLURM_STEP_ID": "1",
             },
-            Launch(2, 4, 0, 2, "gpu03", 20_018),
+            Launch(2, 4, 0, "gpu03", 20_018),
         ),
     ],
 )

@@ -9,13 +9,14 @@ import pytest
 
 from stages.core.artifacts.schemas import CAMS
 from stages.core.artifacts.table import ImageRows, Table, gather
+from stages.core.config import load_recipe
 from stages.core.errors import SchemaError
 from stages.prompt.clusters import kmeans, merge
-from stages.prompt.config import PAPER, PromptConfig
+from stages.prompt.config import PromptConfig
 from stages.prompt.points import image_points, map_peaks
 
 GRID = PromptConfig()
-PAPER_CONFIG = PromptConfig(**PAPER)
+PAPER_CONFIG = PromptConfig.model_validate(load_recipe("paper")["prompt"])
 
 
 def bump(x: int, y: int, size: tuple[int, int] = (12, 16)) -> np.ndarray[Any, np.dtype[np.float32]]:

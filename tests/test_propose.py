@@ -16,13 +16,14 @@ from torch import Tensor
 
 from stages.core.artifacts.schemas import PROPOSALS, SOURCE_BITS
 from stages.core.artifacts.table import gather
+from stages.core.config import load_recipe
 from stages.core.errors import EnvironmentFault
 from stages.core.ops.boxes import pairwise_iou
 from stages.core.ops.rle import decode_masks
 from stages.core.vision.sam_nano import build_sam_nano
 from stages.core.vision.segmenters import SamSegmenter
 from stages.propose.candidates import Candidates
-from stages.propose.config import PAPER, ProposeConfig
+from stages.propose.config import ProposeConfig
 from stages.propose.decoding import BatchSize, decode_candidates
 from stages.propose.filtering import stability_scores, usable
 from stages.propose.grid import grid_points
@@ -290,7 +291,7 @@ def test_merge_candidates__union_merges_provenance() -> None:
 
 
 def test_merge_candidates__paper_leaves_other_sources_alone() -> None:
-    config = ProposeConfig.model_validate(PAPER)
+    config = ProposeConfig.model_validate(load_recipe("paper")["propose"])
     given = candidates(
         [SAME, NEAR, NEAR, SAME, SAME, NEAR, SAME, FAR], [0.1, 0.9, 0.5, 0.5, 0.5, 0.1, 0.9, 0.5],
         ["grid", "grid", "coarse", "coarse", "fine", "cross", "cross", "cross"],
@@ -434,7 +435,7 @@ def test_config__rejects(values: dict[str, Any]) -> None:
 
 
 def test_config__paper_is_the_published_table() -> None:
-    paper = ProposeConfig.model_validate(PAPER)
+    paper = ProposeConfig.model_validate(load_recipe("paper")["propose"])
     assert (paper.grid_side, paper.grid_predicted_iou, paper.grid_stability, paper.grid_nms) == (
         32,
         0.3,

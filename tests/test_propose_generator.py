@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from benchmarks.propose_speed import generator_boxes, matched_share
+from stages.core.config import load_recipe
 from stages.core.datasets.shape_scenes import draw_scene
 from stages.core.vision.segmenters import SamSegmenter, Segmenter, load_segmenter
-from stages.propose.config import PAPER, ProposeConfig
+from stages.propose.config import ProposeConfig
 from stages.propose.proposer import Proposer
 from tests.test_propose import boxes_of, prompt_rows
 
@@ -36,7 +37,9 @@ def test_propose__grid_equals_the_library_generator(
     a millionth of its threshold.
     """
     assert isinstance(segmenter, SamSegmenter)
-    config = ProposeConfig.model_validate({**PAPER, "grid_side": 8, "prompt_sources": (), **thresholds})
+    config = ProposeConfig.model_validate(
+        {**load_recipe("paper")["propose"], "grid_side": 8, "prompt_sources": (), **thresholds}
+    )
     proposer = Proposer(segmenter, config)
     shares, counts = [], 0
     for seed in range(3):

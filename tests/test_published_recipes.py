@@ -7,6 +7,7 @@ counts); the recipes say the same in passes and shares.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,15 +75,24 @@ MIST_TABLE: dict[str, Any] = {
     "trunk_lr_factor": 1.0, "bias_lr_factor": 2.0, "weight_decay": 5e-4, "batch_size": 8, "dropblock": True,
     "dropblock_drop": 0.3, "dropblock_weight": 0.01, "train_sizes": (480, 576, 688, 864, 1000, 1200),
     "max_size": 2000, "flip": 0.5, "lighting": 0.1, "test_size": 800, "tta": True, "nms_iou": 0.3,
-    "score_threshold": 0.0, "max_detections": 100, "background_column": True,
+    "score_threshold": 0.0, "max_detections": 100, "background_column": True, "final_relu": False, "freeze_stride": 4,
+    "frozen_bn": True, "out_strides": (8,), "fused_channels": 0, "pool_size": 7, "dropout": 0.5, "init_std": 0.001,
+    "regression": True, "dropblock_form": "two_step", "mist_floor": 0.0, "mist_whole": 0.0, "ignore_iou": 0.0,
+    "seed_weights": "score", "score_ties": False, "bce_reduction": "mean", "accumulate": 1, "clip_norm": 0.0,
+    "ema_decay": 0.0, "photometric": 0.0, "dedup_grid": 0.0, "quality_power": 0.0,
 }  # fmt: skip
+DROPPER_LR = {"voc07": 1e-5, "voc12": 1e-5, "coco14": 1e-3}
 FASTER_RCNN_TABLE: dict[str, Any] = {
     "backbone": "resnet50-fpn", "frozen_through": 4, "anchor_sizes": (32, 64, 128, 256, 512), "optimizer": "sgd",
     "anchor_ratios": (0.5, 1.0, 2.0), "weight_decay": 1e-4, "flip": 0.5, "rois_per_image": 512, "batch_size": 16,
     "lr_batch": 16, "nms_iou": 0.5, "score_threshold": 0.05, "max_detections": 100, "matcher": "iou",
 }  # fmt: skip
-TTA_SIZES = {"voc07": (480, 576, 688, 864, 1000, 1200), "coco14": tuple(range(480, 1217, 32))}
-"""Each plain and mirrored: 12 and 48 views."""
+TTA_SIZES = {
+    "voc07": (480, 576, 688, 864, 1000, 1800),
+    "voc12": (480, 576, 688, 864, 1000, 1200),
+    "coco14": tuple(range(480, 1217, 32)),
+}
+"""Each plain and mirrored: 12, 12 and 48 views."""
 VOC_SIZES, COCO_SIZES = tuple(range(480, 1217, 32)), tuple(range(640, 801, 32))
 
 
@@ -141,6 +151,8 @@ def test_recipe__wsod_table(recipe: str) -> None:
     schedule, min_side = MIST[recipe]
     schedule.check(found)
     assert found["min_side"] == min_side
+    assert found["warmup_factor"] == pytest.approx(1 / 3, abs=1e-3)
+    assert found["lr"] * found["dropblock_lr_factor"] == pytest.approx(DROPPER_LR[recipe])
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -155,7 +167,7 @@ def test_recipe__retrain_table(recipe: str) -> None:
     schedule, rest, first_drop = RETRAIN[recipe]
     agree(found, FASTER_RCNN_TABLE | rest)
     assert not found["tta"]  # a flag away
-    assert found["tta_sizes"] == TTA_SIZES.get(recipe, TTA_SIZES["voc07"])
+    assert found["tta_sizes"] == TTA_SIZES[recipe]
     schedule.check(found)
     assert found["drop"] == ("off" if first_drop is None else "paper")
     if first_drop is not None:
@@ -170,6 +182,21 @@ def test_recipe__wsis_table(recipe: str) -> None:
     MASKS[recipe].check(found)
 
 
+DINO_TABLE: dict[str, Any] = {
+    "architecture": "deformable-detr", "frozen_through": 4, "transformer_width": 256, "feedforward": 2048,
+    "encoder_layers": 6, "decoder_layers": 6, "test_size": 800, "max_size": 1333, "optimizer": "adamw", "lr": 9e-5,
+    "weight_decay": 1e-4, "trunk_lr_factor": 0.1, "clip_norm": 0.1, "batch_size": 16, "lr_batch": 16, "epochs": 14 * 3,
+    "train_sizes": tuple(range(480, 801, 32)), "tta_sizes": (488, 576, 688, 864, 1200), "max_detections": 300,
+    "queries": 900, "nms_iou": 1.0, "drop": "off",
+}  # fmt: skip
+
+
+def test_recipe__dino_table() -> None:
+    found = settings("retrain", "paper_detr")
+    agree(found, DINO_TABLE)
+    assert list(found["milestones"]) == pytest.approx([epoch / 14 for epoch in (8, 10, 12)], abs=1e-3)
+
+
 def test_recipe__voc07_is_another_name_of_paper() -> None:
     assert load_recipe("voc07") == load_recipe("paper")
 
@@ -181,17 +208,20 @@ def test_propose__dry_run_shows_the_table(tmp_path: Path, capsys: pytest.Capture
     write_table(tmp_path / "prompts.h5", PROMPTS, gather(PROMPTS, rows))
     words = ["propose", "--recipe", "voc07", "--split", "voc07_train", "--dry-run", "--run", str(tmp_path / "run"),
              "--prompts", str(tmp_path / "prompts.h5")]  # fmt: skip
-    for as_json in (False, True):
-        with pytest.raises(SystemExit) as caught:
-            entry_point.main([*words, *(["--json"] if as_json else [])])
-        assert caught.value.code == 0
-        shown = capsys.readouterr().out
-        if as_json:
-            agree({k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(shown)["config"].items()},
-                  PROPOSAL_TABLE["propose"])  # fmt: skip
-        else:
-            assert "grid_predicted_iou = 0.3" in shown
-            assert "weaksam weights get sam-vit-h" in shown
+    with pytest.raises(SystemExit) as caught:
+        entry_point.main(words)
+    assert caught.value.code == 5, "the run would fail: the weights are not there"
+    shown = capsys.readouterr()
+    assert "grid_predicted_iou = 0.3" in shown.out
+    assert "weaksam weights get sam-vit-h" in shown.err
+    weights = Path(os.environ["WEAKSAM_CACHE"]) / "weights" / "sam_vit_h_4b8939.pth"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    with pytest.raises(SystemExit) as caught:
+        entry_point.main([*words, "--json"])
+    assert caught.value.code == 0
+    found = json.loads(capsys.readouterr().out)["config"]
+    agree({k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}, PROPOSAL_TABLE["propose"])
     assert not (tmp_path / "run").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from stages.core.artifacts.coco_json import Detections
+from stages.core.datasets.catalog import open_split
 from stages.core.errors import MissingInputError
 from stages.core.evaluation.suite import evaluate_run
 from stages.core.viz.charts import duration, line_chart, number
@@ -18,6 +20,7 @@ from stages.core.viz.panels import strongest
 from stages.core.viz.report import evenly_spaced, headlines, words, write_report
 from stages.core.viz.run_facts import read_curves, read_run
 from tests.run_builder import OUTPUTS, build_run, draw_toy_data
+from weaksam_cli.tables import print_run_table
 
 PICTURES = (
     "Coarse map", "Fine map", "Cross map", "Point prompts", "Proposals", "WSOD detections", "Pseudo ground truth",
@@ -151,6 +154,32 @@ def test_write_report__names_and_reasons_are_escaped(tmp_path: Path) -> None:
         assert raw not in text.replace("<i></i>", "")
     assert "&lt;b&gt;&amp;&#39;cat&#39;" in text
     assert "no boxes to compare with" in text
+
+
+def test_write_report__of_images_with_tags_alone(
+    toy: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = toy
+    split = open_split("toy_train", data)
+    folder = tmp_path / "data" / "toy"
+    (folder / "images").mkdir(parents=True)
+    lines = ["file_name,tags"]
+    for image_id in split.ids:
+        source = split.image_path(image_id)
+        shutil.copy(source, folder / "images" / source.name)
+        lines.append(f"{source.name},{';'.join(split.classes[c] for c in split.tags(image_id))}")
+    (folder / "train.csv").write_text("\n".join(lines) + "\n")
+    (folder / "dataset.yaml").write_text(
+        f"format: folder\nclasses: [{', '.join(split.classes)}]\nsubsets: {{train: train}}\n"
+    )
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    found = evaluate_run(own, tmp_path / "data", "toy_train", "")
+    assert all(row["metrics"] == {} and "toy_train" in row["problem"] for row in found["rows"])
+    print_run_table(found)
+    assert "not measured" in capsys.readouterr().out
+    page = write_report(own, tmp_path / "data", "toy_train", "", tmp_path / "report.html")
+    assert "Pseudo ground truth" in page.read_text(encoding="utf-8")
 
 
 def test_write_report__nothing_there(toy: tuple[Path, Path], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stages.core.artifacts.coco_json import Detections, read_dataset, read_results, write_dataset
-from stages.core.config import StageConfig
+from stages.core.config import StageConfig, build_config
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import ConfigError, EnvironmentFault, InputError, SchemaError
@@ -23,11 +24,13 @@ from stages.core.spec import Stage, StageContext
 from stages.core.training.loop import TrainingDivergedError
 from stages.core.vision.backbones import build_trunk
 from stages.retrain.config import RetrainConfig
+from stages.retrain.roi_drop import DropMeter
 from stages.retrain.stage import RetrainStage
 from stages.wsis.config import WsisConfig
 from stages.wsis.pseudo_masks import make_pseudo_masks
 from stages.wsis.stage import WsisStage
 from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_image, make_voc
+from tests.test_predict import finished
 
 TINY: dict[str, Any] = {
     "backbone": "resnet10t", "strides": (8, 16), "frozen_through": 8, "fpn_channels": 8, "anchor_sizes": (16, 32),
@@ -101,6 +104,30 @@ def test_retrain__fit_then_apply_on_train_and_test(tmp_path: Path) -> None:
     merged = read_results(views.out / "detections.json", views.split)
     assert merged.keys() == plain.keys()
     assert any(not np.array_equal(merged[i].boxes_xyxy, plain[i].boxes_xyxy) for i in plain)
+    # Whoever applies a checkpoint need not repeat the settings that trained it.
+    finished(train.out, "retrain", (checkpoint.name,), config={"tta_sizes": [24, 48]})
+    known = context(tmp_path, "test", "known", checkpoint=checkpoint)
+    run(RetrainStage(), RetrainConfig(**TINY, tta=True), known)
+    assert (known.out / "detections.json").read_bytes() == (views.out / "detections.json").read_bytes()
+
+
+def test_retrain__views_are_those_of_the_training(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "retrain" / "detector.safetensors"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"")
+    ours = RetrainConfig(train_sizes=(32, 48), tta=True)
+    assert ours.view_sizes(checkpoint) == (32, 48), "nothing is known of the training"
+    finished(
+        checkpoint.parent, "retrain", (checkpoint.name,), config={"tta_sizes": [], "train_sizes": [96, 128]}
+    )
+    assert ours.view_sizes() == (32, 48)
+    assert ours.view_sizes(checkpoint) == (96, 128)
+    assert RetrainConfig(tta=True, tta_sizes=(64,)).view_sizes(checkpoint) == (64,)
+    assert RetrainConfig().view_sizes(checkpoint) == ()
+    finished(
+        checkpoint.parent, "retrain", (checkpoint.name,), config={"tta_sizes": [80], "train_sizes": [96]}
+    )
+    assert ours.view_sizes(checkpoint) == (80,)
 
 
 def test_retrain__same_seed_same_bytes_and_resume_equals_uninterrupted(tmp_path: Path) -> None:
@@ -133,6 +160,11 @@ def test_retrain__same_seed_same_bytes_and_resume_equals_uninterrupted(tmp_path:
         stopped.out / "detections.json"
     ).read_bytes()
     assert resumed == results[0]
+    # Stopped after the fit: the counts are still those of a run in one go.
+    (stopped.out / "detections.json").unlink()
+    counts = run(RetrainStage(), RetrainConfig(**TINY), stopped)
+    assert (counts["training_images"], counts["pseudo_boxes"]) == (3, 5)
+    assert results[0].endswith((stopped.out / "detections.json").read_bytes())
 
 
 @pytest.mark.parametrize("stage", ["retrain", "wsis"])
@@ -165,6 +197,68 @@ def test_retrain__drop_changes_the_detector(tmp_path: Path) -> None:
     assert weights[0] != weights[1]
 
 
+def observed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int, **settings: Any
+) -> tuple[list[list[tuple[int, int]]], list[float]]:
+    """(Dropped, foreground) of every call of the rule, pass by pass, and the shares that the lines of metrics have."""
+    steps: list[list[tuple[int, int]]] = [[]]
+    call, pop = DropMeter.__call__, DropMeter.pop_counts
+
+    def spy_call(meter: DropMeter, cls_R: Tensor, reg_R: Tensor, foreground_R: Tensor) -> Any:
+        keep_cls_R, keep_reg_R = call(meter, cls_R, reg_R, foreground_R)
+        steps[-1].append((int((keep_cls_R == 0).sum()), int(foreground_R.sum())))
+        return keep_cls_R, keep_reg_R
+
+    def spy_pop(meter: DropMeter) -> Any:
+        steps.append([])
+        return pop(meter)
+
+    monkeypatch.setattr(DropMeter, "__call__", spy_call)
+    monkeypatch.setattr(DropMeter, "pop_counts", spy_pop)
+    at = context(tmp_path, "train", "retrain")
+    at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
+    at.log_every = log_every
+    shares: list[float] = []
+    at.metrics_fn = lambda values: shares.append(values["dropped_share"])
+    run(RetrainStage(), RetrainConfig(**TINY | {"tau_cls": 0.0, "tau_reg": 0.0} | settings), at)
+    return steps[:-1], shares
+
+
+def test_retrain__nothing_is_dropped_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, shares = observed(tmp_path, monkeypatch, 1, batch_size=1, epochs=2, drop_start=0.5)
+    assert shares == [0.0] * 3 + [1.0] * 3
+
+
+@pytest.mark.parametrize("cut", [(1, 1), (1, 3)])
+def test_retrain__dropped_share_is_of_all_rois_since_the_last_line(
+    cut: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {
+        "batch_size": cut[0],
+        "accumulate": cut[1],
+        "epochs": 4,
+        "drop_start": 0.5,
+        "rois_per_image": 32,
+    }
+    steps, shares = observed(tmp_path, monkeypatch, 100, **settings | {"tau_cls": 1.4, "tau_reg": 0.0})
+    since = [counts for step in steps[cut[1] :] for counts in step]  # the first move has a line of its own
+    dropped, foreground = (sum(column) for column in zip(*since, strict=True))
+    assert shares == [0.0, pytest.approx(dropped / foreground)]
+    ratios = [d / max(f, 1) for d, f in since]
+    assert shares[1] != pytest.approx(sum(ratios) / len(ratios)), "the images differ in their RoIs"
+
+
+@pytest.mark.parametrize(("drop", "calls"), [("paper", 2), ("normalised", 1), ("percentile", 1)])
+def test_retrain__rules_that_compare_see_the_whole_batch(
+    drop: str, calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the rule is asked once for every size of image in the batch."""
+    steps, _ = observed(tmp_path, monkeypatch, 1, drop=drop, batch_size=3, epochs=4, train_sizes=(32, 64))
+    assert max(len(step) for step in steps) == calls
+
+
 def test_retrain__unreadable_image_is_recorded_and_replaced(tmp_path: Path) -> None:
     at = context(tmp_path, "train", "retrain")
     at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
@@ -172,6 +266,17 @@ def test_retrain__unreadable_image_is_recorded_and_replaced(tmp_path: Path) -> N
     run(RetrainStage(), RetrainConfig(**TINY), at)
     assert list(at.failures.entries) == ["img_2"]
     assert (at.out / "detector.safetensors").is_file()
+
+
+def test_retrain__a_class_without_any_pseudo_box_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("weaksam"), "propagate", True)
+    at = context(tmp_path, "train", "retrain")
+    at.inputs = {"pgt": write_pgt(tmp_path, at.split, skip=("img_3",))}
+    with caplog.at_level(logging.WARNING, logger="weaksam"):
+        run(RetrainStage(), RetrainConfig(**TINY | {"epochs": 1}), at)
+    assert "no pseudo box of bird" in caplog.text
 
 
 def test_retrain__no_pseudo_box_at_all(tmp_path: Path) -> None:
@@ -210,11 +315,15 @@ def test_retrain__checkpoint_of_other_classes(tmp_path: Path) -> None:
         RetrainStage().plan(RetrainConfig(**TINY), at)
 
 
-def test_retrain__relative_thresholds_must_be_shares(tmp_path: Path) -> None:
-    at = context(tmp_path, "train", "retrain")
-    at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
-    with pytest.raises(ConfigError, match="tau_cls"):
-        RetrainStage().plan(RetrainConfig(**TINY, drop="percentile"), at)
+@pytest.mark.parametrize("name", ["tau_cls", "tau_reg"])
+@pytest.mark.parametrize("drop", ["normalised", "percentile"])
+def test_retrain__relative_thresholds_must_be_shares(drop: str, name: str) -> None:
+    shares = {"tau_cls": 0.98, "tau_reg": 1.0}
+    layers: list[tuple[str, dict[str, Any]]] = [("recipe", {"tau_cls": 5.0, "tau_reg": 5.0})]
+    layers.append(("--set", {"drop": drop, **shares}))
+    assert build_config(RetrainConfig, layers).drop == drop, "judged when all layers are merged"
+    with pytest.raises(ConfigError, match=rf"drop = {drop} needs {name} in \[0, 1\]"):
+        build_config(RetrainConfig, [*layers, ("flags", {name: 1.5})])
 
 
 DETR = {
@@ -427,7 +536,6 @@ def test_second_round__from_the_command_line(
 ) -> None:
     """pgt from the detections of retrain, in a run of its own; again with --overwrite; then apply and predict."""
     from tests.test_cli import run as command
-    from tests.test_predict import finished
 
     monkeypatch.chdir(tmp_path)
     make_voc(tmp_path / "data")

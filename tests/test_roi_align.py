@@ -31,3 +31,14 @@ def test_roi_align__matches_torchvision(sampling: int, size: int) -> None:
 
 def test_roi_align__no_boxes() -> None:
     assert roi_align(torch.zeros(1, 3, 4, 4), [torch.zeros(0, 4)], 7, 8.0).shape == (0, 7, 7, 3)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_roi_align__half_precision_does_not_move_the_boxes(precision: torch.dtype) -> None:
+    # A staircase of 0 and 1 says where a box was sampled and is exact in eight bits.
+    feats = (torch.arange(166) // 2 % 2).float()[None, None, None].expand(1, 1, 100, 166).contiguous()
+    boxes = [torch.tensor([[1001.0, 100, 1060, 200], [645, 3, 677, 30], [203, 400, 231, 777]])]
+    expected = roi_align(feats, boxes, 7, 8.0)
+    found = roi_align(feats.to(precision), boxes, 7, 8.0)
+    assert found.dtype == precision
+    assert torch.allclose(found.float(), expected, atol=4e-3)

@@ -134,10 +134,11 @@ def test_roi_drop__weights_carry_no_gradient_and_keep_dtype() -> None:
     assert kept.cls_R.dtype == torch.bfloat16
 
 
-def test_drop_meter__share_of_foreground_since_last_call() -> None:
+def test_drop_meter__counts_since_last_call() -> None:
     meter = DropMeter(DropRule())
     high = torch.tensor([9.0, 9.0, 0.0, 0.0, 9.0])
     foreground = torch.tensor([True, True, True, True, False])
     meter(high, high, foreground)
-    assert meter.pop_share().item() == 0.5
-    assert meter.pop_share().item() == 0.0
+    meter(high[:1], high[:1], foreground[:1])
+    assert [int(count) for count in meter.pop_counts()] == [3, 5]
+    assert [int(count) for count in meter.pop_counts()] == [0, 0]

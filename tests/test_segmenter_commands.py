@@ -97,13 +97,15 @@ def test_propose__weights_of_another_kind(
 
 
 @pytest.mark.parametrize("name", ["sam-vit-b", "sam2.1-hiera-tiny"])
-def test_propose__absent_weights_name_the_command(
-    split: tuple[str, ...], name: str, capsys: pytest.CaptureFixture[str]
+def test_propose__absent_weights_name_the_command_and_cost_nothing(
+    split: tuple[str, ...], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command(*split, "--segmenter", name, "--dry-run") == 0
-    assert f"weaksam weights get {name}" in capsys.readouterr().out
-    assert command(*split, "--segmenter", name) == 5
-    assert f"weaksam weights get {name}" in capsys.readouterr().err
+    assert command(*split) == 0
+    made = proposals(tmp_path).num_rows
+    for more in (("--overwrite", "--dry-run"), ("--overwrite",)):
+        assert command(*split, "--segmenter", name, *more) == 5
+        assert f"weaksam weights get {name}" in capsys.readouterr().err
+    assert proposals(tmp_path).num_rows == made
 
 
 def test_propose__misspelt_segmenter(split: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,13 @@ from stages.core.errors import OutputExistsError, PreemptedError, SchemaError
 from stages.core.runtime.seeding import numpy_generator
 from stages.core.spec import StageContext
 from stages.core.training.ema import ModelEma
-from stages.core.training.loop import FitSettings, Trainer, TrainingDivergedError, epoch_batches, own_passes
+from stages.core.training.loop import (
+    FitSettings,
+    Trainer,
+    TrainingDivergedError,
+    epoch_batches,
+    micro_batches,
+)
 from stages.core.training.schedule import warmup_cosine, warmup_steps
 from stages.core.training.weights_io import load_state, load_weights, read_metadata, save_weights
 from tests.fake_split import FakeSplit, weak
@@ -72,7 +78,7 @@ def test_fit__resume_is_bit_exact(tmp_path: Path, stop_after: int, accumulate: i
         first.fit()
     second = trainer(tmp_path / "cut", resume=True, precision=precision, accumulate=accumulate)
     assert torch.equal(flat(second.fit()), flat(whole))
-    assert second.done == second.total_moves == (9 if accumulate == 1 else 3)
+    assert second.done == second.total_steps == (9 if accumulate == 1 else 3)
     assert second.scaler.get_scale() == (8.0 if precision == "fp16" else 1.0)
 
 
@@ -105,13 +111,13 @@ def test_fit__accumulation_equals_the_larger_batch(tmp_path: Path) -> None:
 
 def test_fit__bad_loss_stops_with_step_and_images(tmp_path: Path) -> None:
     run = trainer(tmp_path)
-    good = run.step
+    good = run.losses
 
     def step(batch: Tensor, number: int) -> dict[str, Tensor]:
         losses = good(batch, number)
         return {"square": losses["square"] * (float("nan") if number == 4 else 1.0)}
 
-    run.step = step
+    run.losses = step
     with pytest.raises(TrainingDivergedError, match="at step 4") as caught:
         run.fit()
     assert "square" in str(caught.value)
@@ -158,6 +164,18 @@ def test_fit__bad_loss_names_the_images_that_were_used(tmp_path: Path) -> None:
         run.fit()
 
 
+def test_fit__weights_that_the_last_step_breaks(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+
+    def break_weights(epoch: int) -> None:
+        if epoch == 2:
+            next(run.model.parameters()).data.fill_(math.inf)
+
+    run.epoch_end = break_weights
+    with pytest.raises(TrainingDivergedError, match="after the last step"):
+        run.fit()
+
+
 def test_fit__no_resume_in_another_precision(tmp_path: Path) -> None:
     with pytest.raises(PreemptedError):
         trainer(tmp_path, 3).fit()
@@ -168,9 +186,9 @@ def test_fit__no_resume_in_another_precision(tmp_path: Path) -> None:
 @pytest.mark.parametrize("images", range(1, 12))
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("passes", [1, 2, 4])
-def test_own_passes__every_image_once(images: int, world: int, passes: int) -> None:
+def test_micro_batches__every_image_once(images: int, world: int, passes: int) -> None:
     ids = list(ascii_lowercase[:images])
-    cut = [own_passes(ids, passes, rank, world) for rank in range(world)]
+    cut = [micro_batches(ids, passes, rank, world) for rank in range(world)]
     assert sorted(i for own in cut for part in own for i in part) == ids
     assert len({len(own) for own in cut}) == 1, "every process takes part in every pass"
     assert len(cut[0]) <= passes

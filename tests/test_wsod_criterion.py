@@ -10,6 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags, wsod_losses
@@ -183,12 +185,54 @@ def test_wsod_losses__match_the_equations(variant: str, seed: int, counts: list[
         [torch.cat([p[3][k] for p in parts]) for k in range(BRANCHES if config.uses_regression else 0)],
     )
     found = {
-        k: v for k, v in wsod_losses(outputs, Bags(boxes, tags), config).items() if not k.startswith("_")
+        k: v
+        for k, v in wsod_losses(outputs, Bags(boxes, [torch.tensor(t) for t in tags]), config).items()
+        if not k.startswith("_")
     }
     expected = slow_losses(images, config)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name].item() == pytest.approx(value, rel=2e-4, abs=1e-5), name
+
+
+class OnHost(TorchDispatchMode):
+    """Names of the operators that see or make a tensor in the host's memory, or wait for a number."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        values = [*args, *(out if isinstance(out, tuple | list) else (out,))]
+        if any(isinstance(v, Tensor) and v.device.type == "cpu" for v in values) or "local_scalar" in str(
+            func
+        ):
+            self.names.add(str(func))
+        return out
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_wsod_losses__nothing_is_copied_to_a_gpu_or_read_from_it(variant: str) -> None:
+    config = WsodConfig(**VARIANTS[variant], branches=BRANCHES, branch_weights=WEIGHTS)
+    columns, rows = CLASSES + int(config.background_column), 40
+    with FakeTensorMode(), OnHost() as host:
+
+        def gpu(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(shape, device="cuda", dtype=dtype)
+
+        outputs = ProposalOutputs(
+            gpu(rows, columns),
+            gpu(rows, columns),
+            [gpu(rows, CLASSES + 1) for _ in range(BRANCHES)],
+            [gpu(rows, CLASSES + 1, 4) for _ in range(BRANCHES if config.uses_regression else 0)],
+        )
+        bags = Bags([gpu(15, 4), gpu(25, 4)], [gpu(1, dtype=torch.int64), gpu(2, dtype=torch.int64)])
+        losses = wsod_losses(outputs, bags, config)
+    assert all(value.device.type == "cuda" for value in losses.values())
+    assert host.names == set()
 
 
 @settings(max_examples=60, deadline=None)

@@ -8,19 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stages.core.errors import EnvironmentFault
+from stages.core.errors import ConfigError, EnvironmentFault
+from stages.core.runtime.device import autocast
 from stages.core.runtime.streams import image_streams
 from stages.core.vision import views as core_views
 from stages.core.vision.views import View, mirror_boxes, views
-from stages.wsod import inference, vgg
+from stages.wsod import detector, inference, vgg
 from stages.wsod.batches import pad_image, render, shift_lighting, unrender_boxes
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags, wsod_losses
 from stages.wsod.detection import ScoredProposals, detect, score_proposals, weigh
 from stages.wsod.detector import ProposalOutputs, WsodDetector
-from stages.wsod.fitting import build_optimizer
+from stages.wsod.fitting import build_optimizer, build_schedule
 from stages.wsod.proposals import Proposals, clean
 from stages.wsod.tta import average
 
@@ -38,7 +39,7 @@ def batch() -> tuple[Tensor, Bags]:
     for count in (5, 12):
         low = torch.rand(count, 2, generator=generator) * 30
         boxes.append(torch.cat((low, low + 8 + torch.rand(count, 2, generator=generator) * 25), dim=1))
-    return images, Bags(boxes, [(0,), (0, 2)])
+    return images, Bags(boxes, [torch.tensor([0]), torch.tensor([0, 2])])
 
 
 @pytest.mark.parametrize(
@@ -89,7 +90,7 @@ def test_detector__loss_of_a_batch_is_the_mean_of_its_images(method: str) -> Non
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
     low = [torch.rand(count, 2) * 16 for count in counts]
     boxes = [torch.cat((corner, corner + 8 + torch.rand_like(corner) * 8), dim=1) for corner in low]
-    tags = [(0,), (0, 2), (1,)]
+    tags = [torch.tensor(present) for present in ([0], [0, 2], [1])]
 
     def losses(rows: list[int]) -> dict[str, Tensor]:
         bags = Bags([boxes[row] for row in rows], [tags[row] for row in rows])
@@ -120,6 +121,47 @@ def test_detector__frozen_stages_stay_and_the_rest_moves() -> None:
     assert any("blocks.4." in name for name in moved)
 
 
+@pytest.mark.parametrize("pool", ["align", "max"])
+@pytest.mark.parametrize("method", ["wsddn", "oicr", "mist"])
+def test_detector__scores_and_boxes_of_mixed_precision_are_float32(method: str, pool: str) -> None:
+    config = small(method=method, pool=pool)
+    torch.manual_seed(0)
+    model = WsodDetector(config, 3).eval()
+    images, bags = batch()
+    with torch.no_grad():
+        plain = model(images, bags.boxes_xyxy)
+        with autocast("cpu", "bf16"):
+            mixed = model(images, bags.boxes_xyxy)
+    for name in ("cls_logits_NC", "det_logits_NC", "refine_logits", "deltas"):
+        wanted, found = getattr(plain, name), getattr(mixed, name)
+        for one, other in zip(*([x] if isinstance(x, Tensor) else x for x in (wanted, found)), strict=True):
+            assert other.dtype == torch.float32, name
+            assert torch.allclose(other, one, rtol=0.05, atol=0.02 * float(one.abs().max())), name
+    for scored in score_proposals(mixed, bags.boxes_xyxy, 3):
+        assert scored.scores_NC.dtype == scored.boxes_NC4.dtype == torch.float32
+    losses = wsod_losses(mixed, bags, config)
+    assert all(value.dtype == torch.float32 for value in losses.values())
+
+
+@pytest.mark.parametrize("pool", ["align", "max"])
+def test_detector__pooling_in_mixed_precision_is_that_of_float_boxes(pool: str) -> None:
+    model = WsodDetector(small(pool=pool), 3)
+    torch.manual_seed(0)
+    feats = torch.randn(1, 8, 100, 168).bfloat16()
+    low = torch.rand(50, 2) * torch.tensor([1200.0, 700.0])
+    boxes = [torch.cat((low, low + 20 + torch.rand(50, 2) * 60), dim=1)]
+    with autocast("cpu", "bf16"):
+        found = model.pooled(feats, boxes)
+    torch.testing.assert_close(found.float(), model.pooled(feats.float(), boxes), rtol=0.005, atol=0.005)
+
+
+@pytest.mark.parametrize("frozen_bn", [True, False])
+def test_detector__a_trunk_for_one_size_is_refused(frozen_bn: bool) -> None:
+    config = small(trunk="vit_tiny_patch16_224", out_strides=(16,), freeze_stride=0, frozen_bn=frozen_bn)
+    with pytest.raises(ConfigError, match="images of one size only"):
+        WsodDetector(config, 3)
+
+
 def test_build_optimizer__published_groups() -> None:
     config = small(lr=1e-5, refine_lr_factor=10.0, trunk_lr_factor=0.5)
     model = WsodDetector(config, 3)
@@ -143,10 +185,34 @@ def test_vgg16_d8__stride_freezing_and_fc_order() -> None:
     trunk.freeze_to(4)
     frozen = [name for name, p in trunk.body.named_parameters() if not p.requires_grad]
     assert len(frozen) == 8  # weights and biases of conv1_1, conv1_2, conv2_1, conv2_2
+    # The three layers of conv5 see as far as they did behind pool 4, which is left out.
+    convs = [layer for layer in trunk.body.modules() if isinstance(layer, nn.Conv2d)]
+    assert [conv.dilation for conv in convs] == [(1, 1)] * 10 + [(2, 2)] * 3
+    cell = torch.zeros(1, 512, 9, 9)
+    cell[..., 4, 4] = 1.0
+    ones = torch.ones_like(convs[-1].weight)
+    seen = nn.functional.conv2d(cell, ones, None, convs[-1].stride, convs[-1].padding, convs[-1].dilation)
+    assert set(torch.nonzero(seen[0, 0])[:, 0].tolist()) == {2, 4, 6}
     # fc6 sees the same numbers whether bins come channel-first, as stored, or channel-last, as pooled.
     weight, bins = torch.randn(4, 512 * 49), torch.randn(3, 512, 7, 7)
     rows = bins.permute(0, 2, 3, 1).flatten(1)
     assert torch.allclose(bins.flatten(1) @ weight.T, rows @ vgg.fc6_for_rows(weight).T, atol=1e-3)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_detector__final_relu_is_a_setting(relu: bool) -> None:
+    torch.manual_seed(0)
+    config = small(trunk="vgg16-d8", out_strides=(8,), fused_channels=0, freeze_stride=4, final_relu=relu)
+    with torch.no_grad():
+        feats = WsodDetector(config, 3).features(batch()[0])
+    assert (feats.min() >= 0) == relu
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "steps"])
+def test_build_schedule__warm_up_starts_where_it_is_told(schedule: str) -> None:
+    factor = build_schedule(small(schedule=schedule, warmup=0.2, warmup_factor=1 / 3), 1000)
+    assert [factor(step) for step in (0, 100, 200)] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert build_schedule(small(schedule=schedule, warmup=0.2), 1000)(0) == pytest.approx(0.001)
 
 
 def test_score_proposals__mean_of_branches_without_background() -> None:
@@ -291,6 +357,56 @@ def test_detect_image__nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
         inference.detect_image(model, pixels, sure(torch.tensor([[2.0, 2, 30, 40]])), config, "cpu", "fp32")
 
 
+def test_detect_image__mirrored_views_find_the_same_boxes() -> None:
+    # Without regression every box is a proposal, in all views; were one left mirrored, the mean would move.
+    config = small(
+        method="oicr", train_sizes=(32, 48), test_size=40, tta=True, quality_power=0.0, nms_iou=1.0
+    )
+    torch.manual_seed(0)
+    model = WsodDetector(config, 3).eval()
+    pixels = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8)
+    boxes = torch.tensor([[2.0, 2, 30, 40], [10, 5, 60, 44], [1, 20, 12, 47]])
+    found = inference.detect_image(model, pixels, sure(boxes), config, "cpu", "fp32")
+    assert len(found) == 9
+    for box in found.boxes_xyxy:
+        assert min(np.abs(boxes.numpy() - box).max(axis=1)) < 1e-3
+
+
+@pytest.mark.parametrize(("power", "factor"), [(0.0, 1.0), (1.0, 0.5), (2.0, 0.25)])
+def test_detect_image__scores_are_weighed_with_quality(power: float, factor: float) -> None:
+    config = small(method="oicr", test_size=64)
+    torch.manual_seed(0)
+    model, pixels = WsodDetector(config, 3).eval(), torch.zeros(3, 48, 64, dtype=torch.uint8)
+    boxes = np.array([[2, 2, 30, 40]], np.float32)
+    scores = []
+    for quality, own in ((1.0, config), (0.5, config.model_copy(update={"quality_power": power}))):
+        proposals = Proposals(boxes, np.full(1, quality, np.float32))
+        scores.append(inference.detect_image(model, pixels, proposals, own, "cpu", "fp32").scores)
+    assert scores[1] == pytest.approx(factor * scores[0])
+
+
+@pytest.mark.parametrize(("hidden", "loaded"), [(16, True), (24, False)])
+def test_detector__fully_connected_layers_start_as_vggs_where_they_fit(
+    hidden: int, loaded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = {"0.weight": torch.randn(16, 512 * 49), "0.bias": torch.randn(16)}
+    state |= {"3.weight": torch.randn(16, 16), "3.bias": torch.randn(16)}
+    plain = detector._build_trunk
+    monkeypatch.setattr(detector, "_build_trunk", lambda *arguments: (plain(*arguments)[0], state))
+    model = WsodDetector(small(fused_channels=512, pool_size=7, hidden=hidden), 3).eval()
+    first, second = model.neck[0], model.neck[3]
+    assert isinstance(first, nn.Linear)
+    assert isinstance(second, nn.Linear)
+    assert torch.equal(first.bias, state["0.bias"]) == loaded
+    assert (second.weight.shape == (16, 16) and torch.equal(second.weight, state["3.weight"])) == loaded
+    if loaded:
+        # VGG flattens channel by channel, pooling here returns bins first.
+        bins = torch.randn(2, 512, 7, 7)
+        expected = nn.functional.linear(bins.flatten(1), state["0.weight"], state["0.bias"])
+        torch.testing.assert_close(first(bins.permute(0, 2, 3, 1).flatten(1)), expected, rtol=1e-3, atol=1e-3)
+        assert torch.equal(second.bias, state["3.bias"])
+
+
 def test_pad_image__right_and_bottom() -> None:
     for size, padded in (((10, 33), (32, 64)), ((64, 32), (64, 32))):
         image = torch.ones(3, *size, dtype=torch.uint8)
@@ -321,3 +437,9 @@ def test_clean__small_equal_and_surplus_boxes_go(settings: dict[str, float], exp
     )
     quality = np.array([0.1, 0.2, 0.9, 0.9, 0.5, 0.9])
     assert clean(boxes, quality, (100, 100), **settings).tolist() == expected  # type: ignore[arg-type]
+
+
+def test_clean__boxes_that_are_not_finite_go() -> None:
+    inf, nan = np.inf, np.nan
+    boxes = np.array([[0, 0, inf, 50], [-inf, 0, 20, 20], [nan, 0, 20, 20], [0, 0, 20, 20]])
+    assert clean(boxes, np.ones(4), (100, 100), 4.0).tolist() == [3]

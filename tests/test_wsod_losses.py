@@ -32,6 +32,11 @@ def test_image_bce__hopeless_scores_stay_finite() -> None:
     assert torch.isfinite(slope).all()
 
 
+def test_image_bce__scores_that_are_not_finite_make_the_loss_nan() -> None:
+    scores = torch.tensor([[0.9, math.nan], [0.5, 0.5]], requires_grad=True)
+    assert math.isnan(image_bce(scores, torch.tensor([[1, 0], [0, 1]])).item())
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.lists(st.integers(1, 4), min_size=1, max_size=3))
 def test_branch_losses__mean_over_images_of_means_over_proposals(seed: int, counts: list[int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,8 @@ from torch import Tensor
 
 from stages.core.ops.boxes import pairwise_iou
 from stages.wsod import mining
+from stages.wsod.config import WsodConfig
+from stages.wsod.criterion import mine
 from stages.wsod.mining import Seeds, assign_labels, by_score, relative_scores
 from stages.wsod.mist import candidate_count, multi_instance
 from stages.wsod.oicr import near_top, top1
@@ -126,6 +130,19 @@ def test_near_top__published_class_agnostic_nms_lets_one_class_delete_another() 
     assert len(as_set(near_top(scores, classes, same))) == 2
 
 
+@pytest.mark.parametrize(
+    ("changes", "limit"), [({}, 32), ({"near_top_seeds": 5}, 5), ({"near_top_seeds": 99}, 40)]
+)
+def test_mine__near_top_has_a_limit(changes: dict[str, int], limit: int) -> None:
+    apart = torch.tensor([[20.0 * i, 0, 20.0 * i + 10, 10] for i in range(40)])
+    scores, classes = torch.ones(40, 2), torch.tensor([0, 1])
+    for agnostic in (False, True):
+        settings = {"method": "oicr", "class_agnostic_nms": agnostic} | changes
+        found = as_set(mine(scores, classes, apart, WsodConfig.model_validate(settings)))
+        # Of equal ones the first; class 1 has the same boxes, which class 0 suppresses if it may.
+        assert found == {(i, c, 1.0) for i in range(limit) for c in ((0,) if agnostic else (0, 1))}
+
+
 def test_multi_instance__a_part_gives_way_to_its_whole() -> None:
     eye, fish, pile = [10.0, 10, 20, 20], [5.0, 5, 45, 30], [0.0, 0, 100, 90]
     filler = torch.tensor([[200.0 + 20 * i, 0, 210.0 + 20 * i, 10] for i in range(27)])
@@ -135,6 +152,25 @@ def test_multi_instance__a_part_gives_way_to_its_whole() -> None:
     assert kept == {1, 2}
     kept = {i for i, _, score in as_set(multi_instance(scores, torch.tensor([0]), boxes)) if score}
     assert kept == {0, 1, 2}
+
+
+def test_mine__settings_of_mist_reach_it() -> None:
+    boxes = torch.tensor(
+        [[10.0, 10, 20, 20], [5, 5, 45, 30], *([200.0 + 20 * i, 0, 210.0 + 20 * i, 10] for i in range(27))]
+    )
+    scores = torch.cat((torch.tensor([[0.9], [0.6]]), torch.full((27, 1), 0.1)))
+
+    def rows(**changes: float) -> set[int]:
+        settings = {"method": "mist", "mist_whole": 0.0} | changes
+        mined = mine(scores, torch.tensor([0]), boxes, WsodConfig.model_validate(settings))
+        return {i for i, _, _ in as_set(mined)}
+
+    assert rows() == {0, 1, 2, 3}
+    assert rows(mist_whole=0.5) == {1, 2, 3}
+    assert rows(mist_whole=0.9) == {0, 1, 2, 3}
+    assert rows(mist_floor=0.5) == {0, 1}
+    assert rows(mist_portion=0.07) == {0, 1}
+    assert rows(mist_iou=0.05) == {0, 2, 3}
 
 
 def test_multi_instance__a_suppressed_box_still_suppresses() -> None:
@@ -183,6 +219,23 @@ def test_assign_labels__matches_the_slow_version(seed: int, boxes: int, ignore: 
         assert int(targets.labels_N[i]) == label
         assert targets.weights_N[i].item() == (0.0 if ignored else seeds.scores_S[best].item())
         assert int(targets.matched_N[i]) == int(seeds.index_S[best])
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(4, 5)])
+@pytest.mark.parametrize(
+    "changes", [{"miner": "top1"}, {}, {"class_agnostic_nms": True}, {"method": "mist"}], ids=str
+)
+def test_mine__scores_that_are_not_finite_give_labels_of_the_usual_size(
+    changes: dict[str, Any], rows: slice
+) -> None:
+    boxes, scores, classes = problem(5, 20)
+    scores[rows] = float("nan")
+    seeds = mine(scores, classes, boxes, WsodConfig.model_validate({"method": "oicr"} | changes))
+    targets = assign_labels(boxes, seeds)
+    assert all(len(part) == 20 for part in (targets.labels_N, targets.weights_N, targets.matched_N))
+    assert int(targets.labels_N.min()) >= 0
+    assert int(targets.labels_N.max()) <= 3
+    assert int(targets.matched_N.max()) < 20
 
 
 def test_relative_scores__the_best_valid_seed_of_each_class_weighs_one() -> None:

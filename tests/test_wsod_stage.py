@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,21 @@ import torch
 from safetensors.torch import load_file
 
 from stages.core.artifacts.coco_json import read_results
+from stages.core.artifacts.manifest import Manifest
 from stages.core.artifacts.schemas import PROPOSALS
 from stages.core.artifacts.table import ImageRows, gather, write_table
 from stages.core.datasets.catalog import open_split
-from stages.core.errors import InputError, SchemaError
+from stages.core.datasets.split import WeakSplit
+from stages.core.errors import InputError, PreemptedError, SchemaError
+from stages.core.runtime.execute import Request, execute
 from stages.core.spec import StageContext
+from stages.core.training.loop import TrainingDivergedError
 from stages.core.training.weights_io import save_weights
-from stages.wsod import viz
+from stages.wsod import fitting, stage, viz
+from stages.wsod.batches import WeakData
 from stages.wsod.config import WsodConfig
 from stages.wsod.detector import WsodDetector
+from stages.wsod.proposals import ProposalSource
 from stages.wsod.stage import WsodStage
 from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
 
@@ -117,11 +124,79 @@ def test_wsod__the_dropper_of_the_two_step_form_learns(tmp_path: Path) -> None:
     assert "dropblock.shortcut.weight" in moved
 
 
+TOP1 = {"method": "oicr", "miner": "top1"}
+FIRST, SECOND = "two_stream.det_stream.weight", "refinement.classifiers.1.bias"
+
+
+@pytest.mark.parametrize(
+    ("changes", "poisoned"),
+    [
+        ({"method": "wsddn"}, FIRST),
+        (TOP1, FIRST),
+        (TOP1, SECOND),
+        ({"method": "oicr"}, FIRST),
+        ({"method": "oicr"}, SECOND),
+        ({"method": "mist"}, FIRST),
+        ({"method": "mist"}, SECOND),
+    ],
+)
+def test_wsod__a_training_that_diverges_says_so_and_keeps_its_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], poisoned: str
+) -> None:
+    def build(*arguments: Any) -> WsodDetector:
+        model = WsodDetector(*arguments)
+        dict(model.named_parameters())[poisoned].data.flatten()[0] = float("nan")
+        return model
+
+    monkeypatch.setattr(fitting, "WsodDetector", build)
+    at = context(tmp_path, "train")
+    with pytest.raises(TrainingDivergedError, match=r"not finite at step 0(.|\n)*images \['img_"):
+        run(at, **changes, batch_size=3)
+    assert (at.out / "state" / "train.pt").is_file()
+
+
+@pytest.mark.parametrize("method", ["wsddn", "oicr", "mist"])
+def test_wsod__a_rate_far_too_high_ends_as_diverged(tmp_path: Path, method: str) -> None:
+    at = context(tmp_path, "train")
+    # Decay alone then multiplies the trunk's weights by -9 at every step.
+    wild = {"optimizer": "sgd", "lr": 1.0, "trunk_lr_factor": 10.0, "weight_decay": 1.0, "warmup": 0.0}
+    with pytest.raises(TrainingDivergedError, match="a lower learning rate"):
+        run(at, **wild, method=method, freeze_stride=0, clip_norm=0.0, epochs=40, train_sizes=(32,))
+    assert (at.out / "state" / "train.pt").is_file()
+
+
 def test_wsod__images_without_proposals_are_filtered_and_named(tmp_path: Path) -> None:
     train = context(tmp_path, "train", counts={"img_2": 0})
     assert run(train)["training_images"] == 2
     assert train.failures.entries == {"img_2": "no usable proposal"}
     assert read_results(train.out / "detections.json", train.split)["img_2"].scores.size == 0
+
+
+def weak_data(at: StageContext, **changes: Any) -> WeakData:
+    config = WsodConfig.model_validate(TINY | changes)
+    return WeakData(at.split, ProposalSource(at.input("proposals"), config), config, at.seed, at.failures)
+
+
+def test_weak_data__tags_are_tensors_that_travel_with_the_batch(tmp_path: Path) -> None:
+    at = context(tmp_path, "train")
+    batch = weak_data(at).load(at.split.ids, 0)
+    assert [tuple(tags.tolist()) for tags in batch.bags.tags] == [at.split.tags(i) for i in at.split.ids]
+    moved = batch.to("meta")
+    for part in (*moved.images, *moved.bags.boxes_xyxy, *moved.bags.tags):
+        assert part.device.type == "meta"
+    assert [tags.dtype for tags in moved.bags.tags] == [torch.int64] * 3
+
+
+def test_weak_data__every_epoch_draws_its_own_augmentation(tmp_path: Path) -> None:
+    at = context(tmp_path, "train")
+    ids = at.split.ids[:1]
+    data = weak_data(at, train_sizes=(32, 40), flip=0.5, photometric=0.5)
+    images = [data.load(ids, epoch).images[0] for epoch in range(12)]
+    assert torch.equal(images[3], data.load(ids, 3).images[0])
+    assert len({tuple(image.shape) for image in images}) == 2
+    assert len({image.sum().item() for image in images}) == 12
+    plain = weak_data(at, train_sizes=(32,), flip=0.5, photometric=0.0)
+    assert len({plain.load(ids, epoch).images[0][:, :, 0].sum().item() for epoch in range(12)}) == 2
 
 
 def test_wsod__no_proposals_at_all(tmp_path: Path) -> None:
@@ -160,6 +235,63 @@ def test_wsod__same_seed_same_bytes_and_resume_equals_uninterrupted(tmp_path: Pa
     run(stopped)
     resumed = [(stopped.out / f).read_bytes() for f in ("detector.safetensors", "detections.json")]
     assert resumed == results[0]
+
+
+@pytest.mark.parametrize("when", ["in the fit", "after the fit"])
+def test_wsod__what_was_left_out_does_not_depend_on_interruptions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    make_voc(tmp_path / "data")
+    plain = WeakSplit.tags
+    monkeypatch.setattr(WeakSplit, "tags", lambda split, i: () if i == "img_1" else plain(split, i))
+    proposals = write_proposals(tmp_path / "p.h5", dict.fromkeys(SCENES["train"], 7) | {"img_2": 0})
+    config = WsodConfig.model_validate(TINY)
+
+    def manifest(name: str, **changes: Any) -> Manifest | None:
+        request = Request("tiny_train", tmp_path / name, tmp_path / "data", overrides={"proposals": proposals},
+                          show_progress=False, max_failures="100%", **changes)  # fmt: skip
+        return execute(WsodStage(), config, request).manifest
+
+    def stop(*_: Any) -> None:
+        raise PreemptedError("stopped")
+
+    whole = manifest("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "fit_detector" if when == "in the fit" else "detect_split", stop)
+        with pytest.raises(PreemptedError):
+            manifest("stopped")
+    resumed = manifest("stopped", resume=True)
+    assert whole is not None
+    assert resumed is not None
+    assert [entry["id"] for entry in whole.failures] == ["img_1", "img_2"]
+    assert resumed.failures == whole.failures
+    assert resumed.counts == whole.counts
+    assert whole.counts["training_images"] == 1
+
+
+def test_wsod__settings_other_than_the_checkpoints_are_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(logging.getLogger("weaksam"), "propagate", True)
+    train, test = context(tmp_path, "train"), context(tmp_path, "test")
+    run(train, method="oicr", quality_power=0.0)
+    test.inputs = {**test.inputs, "checkpoint": train.out / "detector.safetensors"}
+
+    def told(**changes: Any) -> list[str]:
+        caplog.clear()
+        with caplog.at_level("WARNING", "weaksam"):
+            run(test, **changes)
+        return list(
+            {id(r): r.getMessage() for r in caplog.records if "checkpoint" in r.getMessage()}.values()
+        )
+
+    # Training settings and test-time augmentation are nobody's mistake.
+    assert told(method="oicr", quality_power=0.0, lr=0.5, tta=True) == []
+    (message,) = told(method="mist", test_size=40)
+    assert "in use: test_size 40 (checkpoint: 32), quality_power 1.0 (checkpoint: 0.0)" in message
+    assert "not in use: method 'mist' (checkpoint: 'oicr')" in message
+    monkeypatch.setattr(stage, "is_main", lambda: False)
+    assert told(test_size=40) == []
 
 
 def test_wsod__wrong_checkpoint(tmp_path: Path) -> None:

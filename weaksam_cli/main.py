@@ -119,6 +119,8 @@ def _report(error: Exception) -> None:
     if isinstance(error, WeakSamError):
         _fail(str(error), error.exit_code)
     if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # Click's own usage errors
+        if not error.format_message():
+            sys.exit(int(error.exit_code))  # help was asked for by giving no argument, and has been shown
         _fail(error.format_message(), int(error.exit_code))
     if isinstance(error, MemoryError):
         _fail("out of memory\n  remedy: fewer --workers, a smaller batch or image size", 5)

@@ -64,6 +64,8 @@ def stage_command(stage: str) -> Callable[..., None]:
         from stages.core.runtime.execute import execute
         from stages.core.runtime.processes import is_main
 
+        if request.dry_run and not values["as_json"]:
+            _print_settings(config)  # before anything that may be missing
         outcome = execute(stage_object, config, request)
         if not is_main():
             return
@@ -376,6 +378,11 @@ def _draw(stage: str, outcome: Outcome, request: Request, count: int) -> None:
     viz.draw(outcome.out, split, split.ids[:count], outcome.out / "viz")
 
 
+def _print_settings(config: StageConfig) -> None:
+    for name, value in config.model_dump().items():
+        typer.echo(f"  {name} = {_shown(value)}")
+
+
 def _print_outcome(stage: str, outcome: Outcome, config: StageConfig, *, as_json: bool) -> None:
     from dataclasses import asdict
 
@@ -397,9 +404,6 @@ def _print_outcome(stage: str, outcome: Outcome, config: StageConfig, *, as_json
     typer.echo(f"{stage}: {outcome.status} ({outcome.plan.images} images) -> {outcome.out}")
     for note in outcome.plan.notes:
         typer.echo(f"  {note}")
-    if outcome.status == "planned":
-        for name, value in config.model_dump().items():
-            typer.echo(f"  {name} = {_shown(value)}")
-    elif outcome.manifest is not None:
+    if outcome.manifest is not None:
         counts = ", ".join(f"{k} {v}" for k, v in outcome.manifest.counts.items())
         typer.echo(f"  {counts}; {outcome.manifest.wall_seconds:.1f} s")

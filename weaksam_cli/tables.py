@@ -36,12 +36,16 @@ def print_run_table(figures: dict[str, Any]) -> None:
     table = Table(title=f"run {figures['run']}")
     table.add_column("stage")
     table.add_column("split")
+    table.add_column("artifact")
     table.add_column("figures")
     table.add_column("seconds", justify="right")
     for row in figures["rows"]:
         shown = "  ".join(f"{name} {_figure(value)}" for name, value in row["metrics"].items())
+        shown = shown or f"not measured: {row['problem']}"
         seconds = row.get("wall_seconds")
-        table.add_row(row["stage"], row["split"], shown, "" if seconds is None else f"{seconds:.0f}")
+        table.add_row(
+            row["stage"], row["split"], row["task"], shown, "" if seconds is None else f"{seconds:.0f}"
+        )
     Console().print(table)
 
 

@@ -32,18 +32,7 @@ def build_classifier(config: CamConfig, num_classes: int, pretrained: bool) -> T
     if config.model != "hybrid":
         model = build_vit(num_classes, config.model, pretrained, config.fusion)
     else:
-        model = build_hybrid(
-            num_classes,
-            config.backbone,
-            config.strides,
-            pretrained,
-            config.dim,
-            config.depth,
-            config.heads,
-            config.locality,
-            config.patches_see_classes,
-            config.fusion,
-        )
+        model = build_hybrid(num_classes, config, pretrained)
     depth = len(model.encoder.blocks)
     if any(layer >= depth for layer in config.cross_layers):
         raise ConfigError(
@@ -57,9 +46,15 @@ def build_classifier(config: CamConfig, num_classes: int, pretrained: bool) -> T
 def map_rule(config: CamConfig) -> MapRule:
     """How maps are made."""
     return MapRule(
-        config.scales, config.flip, config.max_side, config.cells_per_token, config.affinity, config.temperature,
-        config.cross_layers, config.test_logit,
-    )  # fmt: skip
+        scales=config.scales,
+        flip=config.flip,
+        max_side=config.max_side,
+        cells_per_token=config.cells_per_token,
+        affinity=config.affinity,
+        temperature=config.temperature,
+        cross_layers=config.cross_layers,
+        test_logit=config.test_logit,
+    )
 
 
 def save_classifier(path: Path, model: TagClassifier, config: CamConfig, classes: Sequence[str]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.cam.attention import RecordedBlocks, locality_bias
+from stages.cam.config import CamConfig
 from stages.cam.fusion import AttentionFusion, FineLogits, Fusion
 from stages.core.errors import ConfigError, EnvironmentFault, did_you_mean
 from stages.core.vision.backbones import Trunk, build_trunk
@@ -198,26 +198,21 @@ class MultiClassTokenClassifier(nn.Module):
 
 
 def build_hybrid(
-    num_classes: int,
-    backbone: str,
-    strides: Sequence[int],
-    pretrained: bool | Path,
-    dim: int,
-    depth: int,
-    num_heads: int,
-    locality: float,
-    patches_see_classes: bool,
-    fusion: Fusion,
-    drop_path: float = 0.1,
+    num_classes: int, config: CamConfig, pretrained: bool, drop_path: float = 0.1
 ) -> MultiClassTokenClassifier:
-    """Build the convolutional trunk under `depth` fresh attention blocks."""
-    trunk = build_trunk(backbone, strides, pretrained, frozen_bn=bool(pretrained))
-    body = HybridBody(trunk, dim, num_heads, locality, patches_see_classes)
-    rates = torch.linspace(0, drop_path, depth).tolist()
-    blocks = [Block(dim, num_heads, qkv_bias=True, drop_path=rate) for rate in rates]
+    """Build the settings' convolutional trunk under fresh attention blocks.
+
+    Raises:
+        ConfigError: unknown backbone, or one without a map at the strides.
+        EnvironmentFault: the pretrained weights cannot be fetched.
+    """
+    trunk = build_trunk(config.backbone, config.strides, pretrained, frozen_bn=pretrained)
+    body = HybridBody(trunk, config.dim, config.heads, config.locality, config.patches_see_classes)
+    rates = torch.linspace(0, drop_path, config.depth).tolist()
+    blocks = [Block(config.dim, config.heads, qkv_bias=True, drop_path=rate) for rate in rates]
     # The class logit is the mean channel of a raw token: tokens start small so that logits start near zero.
-    tokens_CD = nn.init.trunc_normal_(torch.empty(num_classes, dim), std=0.02)
-    return MultiClassTokenClassifier(body, blocks, tokens_CD, fusion)
+    tokens_CD = nn.init.trunc_normal_(torch.empty(num_classes, config.dim), std=0.02)
+    return MultiClassTokenClassifier(body, blocks, tokens_CD, config.fusion)
 
 
 def build_vit(

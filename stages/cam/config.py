@@ -1,30 +1,12 @@
-"""Settings of `cam`. Defaults are the embedded classifier; `PAPER` are the published values of the transformer."""
+"""Settings of `cam`. Defaults are the embedded classifier; the recipe `paper` has the published transformer."""
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from stages.core.config import StageConfig
-
-PAPER: Final[dict[str, Any]] = {
-    "model": "deit_small_patch16_224",
-    "fusion": "mean",
-    "frozen_to": 0,
-    "epochs": 60,
-    "batch_size": 64,
-    "lr": 5e-5,
-    "trunk_lr": 5e-5,
-    "warmup": 0.083,
-    "min_area": 0.08,
-    "randaugment": "rand-m9-mstd0.5-inc1",
-    "erasing": 0.25,
-    "affinity": "attention",
-    "cross_layers": (4, 5, 6, 7, 8, 9, 10, 11),
-    "cells_per_token": 1,
-}
-"""Published settings (base rate 4e-4 x 64 / 512); cross maps of the 5th to the 12th layer, as its scripts intend."""
 
 
 class CamConfig(StageConfig):
@@ -59,8 +41,10 @@ class CamConfig(StageConfig):
     )
 
     epochs: int = Field(6, ge=1, description="passes over the train split")
-    batch_size: int = Field(16, ge=1, description="images per step, all processes together")
-    accumulate: int = Field(1, ge=1, description="steps whose gradients make one move of the optimiser")
+    batch_size: int = Field(16, ge=1, description="images per micro-batch, all processes together")
+    accumulate: int = Field(
+        1, ge=1, description="micro-batches whose gradients make one step of the optimiser"
+    )
     lr: float = Field(1e-3, gt=0, description="AdamW rate of fresh layers (transformer: of everything)")
     trunk_lr: float = Field(5e-4, gt=0, description="hybrid: AdamW rate of the trunk")
     weight_decay: float = Field(0.05, ge=0, description="AdamW weight decay")

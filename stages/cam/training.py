@@ -24,13 +24,14 @@ from stages.cam.losses import tag_losses
 from stages.cam.maps import TagClassifier, view_sizes
 from stages.core.artifacts.files import read_json, write_json
 from stages.core.datasets.images import load_image
-from stages.core.errors import ImageError, InputError
+from stages.core.errors import ImageError
 from stages.core.runtime.device import autocast, torch_threads
 from stages.core.runtime.processes import gather, is_main, own_share, wait_for_all
 from stages.core.runtime.seeding import derive_seed, numpy_generator
 from stages.core.runtime.streams import draw_per_image
 from stages.core.spec import Counts, StageContext
 from stages.core.training.loop import FitSettings, Trainer, steps_per_epoch
+from stages.core.training.readable import ReadableImages
 from stages.core.training.schedule import warmup_cosine
 from stages.core.training.weights_io import load_state, save_state
 
@@ -40,8 +41,9 @@ MIN_HELD_OUT = 8
 
 @dataclass
 class TagBatch:
-    """Images [B, 3, S, S] in [0, 1] and tags [B, C] in {0, 1}."""
+    """Image ids, images [B, 3, S, S] in [0, 1] and tags [B, C] in {0, 1}."""
 
+    ids: list[str]
     images: Tensor
     tags: Tensor
 
@@ -51,7 +53,7 @@ class TagData:
 
     def __init__(self, context: StageContext, config: CamConfig, ids: Sequence[str]) -> None:
         self.context, self.augment, self.ids = context, CropAugmentation(config), list(ids)
-        self._position = {image_id: i for i, image_id in enumerate(self.ids)}
+        self._images = ReadableImages(context.split, self.ids, context.failures)
 
     def load(self, ids: Sequence[str], epoch: int) -> TagBatch:
         """Read a step's images; an unreadable one is recorded and the next readable one takes its place.
@@ -59,24 +61,13 @@ class TagData:
         Raises:
             InputError: no image can be read.
         """
-        samples = [self._readable(image_id, epoch) for image_id in ids]
-        return TagBatch(
-            torch.cat([image for image, _ in samples]), torch.stack([tags for _, tags in samples])
-        )
-
-    def _readable(self, wanted: str, epoch: int) -> tuple[Tensor, Tensor]:
-        start = self._position[wanted]
-        for image_id in self.ids[start:] + self.ids[:start]:
-            if image_id in self.context.failures.entries:
-                continue
-            try:
-                pixels = load_image(self.context.split.image_path(image_id))
-            except ImageError as error:
-                self.context.failures.record(image_id, str(error))
-                continue
-            crop = self.augment(pixels, numpy_generator(self.context.seed, "crop", epoch, image_id))
-            return crop, tag_vector(self.context, image_id)
-        raise InputError("none of the training images can be read", where=self.context.split.name)
+        names, images, tags = [], [], []
+        for wanted in ids:
+            used, pixels_HW3 = self._images.read(wanted)
+            names.append(used)
+            images.append(self.augment(pixels_HW3, numpy_generator(self.context.seed, "crop", epoch, used)))
+            tags.append(tag_vector(self.context, used))
+        return TagBatch(names, torch.cat(images), torch.stack(tags))
 
 
 def tag_vector(context: StageContext, image_id: str) -> Tensor:
@@ -105,7 +96,7 @@ class EpochChoice:
 
     def finished(self, epoch: int) -> None:
         """Score the weights as they are at the end of `epoch`; on a tie the later epoch wins."""
-        if not self.active or epoch < 0 or epoch in self.scores:
+        if not self.active or epoch in self.scores:
             return
         score = self._score()
         best = score >= max(self.scores.values(), default=0.0)
@@ -184,16 +175,12 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[TagClass
     model = build_classifier(config, len(context.split.classes), config.pretrained).to(context.device)
     draw_per_image(model)
     if isinstance(model, MultiClassTokenClassifier) and isinstance(model.body, HybridBody):
-        model.body.trunk.freeze_to(config.frozen_to)
+        model.body.trunk.freeze_to(config.frozen_to, "cam.frozen_to")
     held_out = held_out_ids(context.split.ids, config.holdout, context.seed)
     data = TagData(context, config, sorted(set(context.split.ids) - set(held_out)))
     choice = EpochChoice(context, config, model, held_out)
 
-    def load(ids: list[str], epoch: int) -> TagBatch:
-        choice.finished(epoch - 1)
-        return data.load(ids, epoch)
-
-    def step(batch: TagBatch, number: int) -> dict[str, Tensor]:
+    def batch_losses(batch: TagBatch, number: int) -> dict[str, Tensor]:
         with autocast(context.device, context.precision):
             output = model(batch.images.to(context.device))
         return tag_losses(output, batch.tags.to(context.device))
@@ -206,12 +193,12 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[TagClass
             optimizer=_optimizer(model, config),
             schedule=warmup_cosine(steps, round(config.warmup * steps)),
             items=data.ids,
-            load=load,
-            step=step,
+            load=data.load,
+            losses=batch_losses,
             settings=FitSettings(config.epochs, config.batch_size, config.accumulate, label="classifier"),
+            epoch_end=choice.finished,
         )
         trainer.fit()
-        choice.finished(config.epochs - 1)
     counts: Counts = {"training_images": len(data.ids), "held_out_images": len(held_out)}
     best = choice.restore_best()
     if best is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.core.artifacts.cams import stored_map
 from stages.core.artifacts.schemas import CAMS, MAP_KINDS
 from stages.core.artifacts.table import Table, read_table
 from stages.core.datasets.images import load_image
@@ -43,13 +44,7 @@ def _sheet(cams: Table, image_id: str, picture: Picture, classes: Sequence[str])
     for label in np.unique(rows["class_index"]).tolist():
         for kind, name in enumerate(MAP_KINDS):
             chosen = np.flatnonzero((rows["class_index"] == label) & (rows["kind"] == kind))
-            starts, counts = rows["value_start"][chosen], rows["value_count"][chosen]
-            maps = [
-                cams.pools["values"][s : s + c]
-                .astype(np.float32)
-                .reshape(rows["grid_h"][i], rows["grid_w"][i])
-                for i, s, c in zip(chosen, starts, counts, strict=True)
-            ]
+            maps = [stored_map(cams, rows, i, image_id) for i in chosen.tolist()]
             if maps:
                 mean = np.mean(maps, axis=0)
                 pictures.append(overlay_map(picture, mean / max(float(mean.max()), 1e-6)))

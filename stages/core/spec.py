@@ -102,6 +102,11 @@ class StageContext:
     metrics_fn: Callable[[Mapping[str, Any]], None] = lambda values: None
     interrupted_fn: Callable[[], None] = lambda: None
 
+    @property
+    def trains(self) -> bool:
+        """Whether a stage that learns fits here: on a train split, unless a checkpoint was given by hand."""
+        return self.split.role == "train" and not self.has_input("checkpoint")
+
     def has_input(self, name: str) -> bool:
         """Whether an input was found or given."""
         return name in self.inputs

@@ -12,7 +12,7 @@ from stages.core.runtime.processes import is_main
 from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
 from stages.pgt.adaptive import ImageSelection, select
 from stages.pgt.config import PgtConfig
-from stages.pgt.statistics import class_statistics, reasons
+from stages.pgt.statistics import class_statistics, missing_tags, reasons
 
 PSEUDO_TRUTH = "pgt.json"
 
@@ -69,15 +69,20 @@ class PgtStage:
             selections[image_id] = chosen
             rows = chosen.rows
             boxes[image_id] = Detections(own.boxes_xyxy[rows], own.classes[rows], own.scores[rows])
-        without = reasons(selections, split.classes)
-        for image_id, reason in without.items():
-            context.failures.record(image_id, reason)
+        # Not failures: nothing is wrong with these images, nothing was found in them.
+        without, missing = reasons(selections, split.classes), missing_tags(selections, split.classes)
         statistics = [entry.as_dict() for entry in class_statistics(selections, split.classes)]
         self._report(statistics, context)
         info = {"rule": config.model_dump(mode="json"), "classes": statistics, "without_boxes": without}
+        if missing:
+            info["missing_tags"] = missing
         write_dataset(context.out / PSEUDO_TRUTH, split, boxes, sizes, info)
         total = sum(len(kept) for kept in boxes.values())
-        return {"pseudo_boxes": total, "images_without_boxes": len(without)}
+        return {
+            "pseudo_boxes": total,
+            "images_without_boxes": len(without),
+            "images_missing_a_tag": len(missing),
+        }
 
     def _report(self, statistics: list[dict[str, int | float | str]], context: StageContext) -> None:
         """Log each class; a run that found nothing at all is an error, a class without boxes a warning."""

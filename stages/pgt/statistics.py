@@ -55,6 +55,9 @@ def reasons(selections: Mapping[str, ImageSelection], classes: Sequence[str]) ->
     for image_id, selection in selections.items():
         if len(selection.rows):
             continue
+        if not selection.per_class:
+            found[image_id] = "it has no tag"
+            continue
         names = ", ".join(classes[c] for c in selection.missing)
         unusable = (
             f" ({selection.unusable} detections have no area or no finite score)"
@@ -63,3 +66,12 @@ def reasons(selections: Mapping[str, ImageSelection], classes: Sequence[str]) ->
         )
         found[image_id] = f"no detection of its tags: {names}{unusable}"
     return found
+
+
+def missing_tags(selections: Mapping[str, ImageSelection], classes: Sequence[str]) -> dict[str, list[str]]:
+    """Image id -> its tags without a pseudo box, for images where another tag has one."""
+    return {
+        image_id: [classes[c] for c in selection.missing]
+        for image_id, selection in selections.items()
+        if len(selection.rows) and selection.missing
+    }

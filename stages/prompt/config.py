@@ -1,20 +1,12 @@
-"""Settings of `prompt`. Defaults seek peaks on the grid of the map; `PAPER`, as Algorithm 1, at image resolution."""
+"""Settings of `prompt`. Defaults seek peaks on the map's grid; the recipe `paper`, as Algorithm 1, on the image."""
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from stages.core.config import StageConfig
-
-PAPER: Final[dict[str, Any]] = {
-    "resolution": "image",
-    "window": 17,
-    "cross_window": 129,
-    "clustering": "kmeans",
-}
-"""Published settings; the windows are pixels of the original image."""
 
 
 class PromptConfig(StageConfig):

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.core.artifacts.cams import stored_map
 from stages.core.artifacts.schemas import MAP_KINDS
 from stages.core.artifacts.table import ImageRows, Table
 from stages.core.errors import SchemaError
@@ -57,16 +58,11 @@ def stored_maps(cams: Table, image_id: str) -> Iterator[StoredMap]:
     """
     rows = cams.rows(image_id)
     for i in range(len(rows["kind"])):
-        start, count, height, width = (
-            int(rows[k][i]) for k in ("value_start", "value_count", "grid_h", "grid_w")
-        )
-        values = cams.pools["values"][start : start + count].astype(np.float32)
-        if height < 1 or width < 1 or count != height * width or not np.isfinite(values).all():
-            raise SchemaError(
-                f"image {image_id}: map {i} does not fit its {height}x{width} grid or is not finite"
-            )
+        values = stored_map(cams, rows, i, image_id)
+        if not np.isfinite(values).all():
+            raise SchemaError(f"image {image_id}: map {i} is not finite")
         label, kind, layer, head = (int(rows[k][i]) for k in ("class_index", "kind", "layer", "head"))
-        yield StoredMap(label, kind, layer, head, values.reshape(height, width))
+        yield StoredMap(label, kind, layer, head, values)
 
 
 def map_peaks(values_HW: Map, size: tuple[int, int], config: PromptConfig, cross: bool) -> tuple[Points, Map]:

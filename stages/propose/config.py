@@ -1,8 +1,8 @@
-"""Settings of the proposal stage; the defaults are the ``improved`` recipe, ``PAPER`` holds the published one."""
+"""Settings of the proposal stage; the defaults are ours, the recipe ``paper`` holds the published ones."""
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,26 +10,6 @@ from stages.core.config import StageConfig
 
 PromptSource = Literal["coarse", "fine", "cross"]
 MaskIndex = Literal[0, 1, 2]
-
-PAPER: Final[dict[str, Any]] = {
-    "grid_side": 32,
-    "grid_predicted_iou": 0.3,
-    "grid_stability": 0.3,
-    "grid_nms": 0.3,
-    "grid_nms_inclusive": True,
-    "grid_masks": (0, 1, 2),
-    "prompt_predicted_iou": 0.0,
-    "prompt_stability": 0.0,
-    "prompt_masks": (1, 2),
-    "cross_nms": 0.9,
-    "cross_nms_by": "order",
-    "rank_by": "predicted_iou",
-    "refine": 0,
-    "union_nms": 1.0,
-    "max_boxes": 0,
-    "min_side": 1.0,
-}
-"""The published settings: loose grid filters, tight grid NMS, no filter and no union NMS for prompts."""
 
 
 class ProposeConfig(StageConfig):

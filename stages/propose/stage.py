@@ -15,7 +15,7 @@ from stages.core.errors import ConfigError, StaleInputError
 from stages.core.runtime.device import Precision
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
-from stages.core.weights.cache import missing_note
+from stages.core.weights.cache import require_weights
 from stages.propose.config import ProposeConfig
 from stages.propose.prompting import valid_points
 
@@ -39,10 +39,11 @@ class ProposeStage:
     shardable: ClassVar[tuple[Role, ...]] = ("train", "test")
 
     def plan(self, config: ProposeConfig, context: StageContext) -> Plan:
-        """Check that the prompts belong to this split and say how many there are, and whether weights are.
+        """Check that the prompts belong to this split and say how many there are.
 
         Raises:
             ConfigError: no such segmenter.
+            EnvironmentFault: its weights or its library are not there.
             StaleInputError: no image of the split is among the prompts.
         """
         table = self._read_prompts(context)
@@ -52,8 +53,8 @@ class ProposeStage:
             f"{config.segmenter}: {config.grid_side**2} grid and {points / max(known, 1):.1f} peak points per image",
             f"{len(context.split.ids) - known} images without prompts get the grid alone",
         )
-        missing = missing_note(config.segmenter, config.checkpoint)
-        return Plan(len(context.split.ids), notes if missing is None else (*notes, missing))
+        require_weights(config.segmenter, config.checkpoint)
+        return Plan(len(context.split.ids), notes)
 
     def run(self, config: ProposeConfig, context: StageContext) -> Counts:
         """Write ``proposals.h5``; while other shards are at work, only this shard's parts.

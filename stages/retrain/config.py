@@ -2,61 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from stages.core.training.detector_settings import PAPER as PAPER_DETECTOR
 from stages.core.training.detector_settings import DetectorSettings
 from stages.core.vision.detector_spec import DetectorSpec, DetrSpec
-
-PAPER: Final[dict[str, Any]] = {
-    **PAPER_DETECTOR,
-    "drop": "paper",
-    "tau_cls": 4.0,
-    "tau_reg": 4.0,
-    "drop_start": 0.22,
-}
-"""Published settings on VOC07. VOC12: lr 0.015, 16,000 steps, no drop; COCO14: tau_cls 5, drop_start 0.12."""
-
-
-PAPER_DETR: Final[dict[str, Any]] = {
-    "architecture": "deformable-detr",
-    "backbone": "resnet50-fpn",
-    "strides": (8, 16, 32),
-    "frozen_through": 4,
-    "transformer_width": 256,
-    "attention_heads": 8,
-    "feedforward": 2048,
-    "encoder_layers": 6,
-    "decoder_layers": 6,
-    "queries": 900,
-    "denoising": 100,
-    "test_size": 800,
-    "max_size": 1333,
-    "tta_sizes": (488, 576, 688, 864, 1200),
-    "train_sizes": tuple(range(480, 801, 32)),
-    "photometric": 0.0,
-    "nms_iou": 1.0,
-    "max_detections": 300,
-    "score_threshold": 0.0,
-    "epochs": 42,
-    "batch_size": 16,
-    "optimizer": "adamw",
-    "lr": 9e-5,
-    "lr_batch": 16,
-    "trunk_lr_factor": 0.1,
-    "weight_decay": 1e-4,
-    "schedule": "steps",
-    "milestones": (0.571, 0.714, 0.857),
-    "warmup": 0.0,
-    "clip_norm": 0.1,
-    "ema_decay": 0.0,
-    "drop": "off",
-}
-"""Published settings of DINO on VOC07: 14 epochs of the images three times over, drops after 8, 10 and 12; RoI drop is
-disabled in the release. VOC12: lr 8e-5, weight decay 3e-4, 36 epochs, drops at 0.667, 0.833; COCO14: lr 1e-4, 12
-epochs, drops at 0.667, 0.917. DINO itself is not in the library: the same trunk, depths, widths and costs here."""
 
 
 class RetrainConfig(DetectorSettings):
@@ -96,6 +47,15 @@ class RetrainConfig(DetectorSettings):
     drop_start: float = Field(
         0.22, ge=0, le=1, description="share of the training before anything is dropped"
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> RetrainConfig:
+        for name in ("tau_cls", "tau_reg"):
+            if self.drop in ("normalised", "percentile") and getattr(self, name) > 1:
+                raise ValueError(
+                    f"drop = {self.drop} needs {name} in [0, 1], e.g. 0.98, and it is {getattr(self, name)}"
+                )
+        return self
 
     def detector_spec(self) -> DetectorSpec | DetrSpec:
         """The part that a checkpoint is rebuilt from."""

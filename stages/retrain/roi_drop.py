@@ -128,13 +128,13 @@ class DropMeter:
         rows = slice(first, first + own.shape[1])
         return KeepWeights(kept.cls_R[rows].to(cls_losses_R), kept.reg_R[rows].to(cls_losses_R))
 
-    def pop_share(self) -> Tensor:
-        """Return the share of foreground RoIs dropped since the last call, a scalar in [0, 1]; count anew."""
+    def pop_counts(self) -> tuple[Tensor, Tensor]:
+        """Return how many RoIs were dropped since the last call, and of how many in the foreground; count anew."""
         if self._foreground is None or self._dropped is None:
-            return torch.zeros(())
-        share = self._dropped / self._foreground.clamp(min=1)
+            return torch.zeros(()), torch.zeros(())
+        counts = self._dropped, self._foreground
         self._foreground = self._dropped = None
-        return share
+        return counts
 
 
 def _min_max(values_R: Tensor, foreground_R: Tensor) -> Tensor:

@@ -5,13 +5,14 @@ On a train split: fit, then apply. On a test split: apply the train split's chec
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from stages.core.artifacts.coco_json import read_dataset, write_results
+from stages.core.artifacts.coco_json import Detections, read_dataset, write_results
 from stages.core.config import StageConfig
-from stages.core.errors import ConfigError
 from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
 from stages.core.training.detection_data import PseudoTruthData
 from stages.core.training.detector_fit import total_steps, train_detector
@@ -45,8 +46,7 @@ class RetrainStage:
 
     def plan(self, config: RetrainConfig, context: StageContext) -> Plan:
         """Read the pseudo boxes, or the checkpoint's class list, and say how long the training is."""
-        check_thresholds(config)
-        if not trains(context):
+        if not context.trains:
             open_detector(context.input("checkpoint"), context.split.classes, BOX_KINDS)
             return Plan(len(context.split.ids), ("apply only",))
         spec = config.detector_spec()
@@ -62,9 +62,8 @@ class RetrainStage:
         """Fit on a train split, then apply."""
         counts: Counts = {}
         checkpoint = context.out / CHECKPOINT
-        if trains(context):
-            if not (context.resume and checkpoint.is_file()):
-                counts = self._fit(config, context)
+        if context.trains:
+            counts = self._fit(config, context)
         else:
             checkpoint = context.input("checkpoint")
         detections = detect_split(
@@ -72,7 +71,7 @@ class RetrainStage:
             checkpoint,
             *BOX_KINDS,
             score=config.train_score_threshold if context.split.role == "train" else None,
-            view_sizes=config.view_sizes(),
+            view_sizes=config.view_sizes(context.inputs.get("checkpoint")),
         )
         if detections is not None:
             write_results(context.out / DETECTIONS, context.split, detections)
@@ -89,6 +88,11 @@ class RetrainStage:
             with_masks=False,
             failures=context.failures,
         )
+        boxes = sum(len(truth[image_id]) for image_id in data.ids)
+        counts: Counts = {"training_images": len(data.ids), "pseudo_boxes": boxes}
+        if context.resume and (context.out / CHECKPOINT).is_file():
+            return counts
+        warn_of_untaught(truth, context)
         start = round(config.drop_start * total_steps(config, len(data.ids)))
         meter = DropMeter(DropRule(config.drop, config.tau_cls, config.tau_reg, start))
 
@@ -98,43 +102,36 @@ class RetrainStage:
         def advance(step: int) -> None:
             meter.step = step
 
-        def dropped() -> dict[str, Tensor]:
-            return {"_dropped_share": meter.pop_share()}
+        def per_image(images: int) -> dict[str, Tensor]:
+            dropped, foreground = meter.pop_counts()
+            return {"_dropped": dropped / images, "_foreground": foreground / images}
 
         model = train_detector(
             config,
             config.detector_spec(),
             data,
-            context,
+            replace(context, metrics_fn=lambda values: context.metrics(with_dropped_share(values))),
             prepare=attach,
             before_step=advance,
-            after_step=dropped,
+            after_step=per_image,
         )
         save_detector(context.out / CHECKPOINT, model, config.detector_spec(), context.split.classes)
-        boxes = sum(len(truth[image_id]) for image_id in data.ids)
-        return {"training_images": len(data.ids), "pseudo_boxes": boxes}
+        return counts
 
 
-def trains(context: StageContext) -> bool:
-    """Whether this run fits: on a train split, unless a checkpoint was given by hand."""
-    return context.split.role == "train" and not context.has_input("checkpoint")
+def with_dropped_share(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of metrics with the share of dropped RoIs: counts can be averaged over passes, shares cannot."""
+    line = dict(values)
+    dropped, foreground = line.pop("dropped"), line.pop("foreground")
+    return line | {"dropped_share": dropped / foreground if foreground else 0.0}
 
 
-def check_thresholds(config: RetrainConfig) -> None:
-    """Refuse thresholds outside [0, 1] for the rules that need them there.
-
-    Raises:
-        ConfigError: names the setting.
-    """
-    if config.drop not in ("normalised", "percentile"):
-        return
-    for name in ("tau_cls", "tau_reg"):
-        if getattr(config, name) > 1:
-            raise ConfigError(
-                f"{name} is {getattr(config, name)}, but drop = {config.drop} needs a value in [0, 1]",
-                where=name,
-                remedy=f"give --set retrain.{name}=0.98, or use drop = paper",
-            )
+def warn_of_untaught(truth: Mapping[str, Detections], context: StageContext) -> None:
+    """Name the classes that have no pseudo box at all."""
+    taught = {int(c) for boxes in truth.values() for c in boxes.classes}
+    untaught = [name for c, name in enumerate(context.split.classes) if c not in taught]
+    if untaught:
+        context.log.warning("retrain: no pseudo box of %s, which cannot be learnt", ", ".join(untaught))
 
 
 STAGE = RetrainStage()

@@ -15,7 +15,7 @@ from stages.core.training.detection_data import PseudoTruthData
 from stages.core.training.detector_fit import total_steps, train_detector
 from stages.core.vision.detector_inference import detect_split
 from stages.core.vision.detectors import load_detector, save_detector
-from stages.core.weights.cache import missing_note
+from stages.core.weights.cache import require_weights
 from stages.wsis.config import WsisConfig
 from stages.wsis.pseudo_masks import check_given, make_pseudo_masks
 
@@ -42,7 +42,7 @@ class WsisStage:
 
     def plan(self, config: WsisConfig, context: StageContext) -> Plan:
         """Read the pseudo boxes, or the checkpoint's class list, and say how long the training is."""
-        if context.split.role == "test":
+        if not context.trains:
             load_detector(context.input("checkpoint"), "mask-rcnn", context.split.classes)
             return Plan(len(context.split.ids), ("apply only",))
         truth = read_dataset(context.input("pgt"), context.split)
@@ -52,22 +52,21 @@ class WsisStage:
         usable = sum(len(boxes) > 0 for boxes in truth.values())
         boxes = sum(len(found) for found in truth.values())
         steps = total_steps(config, usable)
-        notes = [f"{boxes} boxes on {usable} images to mask, {steps} steps"]
-        if config.mask_source == "prompt" and (
-            missing := missing_note(config.segmenter, config.segmenter_checkpoint)
-        ):
-            notes.append(missing)
-        return Plan(len(context.split.ids), tuple(notes))
+        if config.mask_source == "prompt":
+            require_weights(config.segmenter, config.segmenter_checkpoint)
+        return Plan(len(context.split.ids), (f"{boxes} boxes on {usable} images to mask, {steps} steps",))
 
     def run(self, config: WsisConfig, context: StageContext) -> Counts:
         """Make masks and fit on a train split, then apply."""
         counts: Counts = {}
         checkpoint = context.out / CHECKPOINT
-        if context.split.role == "train":
+        if context.trains:
             counts = self._fit(config, context)
         else:
             checkpoint = context.input("checkpoint")
-        found = detect_split(context, checkpoint, "mask-rcnn", view_sizes=config.view_sizes())
+        found = detect_split(
+            context, checkpoint, "mask-rcnn", view_sizes=config.view_sizes(context.inputs.get("checkpoint"))
+        )
         if found is not None:
             write_results(context.out / SEGMENTATIONS, context.split, found)
             counts["segmentations"] = sum(len(one) for one in found.values())

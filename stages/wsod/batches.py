@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
-from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
-from stages.core.errors import ImageError, InputError
+from stages.core.errors import InputError
 from stages.core.runtime.seeding import derive_seed, numpy_generator
 from stages.core.spec import FailureLog
+from stages.core.training.readable import ReadableImages
 from stages.core.vision.views import View, mirror_boxes
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags
@@ -30,15 +30,23 @@ PCA_VECTORS = np.array(((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), 
 
 @dataclass(frozen=True)
 class WsodBatch:
-    """Images (3, H, W) uint8, each zero-padded at right and bottom, and what is known of each."""
+    """Image ids, images (3, H, W) uint8, each zero-padded at right and bottom, and what is known of each."""
 
+    ids: list[str]
     images: list[Tensor]
     bags: Bags
 
     def to(self, device: str) -> WsodBatch:
-        """The same batch on another device."""
-        boxes = [part.to(device) for part in self.bags.boxes_xyxy]
-        return WsodBatch([image.to(device) for image in self.images], Bags(boxes, self.bags.tags))
+        """The same batch on another device; copies to a GPU do not wait for what it is doing."""
+
+        def moved(parts: Sequence[Tensor]) -> list[Tensor]:
+            if device.startswith("cuda"):
+                parts = [part.pin_memory() for part in parts]
+            return [part.to(device, non_blocking=True) for part in parts]
+
+        return WsodBatch(
+            self.ids, moved(self.images), Bags(moved(self.bags.boxes_xyxy), moved(self.bags.tags))
+        )
 
 
 class WeakData:
@@ -69,20 +77,22 @@ class WeakData:
                 where="--proposals",
                 remedy="look at the proposals, or lower wsod.min_side",
             )
-        self._position = {image_id: i for i, image_id in enumerate(self.ids)}
+        self._images = ReadableImages(split, self.ids, failures)
         strength = config.photometric
         self._jitter = v2.ColorJitter(0.4 * strength, 0.4 * strength, 0.4 * strength, 0.1 * strength)
 
     def load(self, ids: Sequence[str], epoch: int) -> WsodBatch:
         """Read and augment the images of a step; what is drawn depends on (seed, epoch, id) alone."""
-        images, boxes, tags = [], [], []
+        names, images, boxes, tags = [], [], [], []
         for wanted in ids:
-            used, pixels_CHW = self._readable(wanted)
+            used, pixels_HW3 = self._images.read(wanted)
+            pixels_CHW = torch.from_numpy(pixels_HW3.copy()).permute(2, 0, 1)
             image, own = self._augment(used, pixels_CHW, epoch)
+            names.append(used)
             images.append(image)
             boxes.append(own)
-            tags.append(self.split.tags(used))
-        return WsodBatch([pad_image(image) for image in images], Bags(boxes, tags))
+            tags.append(torch.tensor(self.split.tags(used)))
+        return WsodBatch(names, [pad_image(image) for image in images], Bags(boxes, tags))
 
     def _augment(self, image_id: str, pixels_CHW: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         generator = numpy_generator(self.seed, "augment", epoch, image_id)
@@ -97,20 +107,6 @@ class WeakData:
         if self.config.lighting > 0:
             image = shift_lighting(image, generator.normal(0, self.config.lighting, 3))
         return image, boxes
-
-    def _readable(self, wanted: str) -> tuple[str, Tensor]:
-        """The wanted image, or the next of the list that can be read: a batch never shrinks."""
-        start = self._position[wanted]
-        for image_id in self.ids[start:] + self.ids[:start]:
-            if image_id in self.failures.entries:
-                continue
-            try:
-                pixels_HWC = load_image(self.split.image_path(image_id))
-            except ImageError as error:
-                self.failures.record(image_id, str(error))
-                continue
-            return image_id, torch.from_numpy(pixels_HWC.copy()).permute(2, 0, 1)
-        raise InputError("none of the training images can be read", where=self.split.name)
 
 
 def shift_lighting(image_CHW: Tensor, amounts: NDArray[np.float64]) -> Tensor:

@@ -21,11 +21,16 @@ class WsodConfig(StageConfig):
         "lite0-embedded", description="Backbone: lite0-embedded, vgg16-d8, or any timm feature backbone"
     )
     weights: str | None = Field(
-        None, description="Backbone weights file (safetensors); default: the backbone's own ImageNet weights"
+        None,
+        description="Backbone weights file (safetensors); default: the backbone's own ImageNet weights. For vgg16-d8 "
+        "torchvision's VGG16: images are always normalised with torchvision's RGB statistics",
     )
     pretrained: bool = Field(True, description="Start from ImageNet weights; false draws random ones")
     out_strides: tuple[int, ...] = Field(
         (8, 16), description="Feature strides that are fused at the finest one, pixels, ascending"
+    )
+    final_relu: bool = Field(
+        True, description="vgg16-d8: keep the ReLU after the last convolution; published for MIST: false"
     )
     freeze_stride: int = Field(
         16,
@@ -79,6 +84,12 @@ class WsodConfig(StageConfig):
     near_top_nms: float = Field(
         0.5, description="near_top: IoU above which the lower seed is dropped", ge=0, le=1
     )
+    near_top_seeds: int = Field(
+        32,
+        description="near_top: seeds of a class, or of all with class_agnostic_nms, at most; published: no limit",
+        ge=1,
+        le=100000,
+    )
     class_agnostic_nms: bool = Field(
         False, description="near_top: let classes suppress one another (published)"
     )
@@ -115,9 +126,9 @@ class WsodConfig(StageConfig):
     )
     # Training.
     epochs: int = Field(10, description="Passes over the training images", ge=1, le=1000)
-    batch_size: int = Field(4, description="Images per step, all processes together", ge=1, le=1024)
+    batch_size: int = Field(4, description="Images per micro-batch, all processes together", ge=1, le=1024)
     accumulate: int = Field(
-        1, description="Steps whose gradients make one move of the optimiser", ge=1, le=1024
+        1, description="Micro-batches whose gradients make one step of the optimiser", ge=1, le=1024
     )
     optimizer: Literal["adam", "adamw", "sgd"] = Field(
         "adam", description="Optimiser; adam couples weight decay as published"
@@ -144,6 +155,12 @@ class WsodConfig(StageConfig):
         (0.67, 0.89), description="steps: shares of the training after which the rate drops by 0.1"
     )
     warmup: float = Field(0.03, description="Linear warm-up, share of the training", ge=0, lt=1)
+    warmup_factor: float = Field(
+        0.001,
+        description="Warm-up starts at this share of the rate; published for MIST: 1/3",
+        ge=0,
+        le=1,
+    )
     clip_norm: float = Field(10.0, description="Largest gradient norm; 0 does not clip", ge=0)
     ema_decay: float = Field(
         0.0, description="Decay of the weight average used at the end; 0 uses none", ge=0, lt=1

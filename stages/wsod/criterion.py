@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stages.core.ops.boxes import encode_deltas
-from stages.core.ops.mil import bag_index, image_scores, two_stream_scores
+from stages.core.ops.mil import bag_index, bag_sum, image_scores, two_stream_scores
 from stages.wsod.config import WsodConfig
 from stages.wsod.detector import ProposalOutputs
 from stages.wsod.losses import image_bce, refinement_loss, regression_loss, row_shares
@@ -30,8 +30,8 @@ class Bags:
 
     boxes_xyxy: Sequence[Tensor]
     """(n_b, 4) input pixels per image; none empty."""
-    tags: Sequence[Sequence[int]]
-    """0-based positive classes per image; none empty."""
+    tags: Sequence[Tensor]
+    """int64 (p_b,) 0-based positive classes per image, each once, on the device of the boxes; none empty."""
 
     @property
     def counts(self) -> list[int]:
@@ -40,7 +40,10 @@ class Bags:
 
 
 def wsod_losses(outputs: ProposalOutputs, bags: Bags, config: WsodConfig) -> dict[str, Tensor]:
-    """Named losses of a batch; their sum is minimised. Names starting with `_` are only for the log."""
+    """Named losses of a batch; their sum is minimised. Names starting with `_` are only for the log.
+
+    Nothing here is copied from the host to a GPU, which would wait for all it has to do.
+    """
     device = outputs.cls_logits_NC.device
     num_images = len(bags.counts)
     bag_N = bag_index(bags.counts, device)
@@ -51,7 +54,7 @@ def wsod_losses(outputs: ProposalOutputs, bags: Bags, config: WsodConfig) -> dic
         losses["_dropped"] = outputs.dropped
     if not outputs.refine_logits:
         return losses
-    shares_N = row_shares(torch.tensor(bags.counts, device=device), bag_N)
+    shares_N = row_shares(bag_sum(torch.ones_like(bag_N)[:, None], bag_N, num_images)[:, 0], bag_N)
     source_NC = scores_NC.detach()[:, int(config.background_column) :]
     for k, logits_NK in enumerate(outputs.refine_logits):
         targets = _batch_targets(source_NC, bags, config)
@@ -90,6 +93,7 @@ def mine(scores_NC: Tensor, classes_P: Tensor, boxes_N4: Tensor, config: WsodCon
             config.near_top_ratio,
             config.near_top_nms,
             config.class_agnostic_nms,
+            config.near_top_seeds,
         )
     if config.score_ties:
         seeds = by_score(seeds)
@@ -99,9 +103,8 @@ def mine(scores_NC: Tensor, classes_P: Tensor, boxes_N4: Tensor, config: WsodCon
 def _batch_targets(source_NC: Tensor, bags: Bags, config: WsodConfig) -> Targets:
     """Mine and label image by image; rows of `matched_N` point into the whole batch."""
     parts, start = [], 0
-    for boxes_N4, tags in zip(bags.boxes_xyxy, bags.tags, strict=True):
+    for boxes_N4, classes_P in zip(bags.boxes_xyxy, bags.tags, strict=True):
         count = len(boxes_N4)
-        classes_P = torch.tensor(list(tags), device=source_NC.device)
         seeds = mine(source_NC[start : start + count], classes_P, boxes_N4, config)
         own = assign_labels(boxes_N4, seeds, config.fg_iou, config.ignore_iou or None)
         parts.append(Targets(own.labels_N, own.weights_N, own.matched_N + start))
@@ -113,9 +116,9 @@ def _batch_targets(source_NC: Tensor, bags: Bags, config: WsodConfig) -> Targets
     )
 
 
-def _tag_matrix(tags: Sequence[Sequence[int]], scores_NC: Tensor, background: bool) -> Tensor:
+def _tag_matrix(tags: Sequence[Tensor], scores_NC: Tensor, background: bool) -> Tensor:
     """Multi-hot tags (B, C); a background column is never present in an image's tags."""
-    matrix = torch.zeros(len(tags), scores_NC.shape[1])
-    for row, classes in zip(matrix, tags, strict=True):
-        row[[c + int(background) for c in classes]] = 1.0
-    return matrix.to(scores_NC.device)
+    matrix_BC = torch.zeros(len(tags), scores_NC.shape[1], device=scores_NC.device)
+    for row_C, classes_P in zip(matrix_BC, tags, strict=True):
+        row_C.index_fill_(0, classes_P + int(background), 1.0)
+    return matrix_BC

@@ -24,7 +24,7 @@ from stages.wsod.wsddn import TwoStreamHead
 
 @dataclass(frozen=True)
 class ProposalOutputs:
-    """What the heads say about all proposals of a batch, image after image."""
+    """What the heads say about all proposals of a batch, image after image; float32 in mixed precision, too."""
 
     cls_logits_NC: Tensor
     """Class stream; with a background column, that is column 0."""
@@ -68,7 +68,7 @@ class WsodDetector(nn.Module):
         self.num_classes = num_classes
         self.pool, self.pool_size = config.pool, config.pool_size
         self.trunk, fc_state = _build_trunk(config, pretrained)
-        self.trunk.freeze_to(config.freeze_stride)
+        self.trunk.freeze_to(config.freeze_stride, "wsod.freeze_stride")
         self.stride = self.trunk.strides[0]
         fuse = config.fused_channels > 0
         self.fuse = FusedMap(self.trunk.channels, config.fused_channels) if fuse else None
@@ -112,8 +112,9 @@ class WsodDetector(nn.Module):
         """RoI features (N, size, size, channels) for input-pixel boxes, one tensor per image."""
         if self.pool == "align":
             return roi_align(feats_BCHW, boxes_xyxy, self.pool_size, self.stride)
-        pooled: Tensor = roi_pool(feats_BCHW, list(boxes_xyxy), self.pool_size, 1.0 / self.stride)
-        return pooled.permute(0, 2, 3, 1)
+        # In float32, as `roi_align` does: half precision would round the boxes.
+        pooled: Tensor = roi_pool(feats_BCHW.float(), list(boxes_xyxy), self.pool_size, 1.0 / self.stride)
+        return pooled.permute(0, 2, 3, 1).to(feats_BCHW.dtype)
 
     def heads(self, pooled_NSSC: Tensor, counts: Sequence[int]) -> ProposalOutputs:
         """Scores and deltas of pooled proposals, `counts[b]` of image b."""
@@ -125,7 +126,14 @@ class WsodDetector(nn.Module):
             feats_ND = layer(feats_ND, counts) if isinstance(layer, ImageDropout) else layer(feats_ND)
         cls_logits, det_logits = self.two_stream(feats_ND)
         refine_logits, deltas = self.refinement(feats_ND)
-        return ProposalOutputs(cls_logits, det_logits, refine_logits, deltas, dropped)
+        # Softmaxes over hundreds of proposals, mining and scores need more than the 8 bits of bf16.
+        return ProposalOutputs(
+            cls_logits.float(),
+            det_logits.float(),
+            [logits.float() for logits in refine_logits],
+            [values.float() for values in deltas],
+            dropped,
+        )
 
     def forward(self, images: Tensor | Sequence[Tensor], boxes_xyxy: Sequence[Tensor]) -> ProposalOutputs:
         """Score the boxes (n_b, 4), half-open input pixels, of each image.
@@ -156,10 +164,12 @@ def _build_trunk(config: WsodConfig, pretrained: bool) -> tuple[Trunk, dict[str,
     if source and config.weights is not None:
         source = Path(config.weights)
     if config.trunk == vgg.NAME:
-        return vgg.build_vgg16_d8(source)
+        return vgg.build_vgg16_d8(source, config.final_relu)
     trunk = build_trunk(config.trunk, config.out_strides, source, frozen_bn=config.frozen_bn)
     if config.frozen_bn:
         fold_batch_norms(trunk)
+    else:
+        trunk.probe()
     return trunk, {}
 
 

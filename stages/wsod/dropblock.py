@@ -44,7 +44,7 @@ def block_mask(centres_N1SS: Tensor, block: int) -> Tensor:
 
 def rescale(feats: Tensor, mask: Tensor) -> Tensor:
     """Masked features at the strength of unmasked ones: one factor for the whole batch."""
-    return feats * mask * (mask.numel() / mask.sum().clamp(min=1.0))
+    return feats * mask.to(feats.dtype) * (mask.numel() / mask.sum().clamp(min=1.0))
 
 
 class ConcreteDropBlock(nn.Module):
@@ -98,7 +98,7 @@ class ConcreteDropBlock(nn.Module):
         # The detector must not learn through the choice of blocks: the network sees detached features.
         seen_NCSS = pooled_NSSC.detach().permute(0, 3, 1, 2)
         logits_N1SS = (self.residual(seen_NCSS) + self.shortcut(seen_NCSS))[:, :1]
-        q = (torch.sigmoid(logits_N1SS) * self.gamma).clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+        q = (torch.sigmoid(logits_N1SS.float()) * self.gamma).clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY)
         choices = torch.stack((q, 1 - q), dim=-1).log()
         centres_N1SS = F.gumbel_softmax(choices, tau=self.temperature, hard=True)[..., 0]
         if self.form == "reversal":

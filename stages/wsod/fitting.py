@@ -40,7 +40,7 @@ def fit_detector(config: WsodConfig, data: WeakData, context: StageContext) -> W
     torch.manual_seed(context.seed)  # fresh layers
     model = WsodDetector(config, len(context.split.classes)).to(context.device)
 
-    def step(batch: WsodBatch, number: int) -> dict[str, Tensor]:
+    def batch_losses(batch: WsodBatch, number: int) -> dict[str, Tensor]:
         on_device = batch.to(context.device)
         with autocast(context.device, context.precision):
             outputs = model(on_device.images, on_device.bags.boxes_xyxy)
@@ -54,7 +54,7 @@ def fit_detector(config: WsodConfig, data: WeakData, context: StageContext) -> W
             schedule=build_schedule(config, optimiser_steps(config, len(data.ids))),
             items=data.ids,
             load=data.load,
-            step=step,
+            losses=batch_losses,
             settings=FitSettings(
                 epochs=config.epochs,
                 batch_size=config.batch_size,
@@ -112,8 +112,9 @@ def build_schedule(config: WsodConfig, steps: int) -> Schedule:
     """Learning-rate factor per optimiser step."""
     warmup = round(config.warmup * steps)
     if config.schedule == "cosine":
-        return warmup_cosine(steps, warmup)
-    return warmup_steps([round(share * steps) for share in config.milestones], warmup=warmup)
+        return warmup_cosine(steps, warmup, config.warmup_factor)
+    milestones = [round(share * steps) for share in config.milestones]
+    return warmup_steps(milestones, warmup=warmup, warmup_factor=config.warmup_factor)
 
 
 def save_detector(path: Path, model: WsodDetector, config: WsodConfig, classes: Sequence[str]) -> None:
@@ -129,6 +130,19 @@ def load_detector(path: Path, classes: Sequence[str]) -> tuple[WsodDetector, Wso
         MissingInputError: no such file.
         SchemaError: not a wsod detector, of another class list, or damaged.
     """
+    config = trained_with(path)
+    model = WsodDetector(config, len(classes), pretrained=False)
+    load_weights(path, model, {"kind": KIND, "classes": list(classes)})
+    return model.eval(), config
+
+
+def trained_with(path: Path) -> WsodConfig:
+    """The settings that a checkpoint was trained with.
+
+    Raises:
+        MissingInputError: no such file.
+        SchemaError: not a wsod detector, or of another version.
+    """
     metadata = read_metadata(path)
     if metadata.get("kind") != KIND:
         raise SchemaError(
@@ -137,9 +151,6 @@ def load_detector(path: Path, classes: Sequence[str]) -> tuple[WsodDetector, Wso
             remedy="point --checkpoint at a detector.safetensors of the wsod stage",
         )
     try:
-        config = WsodConfig.model_validate(metadata["config"])
+        return WsodConfig.model_validate(metadata["config"])
     except (KeyError, ValidationError) as error:
         raise SchemaError(f"its settings are not those of this version ({error})", where=path) from error
-    model = WsodDetector(config, len(classes), pretrained=False)
-    load_weights(path, model, {"kind": KIND, "classes": list(classes)})
-    return model.eval(), config

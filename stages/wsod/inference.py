@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,32 @@ from stages.wsod.detector import WsodDetector
 from stages.wsod.fitting import load_detector
 from stages.wsod.proposals import Proposals, ProposalSource
 from stages.wsod.tta import average
+
+OF_THE_RUN = (
+    "test_size", "max_size", "quality_power", "nms_iou", "score_threshold", "max_detections", "min_side", "dedup_grid",
+    "max_proposals",
+)  # fmt: skip
+"""Settings of detection: this run's count, whatever the checkpoint was trained with."""
+OF_THE_CHECKPOINT = (
+    "method", "trunk", "final_relu", "out_strides", "fused_channels", "pool", "pool_size", "hidden",
+    "background_column", "regression", "branches",
+)  # fmt: skip
+"""Settings of the detector itself: it is rebuilt from the checkpoint's."""
+
+
+def other_settings(config: WsodConfig, trained: WsodConfig) -> str:
+    """Which settings that matter at detection differ from the checkpoint's, in words; empty if none does."""
+
+    def named(names: Sequence[str]) -> str:
+        pairs = [(name, getattr(config, name), getattr(trained, name)) for name in names]
+        return ", ".join(
+            f"{name} {ours!r} (checkpoint: {theirs!r})" for name, ours, theirs in pairs if ours != theirs
+        )
+
+    used = named((*OF_THE_RUN, *(("train_sizes",) if config.tta else ())))
+    unused = named(OF_THE_CHECKPOINT)
+    parts = [f"in use: {used}" if used else "", f"not in use: {unused}" if unused else ""]
+    return "; ".join(part for part in parts if part)
 
 
 @torch.inference_mode()

@@ -20,11 +20,16 @@ def image_bce(
 ) -> Tensor:
     """Multi-label cross-entropy of summed WSDDN scores: over classes `sum` (OICR) or `mean` (MIST), mean over images.
 
-    Scores are clamped to [clamp, 1 - clamp]: sums of softmax products may leave [0, 1] by rounding.
+    Scores are clamped to [clamp, 1 - clamp]: sums of softmax products may leave [0, 1] by rounding. With scores that
+    are not finite the loss is nan.
     """
     scores_BC = image_scores_BC.float()
+    # Torch's BCE refuses nan, on a GPU with an assertion that ends the process.
+    finite_BC = torch.isfinite(scores_BC)
+    safe_BC = scores_BC.masked_fill(~finite_BC, 0.5)
     # In float32 1 - 1e-8 is 1: BCE then limits the logarithm at -100 by itself.
-    bce_BC = F.binary_cross_entropy(scores_BC.clamp(clamp, 1.0 - clamp), tags_BC.float(), reduction="none")
+    bce_BC = F.binary_cross_entropy(safe_BC.clamp(clamp, 1.0 - clamp), tags_BC.float(), reduction="none")
+    bce_BC = bce_BC.masked_fill(~finite_BC, float("nan"))
     per_image_B = bce_BC.sum(dim=1) if reduction == "sum" else bce_BC.mean(dim=1)
     return per_image_B.mean()
 

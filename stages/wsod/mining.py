@@ -71,8 +71,11 @@ def block_rows(columns_S4: Tensor) -> int:
 
 
 def compact(seeds: Seeds) -> Seeds:
-    """Leave the padding out where that costs no waiting: on a CPU. On other devices the seeds as they are."""
-    if seeds.valid_S.device.type != "cpu":
+    """Leave the padding out where that costs no waiting: on a CPU. On other devices the seeds as they are.
+
+    So they are, too, where none is valid: one row at least is needed.
+    """
+    if seeds.valid_S.device.type != "cpu" or not bool(seeds.valid_S.any()):
         return seeds
     rows = torch.nonzero(seeds.valid_S).flatten()
     return Seeds(seeds.index_S[rows], seeds.classes_S[rows], seeds.scores_S[rows], seeds.valid_S[rows])
@@ -85,7 +88,8 @@ def assign_labels(
 
     Foreground means IoU >= `fg_iou`. With `ignore_iou` proposals below that overlap get weight 0 (the band
     of the first OICR); without it all background carries its seed's score, as in the published
-    configurations. Equal overlaps go to the earlier seed. At least one seed must be valid.
+    configurations. Equal overlaps go to the earlier seed. Where no seed is valid, which scores that are not finite
+    lead to, all proposals are background.
 
     boxes_N4: the proposals, half-open pixels.
     """

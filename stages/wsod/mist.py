@@ -12,8 +12,6 @@ from torch import Tensor
 from stages.core.ops.boxes import box_area, pairwise_containment, pairwise_iou
 from stages.wsod.mining import Seeds, block_rows
 
-BRANCH_WEIGHTS = (3.0, 1.0, 1.0)
-"""Published loss weights of the three refinement branches."""
 INSIDE = 0.85
 """Share of a seed's area from which it lies inside another, as tau_o of pseudo ground truth."""
 

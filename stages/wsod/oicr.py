@@ -70,7 +70,8 @@ def near_top(
     class_agnostic: the published variant, where a proposal of one class may delete another class's;
     otherwise each class is pruned by itself. At most `max_seeds` seeds are picked (per class unless
     class-agnostic), highest score first; picking instead of listing keeps the output size fixed, and each
-    pick works on all classes at once.
+    pick works on all classes at once. Published: no limit, which near the start of a training, where scores are
+    nearly equal, makes seeds of most proposals.
     """
     scores_PN = scores_NC[:, classes_P].T
     alive_PN = scores_PN >= ratio * scores_PN.amax(dim=1, keepdim=True)
@@ -101,7 +102,7 @@ def near_top(
 
 
 def _first_max(scores_NP: Tensor) -> tuple[Tensor, Tensor]:
-    """Column maxima and the first row that reaches each."""
+    """Column maxima and the first row that reaches each; where the maximum is nan, which no row equals, the last."""
     best_P = scores_NP.amax(dim=0)
     rows_N1 = torch.arange(scores_NP.shape[0], device=scores_NP.device)[:, None]
-    return best_P, torch.where(scores_NP == best_P, rows_N1, scores_NP.shape[0]).amin(dim=0)
+    return best_P, torch.where(scores_NP == best_P, rows_N1, scores_NP.shape[0] - 1).amin(dim=0)

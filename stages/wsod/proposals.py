@@ -89,9 +89,10 @@ def clean(
     stays. More than `max_proposals` are cut by predicted IoU.
     """
     height, width = size_hw
+    finite = np.isfinite(boxes_xyxy).all(axis=1)
     clipped = np.clip(boxes_xyxy.astype(np.float64), 0, [width, height, width, height])
     sides = clipped[:, 2:] - clipped[:, :2]
-    rows = np.flatnonzero(np.isfinite(clipped).all(axis=1) & (sides >= min_side).all(axis=1))
+    rows = np.flatnonzero(finite & (sides >= min_side).all(axis=1))
     keys = np.rint(clipped[rows] / (dedup_grid or 1.0)).astype(np.int64)
     rows = rows[np.sort(np.unique(keys, axis=0, return_index=True)[1])]
     if len(rows) > max_proposals:

@@ -11,11 +11,12 @@ from stages.core.artifacts.coco_json import write_results
 from stages.core.artifacts.schemas import PROPOSALS
 from stages.core.artifacts.table import read_table
 from stages.core.config import StageConfig
+from stages.core.runtime.processes import is_main
 from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
 from stages.wsod.batches import WeakData
 from stages.wsod.config import WsodConfig
-from stages.wsod.fitting import fit_detector, load_detector, optimiser_steps, save_detector
-from stages.wsod.inference import detect_split
+from stages.wsod.fitting import fit_detector, load_detector, optimiser_steps, save_detector, trained_with
+from stages.wsod.inference import detect_split, other_settings
 from stages.wsod.proposals import ProposalSource
 
 CHECKPOINT = "detector.safetensors"
@@ -46,7 +47,7 @@ class WsodStage:
         notes = [f"{table.num_rows} proposals"]
         if missing:
             notes.append(f"{missing} images without proposals")
-        if not trains(context):
+        if not context.trains:
             load_detector(context.input("checkpoint"), context.split.classes)
             return Plan(images, (*notes, "apply only"))
         steps = optimiser_steps(config, images - missing)
@@ -56,24 +57,24 @@ class WsodStage:
         """Fit on a train split, then apply."""
         counts: Counts = {}
         checkpoint = context.out / CHECKPOINT
-        if not trains(context):
-            checkpoint = context.input("checkpoint")
-        elif not (context.resume and checkpoint.is_file()):
+        if context.trains:
+            # Also after the fit: what was left out belongs in the manifest, whenever the run was interrupted.
             source = ProposalSource(context.input("proposals"), config)
             data = WeakData(context.split, source, config, context.seed, context.failures)
-            model = fit_detector(config, data, context)
-            save_detector(checkpoint, model, config, context.split.classes)
             counts["training_images"] = len(data.ids)
+            if not (context.resume and checkpoint.is_file()):
+                model = fit_detector(config, data, context)
+                save_detector(checkpoint, model, config, context.split.classes)
+        else:
+            checkpoint = context.input("checkpoint")
+            differing = other_settings(config, trained_with(checkpoint))
+            if differing and is_main():
+                context.log.warning("settings other than the checkpoint was trained with: %s", differing)
         detections = detect_split(context, checkpoint, config)
         if detections is not None:
             write_results(context.out / DETECTIONS, context.split, detections)
             counts["detections"] = sum(len(found) for found in detections.values())
         return counts
-
-
-def trains(context: StageContext) -> bool:
-    """Whether this run fits: on a train split, unless a checkpoint was given by hand."""
-    return context.split.role == "train" and not context.has_input("checkpoint")
 
 
 STAGE = WsodStage()

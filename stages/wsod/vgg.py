@@ -66,7 +66,7 @@ def build_vgg16_d8(pretrained: bool | Path, final_relu: bool = True) -> tuple[Tr
         layers.append(layer)
     if not final_relu:
         layers.pop()
-    trunk = Trunk(SingleMap(nn.Sequential(*layers)), (512,), (8,), IMAGENET_MEAN, IMAGENET_STD)
+    trunk = Trunk(SingleMap(nn.Sequential(*layers)), (512,), (8,), IMAGENET_MEAN, IMAGENET_STD, name=NAME)
     state = network.classifier.state_dict() if pretrained else {}
     return trunk, {name: value for name, value in state.items() if name[0] in "03"}
 

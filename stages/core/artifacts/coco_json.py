@@ -294,26 +294,21 @@ def read_dataset(path: Path, split: LabelSpace) -> dict[str, Detections]:
 
 def _classes_by_category(categories: Sequence[Any], split: LabelSpace, path: Path) -> dict[int | None, int]:
     """Category id of the file -> index of the class of that name."""
-    index_of = {name: i for i, name in enumerate(split.classes)}
-    class_of: dict[int | None, int] = {}
-    names = []
-    for position, category in enumerate(categories):
-        number = _integer(category, "id") if isinstance(category, dict) else None
-        if number is None or number in class_of or not isinstance(category.get("name"), str):
-            raise SchemaError(
-                f"category {position} is not one with a name and an integer id of its own",
-                where=path,
-                remedy=_AGAIN,
-            )
-        names.append(category["name"])
-        class_of[number] = index_of.get(category["name"], -1)
-    if -1 in class_of.values():
+    names = [category.get("name") if isinstance(category, dict) else None for category in categories]
+    if sorted(map(str, names)) != sorted(split.classes):
         raise SchemaError(
             f"holds classes {names[:5]}…, split {split.name} has {list(split.classes)[:5]}…",
             where=path,
             remedy="use pseudo ground truth made for this data set",
         )
-    return class_of
+    numbers = [_integer(category, "id") for category in categories]
+    if None in numbers or len(set(numbers)) < len(numbers):
+        raise SchemaError(
+            f"its categories have the ids {numbers[:5]}…",
+            where=path,
+            remedy="give each an integer of its own",
+        )
+    return {number: split.classes.index(str(name)) for number, name in zip(numbers, names, strict=True)}
 
 
 def _annotation_mask(entry: Entry, height: int | None, width: int | None) -> RLE | None:

@@ -49,10 +49,6 @@ class Manifest:
     peak_memory_mib: float = 0.0
     schema_version: int = MANIFEST_VERSION
 
-    def same_work(self, config: dict[str, Any], seed: int, limit: int | None) -> bool:
-        """Whether this run was made with these settings."""
-        return (self.config, self.seed, self.limit) == (config, seed, limit)
-
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Hash the outputs named in ``manifest.outputs`` and write the manifest beside them."""

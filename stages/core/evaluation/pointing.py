@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.core.artifacts.cams import stored_map
 from stages.core.artifacts.schemas import MAP_KINDS
 from stages.core.artifacts.table import Table
 from stages.core.errors import SchemaError
@@ -85,7 +86,7 @@ def pointing_accuracy(cams: Table, truth: Mapping[str, ImageTruth], num_classes:
         rows = cams.rows(image_id)
         _check_rows(rows, image_id, num_classes)
         wanted = np.flatnonzero(np.isin(rows["class_index"], present))
-        maps = [_map(cams, rows, int(i), image_id) for i in wanted]
+        maps = [stored_map(cams, rows, i, image_id).astype(np.float64) for i in wanted.tolist()]
         for kind in range(len(MAP_KINDS)):
             for label in present.tolist():
                 chosen = [
@@ -113,17 +114,6 @@ def _check_rows(rows: Mapping[str, NDArray[np.generic]], image_id: str, num_clas
         values = rows[column].astype(np.int64)
         if len(values) and (values.min() < 0 or values.max() >= end):
             raise SchemaError(f"image {image_id}: {column} outside 0..{end - 1}")
-
-
-def _map(cams: Table, rows: Mapping[str, NDArray[np.generic]], row: int, image_id: str) -> FloatArray:
-    """One map on its grid, (h, w)."""
-    start, count, height, width = (
-        int(rows[name][row].item()) for name in ("value_start", "value_count", "grid_h", "grid_w")
-    )
-    if count != height * width:
-        raise SchemaError(f"image {image_id}: a map of {count} values on a {height}x{width} grid")
-    values = cams.pools["values"][start : start + count]
-    return values.astype(np.float64).reshape(height, width)
 
 
 def _mean_map(maps: list[FloatArray]) -> FloatArray | None:

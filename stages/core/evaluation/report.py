@@ -29,10 +29,6 @@ class Report:
     per_class: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    def table(self) -> list[tuple[str, str]]:
-        """Rows (figure, value) ready for printing."""
-        return [(name, shown(value)) for name, value in self.metrics.items()]
-
     def as_json(self) -> dict[str, Any]:
         """Plain dictionaries; undefined figures become None, as JSON has no nan."""
         return {

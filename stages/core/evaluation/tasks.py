@@ -29,7 +29,7 @@ from stages.core.artifacts.schemas import CAMS, MAP_KINDS, PROMPTS, PROPOSALS, S
 from stages.core.artifacts.table import Array, read_table
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
-from stages.core.errors import MissingInputError, SchemaError, UsageError, did_you_mean
+from stages.core.errors import InputError, MissingInputError, SchemaError, UsageError, did_you_mean
 from stages.core.evaluation.coco_ap import coco_ap
 from stages.core.evaluation.corloc import corloc
 from stages.core.evaluation.mask_ap import MASK_IOUS, images_with_masks, mask_ap
@@ -89,8 +89,15 @@ def evaluate(
     """
     if not artifact.is_file():
         raise MissingInputError("no such file", where=artifact, remedy="run the stage that writes it")
-    if limit is None and (artifact.parent / MANIFEST_NAME).is_file():
-        limit = read_manifest(artifact.parent).limit
+    if (artifact.parent / MANIFEST_NAME).is_file():
+        manifest = read_manifest(artifact.parent)
+        if artifact.name in manifest.outputs and manifest.split != split_name:
+            raise InputError(
+                f"was made for split {manifest.split}, not {split_name}",
+                where=artifact,
+                remedy=f"use --split {manifest.split}",
+            )
+        limit = manifest.limit if limit is None else limit
     chosen = infer_task(artifact) if task is None else task
     return measure(chosen, artifact, load_ground(split_name, data_root, limit))
 

@@ -89,7 +89,10 @@ def encode_deltas(
     target_centre = targets_xyxy[..., :2] + 0.5 * target_size
     shift = (target_centre - roi_centre) / roi_size
     deltas = torch.cat((shift, torch.log(target_size / roi_size)), dim=-1)
-    return deltas * deltas.new_tensor(weights)
+    # Number by number: a tensor of them would be copied to a GPU, which waits for all it has to do.
+    return torch.stack(
+        [delta * weight for delta, weight in zip(deltas.unbind(-1), weights, strict=True)], dim=-1
+    )
 
 
 def decode_deltas(

@@ -14,9 +14,9 @@ from torch import Tensor
 
 def bag_index(counts: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """Bag of every row when bag b holds `counts[b]` consecutive rows: (sum(counts),) int64."""
-    sizes = torch.tensor(list(counts), dtype=torch.int64)
-    rows = torch.repeat_interleave(torch.arange(len(counts)), sizes)
-    return rows.to(device)
+    # Filled in place: a copy from the host would wait for all that a GPU has to do.
+    rows = [torch.full((count,), bag, dtype=torch.int64, device=device) for bag, count in enumerate(counts)]
+    return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64, device=device)
 
 
 def bag_softmax(logits_NC: Tensor, bag_N: Tensor, num_bags: int) -> Tensor:

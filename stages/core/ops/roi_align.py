@@ -20,6 +20,8 @@ def roi_align(
 ) -> Tensor:
     """Pool each box into size x size bins: (N, size, size, C), boxes of image 0 first.
 
+    Maps in half precision are pooled in float32, and the bins are in the precision of the maps.
+
     Args:
         feats_BCHW: Feature maps; channels-last memory is fastest on a CPU.
         boxes_xyxy: One (n_b, 4) tensor of half-open input pixels per image.
@@ -27,6 +29,9 @@ def roi_align(
         stride: Input pixels per feature cell.
         sampling: Sampling points per bin and side.
     """
+    if feats_BCHW.dtype in (torch.bfloat16, torch.float16):
+        # bf16 tells no coordinate beyond 256 from its neighbour.
+        return roi_align(feats_BCHW.float(), boxes_xyxy, size, stride, sampling).to(feats_BCHW.dtype)
     if feats_BCHW.device.type != "cpu":
         pooled_NCSS: Tensor = torchvision_roi_align(
             feats_BCHW, list(boxes_xyxy), size, 1.0 / stride, sampling, aligned=True

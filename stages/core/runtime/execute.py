@@ -30,6 +30,7 @@ from stages.core.artifacts.manifest import (
 from stages.core.config import StageConfig
 from stages.core.errors import (
     OutputExistsError,
+    StaleInputError,
     TooManyFailuresError,
     UsageError,
 )
@@ -109,6 +110,7 @@ def execute(stage: Stage, config: StageConfig, request: Request, split: WeakSpli
 
     if request.limit is not None and request.limit < 1:
         raise UsageError("expected at least 1", where="--limit")
+    failure_limit(request.max_failures, 0)  # a word that cannot be read is said now, not after the stage
     processes.join(request.device)
     if request.shard[1] > 1 and processes.world() > 1:
         raise UsageError(
@@ -142,7 +144,7 @@ def execute(stage: Stage, config: StageConfig, request: Request, split: WeakSpli
     )
     for problem in split.problems:
         context.failures.record(problem.id, problem.reason)
-    hashes = processes.from_main(lambda: _input_records(stage, inputs, request.run))
+    hashes = processes.from_main(lambda: _input_records(stage, inputs, request, split))
     wanted = {
         "stage": stage.name,
         "split": split.name,
@@ -181,14 +183,32 @@ def _resolve_inputs(stage: Stage, role: str, train_split: str, request: Request)
     return inputs
 
 
-def _input_records(stage: Stage, inputs: dict[str, Path], run: Path) -> dict[str, InputRecord]:
+def _input_records(
+    stage: Stage, inputs: dict[str, Path], request: Request, split: WeakSplit
+) -> dict[str, InputRecord]:
     specs: dict[str, InputSpec] = {spec.name: spec for spec in stage.inputs}
-    records = {}
+    run, records = request.run, {}
     for name, path in inputs.items():
         digest = check_input(path, run, specs[name].producer)
+        _check_same_split(path, request, split)
         shown = path.relative_to(run).as_posix() if path.is_relative_to(run) else path.name
         records[name] = InputRecord(shown, digest)
     return records
+
+
+def _check_same_split(path: Path, request: Request, split: WeakSplit) -> None:
+    """Refuse a file made of a split of the same name that had other images, tags or classes."""
+    if not (path.parent / MANIFEST_NAME).is_file():
+        return
+    made = read_manifest(path.parent)
+    # With another --limit the images differ by intention.
+    same = (made.split, made.limit) == (split.name, request.limit)
+    if same and made.split_fingerprint not in ("", split.fingerprint):
+        raise StaleInputError(
+            f"made when {split.name} had other images, tags or classes",
+            where=path,
+            remedy=f"run `weaksam {made.stage} --split {split.name} --overwrite` and what follows it again",
+        )
 
 
 def _output_guard(out: Path, wanted: dict[str, Any], request: Request) -> tuple[Manifest | None, bool]:
@@ -229,9 +249,8 @@ def _output_guard(out: Path, wanted: dict[str, Any], request: Request) -> tuple[
         remedy = "give an empty --out, or --overwrite to replace only what this stage writes there"
         raise OutputExistsError("the folder holds something else", where=out, remedy=remedy)
     if request.resume:
-        changed = [key for key in wanted if saved.get(key) != wanted[key]]
         raise OutputExistsError(
-            f"cannot resume: made with other {', '.join(changed)}",
+            f"cannot resume: made with other {'; '.join(_differences(saved, wanted))}",
             where=out,
             remedy="use --overwrite to start anew",
         )
@@ -241,6 +260,25 @@ def _output_guard(out: Path, wanted: dict[str, Any], request: Request) -> tuple[
         where=out,
         remedy="add --resume to go on, or --overwrite to start anew",
     )
+
+
+def _differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """What a run was made with and is asked for now, in words; settings and inputs one by one."""
+    found = []
+    for key in (key for key in wanted if saved.get(key) != wanted[key]):
+        old, new = saved.get(key), wanted[key]
+        if key == "split_fingerprint":
+            found.append("images or tags")
+        elif key == "config" and isinstance(old, dict):
+            names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+            shown = [f"{name} {old.get(name, 'absent')} -> {new.get(name, 'absent')}" for name in names]
+            found.append(f"settings ({', '.join(shown)})")
+        elif key == "inputs" and isinstance(old, dict):
+            names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+            found.append(f"inputs ({', '.join(names)})")
+        else:
+            found.append(f"{key} ({old} -> {new})")
+    return found
 
 
 def _saved_settings(out: Path) -> dict[str, Any] | None:
@@ -308,7 +346,7 @@ def _run(
         if not processes.is_main():
             processes.wait_for_all()  # for the manifest
             return Outcome("done elsewhere", out, plan)
-        outputs = stage.outputs[context.split.role]
+        outputs = _expected_outputs(stage, context)
         if not all((out / name).is_file() for name in outputs):
             context.log.info("shard %d/%d done; other shards have parts to do", *context.shard)
             return Outcome("shard done", out, plan)
@@ -322,6 +360,18 @@ def _run(
         context.log.info("%s: done in %.0f s -> %s", stage.name, seconds, out)
     _check_failures(context.failures, len(context.split.ids), request, out)
     return Outcome("done", out, plan, manifest)
+
+
+def _expected_outputs(stage: Stage, context: StageContext) -> list[str]:
+    """Files that the stage writes here.
+
+    A checkpoint given by hand is applied to a train split as to a test split: what only a training makes is not
+    expected then.
+    """
+    names = stage.outputs[context.split.role]
+    if context.split.role == "test" or context.trains:
+        return list(names)
+    return [name for name in names if name in stage.outputs["test"] or (context.out / name).is_file()]
 
 
 def _manifest(
@@ -342,7 +392,7 @@ def _manifest(
         command=["weaksam", *sys.argv[1:]],
         inputs=hashes,
         split_fingerprint=context.split.fingerprint,
-        outputs=dict.fromkeys(stage.outputs[context.split.role], ""),
+        outputs=dict.fromkeys(_expected_outputs(stage, context), ""),
         environment=environment_facts(context.device),
         counts={"images": len(context.split.ids), **counts, "failed": len(context.failures.entries)},
         failures=context.failures.as_list(),

@@ -33,7 +33,6 @@ class Launch:
         rank: 0-based number over all nodes.
         world: Processes altogether.
         local_rank: 0-based number on this node; picks the GPU.
-        local_world: Processes on this node; they share its cores.
         address: Host of process 0, or None where the launcher has set it already.
         port: Port on that host, or None likewise.
     """
@@ -41,7 +40,6 @@ class Launch:
     rank: int = 0
     world: int = 1
     local_rank: int = 0
-    local_world: int = 1
     address: str | None = None
     port: int | None = None
 
@@ -56,12 +54,8 @@ def launch_facts(environment: Mapping[str, str]) -> Launch:
     """
     try:
         if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= set(environment):
-            local_world = int(environment.get("LOCAL_WORLD_SIZE", "1"))
             return Launch(
-                int(environment["RANK"]),
-                int(environment["WORLD_SIZE"]),
-                int(environment["LOCAL_RANK"]),
-                local_world,
+                int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(environment["LOCAL_RANK"])
             )
         world = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
         if world < 2 or "SLURM_PROCID" not in environment:
@@ -72,7 +66,6 @@ def launch_facts(environment: Mapping[str, str]) -> Launch:
             int(environment["SLURM_PROCID"]),
             world,
             int(environment.get("SLURM_LOCALID", "0")),
-            int(re.match(r"\d+", environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))[0]),  # type: ignore[index]
             environment.get("MASTER_ADDR") or first_host(nodes),
             int(environment.get("MASTER_PORT") or FIRST_PORT + job % PORTS),
         )

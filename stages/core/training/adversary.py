@@ -1,6 +1,6 @@
 """A second player in training: a part of the model that learns to raise the loss which the rest lowers.
 
-The published two-step form: after the model's own move, a fresh pass of the same images gives the loss again, and the
+The published two-step form: after the model's own step, a fresh pass of the same images gives the loss again, and the
 adversary's own optimiser moves its parameters up its slope. Nothing else moves.
 """
 
@@ -36,13 +36,13 @@ class Adversary:
     def __post_init__(self) -> None:
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
 
-    def move(self, losses: Callable[[], Iterable[Tensor]], factor: float, scale: float = 1.0) -> None:
-        """Take one step up the sum of fresh losses of the move's images, of all processes.
+    def step(self, losses: Callable[[], Iterable[Tensor]], factor: float, scale: float = 1.0) -> None:
+        """Take one step up the sum of fresh losses of the step's images, of all processes.
 
         A slope that is not finite is passed over: it would stay in the optimiser's averages.
 
         Args:
-            losses: Makes the losses of this process's passes, each weighted by its share of the images.
+            losses: Makes the losses of this process's micro-batches, each weighted by its share of the images.
             factor: Of the learning rate.
             scale: Of the losses while their slope is computed, so that half precision holds it.
         """

@@ -22,7 +22,7 @@ from stages.core.vision.detector_spec import DetectorSpec, DetrSpec
 
 SGD_MOMENTUM = 0.9
 BeforeStep = Callable[[int], None]
-AfterStep = Callable[[], dict[str, Tensor]]
+AfterStep = Callable[[int], dict[str, Tensor]]
 
 
 def total_steps(settings: DetectorSettings, images: int) -> int:
@@ -38,7 +38,7 @@ def train_detector(
     *,
     prepare: Callable[[AnyDetector], None] = lambda model: None,
     before_step: BeforeStep = lambda step: None,
-    after_step: AfterStep = dict,
+    after_step: AfterStep = lambda images: {},
 ) -> AnyDetector:
     """Train a detector on the context's split, resuming from `<out>/state` if asked to.
 
@@ -49,7 +49,8 @@ def train_detector(
         context: device, seed, progress, metrics.
         prepare: called once on the new model, e.g. to set its RoI weights.
         before_step: called with the number of the optimiser step.
-        after_step: extra scalars for the log, their names starting with `_`.
+        after_step: called with the number of images of the micro-batch; extra scalars for the log, means over these
+            images, their names starting with `_`.
 
     Returns:
         The trained model (the weight average if there is one), in eval mode.
@@ -61,12 +62,12 @@ def train_detector(
     model = build(spec, context.split.classes).to(context.device)
     prepare(model)
 
-    def step(batch: DetectionBatch, number: int) -> dict[str, Tensor]:
+    def batch_losses(batch: DetectionBatch, number: int) -> dict[str, Tensor]:
         before_step(number)
         on_device = batch.to(context.device)
         with autocast(context.device, context.precision):
             losses: dict[str, Tensor] = model(on_device.images, on_device.targets)
-        return losses | after_step()
+        return losses | after_step(len(batch.images))
 
     steps = total_steps(settings, len(data.ids))
     with torch_threads(settings.threads):
@@ -77,7 +78,7 @@ def train_detector(
             schedule=build_schedule(settings, steps),
             items=data.ids,
             load=data.load,
-            step=step,
+            losses=batch_losses,
             settings=FitSettings(
                 epochs=settings.epochs,
                 batch_size=settings.batch_size,

@@ -7,10 +7,12 @@ set; the published values are the recipe `paper` (R50-FPN, 16 images, SGD 0.02, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
 from stages.core.config import StageConfig
 from stages.core.vision.detector_spec import BoxLoss, DetectorSpec, Heads, Kind
 
@@ -113,11 +115,13 @@ class DetectorSettings(StageConfig):
     )
 
     epochs: int = Field(6, ge=1, description="passes over the images with pseudo boxes")
-    batch_size: int = Field(4, ge=1, description="images per step, all processes together")
-    accumulate: int = Field(1, ge=1, description="steps whose gradients make one move of the optimiser")
+    batch_size: int = Field(4, ge=1, description="images per micro-batch, all processes together")
+    accumulate: int = Field(
+        1, ge=1, description="micro-batches whose gradients make one step of the optimiser"
+    )
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="adamw, or sgd with momentum 0.9")
-    lr: float = Field(1e-3, gt=0, description="learning rate of `lr_batch` images per move of the optimiser")
-    lr_batch: int = Field(4, ge=1, description="images per move that `lr` is meant for; scaled linearly")
+    lr: float = Field(1e-3, gt=0, description="learning rate of `lr_batch` images per step of the optimiser")
+    lr_batch: int = Field(4, ge=1, description="images per step that `lr` is meant for; scaled linearly")
     trunk_lr_factor: float = Field(
         0.3, ge=0, le=1, description="the pretrained trunk learns at this share of lr"
     )
@@ -137,9 +141,19 @@ class DetectorSettings(StageConfig):
         shared = {name: getattr(self, name) for name in DetectorSpec.model_fields if name in own}
         return DetectorSpec(**shared | {"kind": kind, "mask_channels": mask_channels})
 
-    def view_sizes(self) -> tuple[int, ...]:
-        """Short sides of the views that detections are merged from; none without `tta`."""
-        return (self.tta_sizes or self.train_sizes) if self.tta else ()
+    def view_sizes(self, checkpoint: Path | None = None) -> tuple[int, ...]:
+        """Short sides of the views that detections are merged from; none without `tta`.
+
+        Args:
+            checkpoint: the detector, where these settings have not trained it. Unless `tta_sizes` are given, views
+                are then those of its training, whose settings are in the manifest beside it.
+        """
+        if not self.tta:
+            return ()
+        if self.tta_sizes or checkpoint is None or not (checkpoint.parent / MANIFEST_NAME).is_file():
+            return self.tta_sizes or self.train_sizes
+        trained = read_manifest(checkpoint.parent).config
+        return tuple(trained.get("tta_sizes") or trained.get("train_sizes") or self.train_sizes)
 
     def augmentation(self) -> Augmentation:
         """What happens to a training image."""

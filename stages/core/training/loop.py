@@ -1,9 +1,9 @@
 """The training loop of every room: seeded order, schedule, EMA, several processes, states that resume bit-exactly.
 
-The unit is a *move* of the optimiser. Its images (`batch_size` x `accumulate`) are cut up among the processes and then
-into as many passes as `accumulate` says. Losses are means over images, so neither cut changes the gradient. The order
-of samples, their augmentation, the random numbers of layers and the learning rate are functions of (seed, epoch, move,
-image), so that the number of moves done is all the state that sampler, schedule and generators have.
+The unit is a step of the optimiser. Its images (`batch_size` x `accumulate`) are cut up among the processes and then
+into as many micro-batches as `accumulate` says. Losses are means over images, so neither cut changes the gradient. The
+order of samples, their augmentation, the random numbers of layers and the learning rate are functions of (seed, epoch,
+step, image), so that the number of steps done is all the state that sampler, schedule and generators have.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -41,8 +41,8 @@ class FitSettings:
 
     Attributes:
         epochs: Passes over the items.
-        batch_size: Items per pass through the model, all processes together.
-        accumulate: Passes whose gradients make one move of the optimiser.
+        batch_size: Items per micro-batch, all processes together.
+        accumulate: Micro-batches whose gradients make one step of the optimiser.
         clip_norm: Largest gradient norm, or None.
         ema_decay: Decay of the weight average, or None.
         label: For progress and state file names.
@@ -63,7 +63,7 @@ class TrainingDivergedError(WeakSamError):
 
 
 def steps_per_epoch(items: int, batch_size: int, accumulate: int = 1) -> int:
-    """Moves of the optimiser per epoch: the last, partial one is dropped unless it is the only one."""
+    """Steps of the optimiser per epoch: the last, partial one is dropped unless it is the only one."""
     return max(1, items // (batch_size * accumulate))
 
 
@@ -74,39 +74,39 @@ def epoch_batches(items: Sequence[str], batch_size: int, seed: int, epoch: int) 
     return [[items[j] for j in order[i * batch_size : (i + 1) * batch_size]] for i in range(count)]
 
 
-def own_passes(ids: Sequence[str], passes: int, rank: int, world: int) -> list[list[str]]:
-    """The images of a move that one process takes, in at most `passes` lists: as many in every process.
+def micro_batches(ids: Sequence[str], accumulate: int, rank: int, world: int) -> list[list[str]]:
+    """The images of a step that one process takes, in at most `accumulate` lists: as many in every process.
 
     Every image is in exactly one list of one process; lists are empty only where the processes do not share evenly.
     """
     own = list(ids[rank::world])
     most = math.ceil(len(ids) / world)
-    size = max(1, math.ceil(len(ids) / world / passes))
+    size = max(1, math.ceil(len(ids) / world / accumulate))
     return [own[i : i + size] for i in range(0, most, size)]
 
 
-class _Pass(nn.Module):
-    """A pass as a module, so that DistributedDataParallel can watch it: losses of a batch."""
+class _Losses(nn.Module):
+    """The losses of a micro-batch as a module, so that DistributedDataParallel can watch it."""
 
-    def __init__(self, model: nn.Module, step: Callable[[Any, int], Losses]) -> None:
+    def __init__(self, model: nn.Module, losses: Callable[[Any, int], Losses]) -> None:
         super().__init__()
         self.model = model
-        self._step = step
+        self._losses = losses
 
-    def forward(self, batch: Any, move: int) -> Losses:
+    def forward(self, batch: Any, step: int) -> Losses:
         """Named losses."""
-        return self._step(batch, move)
+        return self._losses(batch, step)
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """A pass that was made.
+class _MicroBatch:
+    """A micro-batch whose gradients are there.
 
     Attributes:
         images: The images asked for.
         batch: What was loaded for them.
         losses: Detached, by name.
-        share: Of the move's images.
+        share: Of the step's images.
     """
 
     images: list[str]
@@ -128,13 +128,14 @@ class Trainer(Generic[BatchT]):
         context: For progress, metrics, interrupts, seed and the state folder ``<out>/state``.
         model: In train mode while fitting.
         optimizer: Its groups' initial rates are the base rates of the schedule.
-        schedule: Move -> factor of the base rate.
+        schedule: Step -> factor of the base rate.
         items: Ids that make up an epoch.
         load: ``(ids, epoch) -> batch``; random choices must derive from (seed, epoch, id).
-        step: ``(batch, move) -> named losses``, each a mean over the images of the batch. They are summed for the
+        losses: ``(batch, step) -> named losses``, each a mean over the images of the batch. They are summed for the
             gradient; entries whose name starts with ``_`` are only logged.
         settings: How long and how.
         adversary: A second player that learns to raise the loss, or None.
+        epoch_end: Called with every epoch that is over, in every process, before its state is saved.
     """
 
     context: StageContext
@@ -143,19 +144,20 @@ class Trainer(Generic[BatchT]):
     schedule: Schedule
     items: Sequence[str]
     load: Callable[[list[str], int], BatchT]
-    step: Callable[[BatchT, int], Losses]
+    losses: Callable[[BatchT, int], Losses]
     settings: FitSettings
     adversary: Adversary | None = None
+    epoch_end: Callable[[int], None] = lambda epoch: None
+    _network: nn.Module = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         decay = self.settings.ema_decay
         self.ema = None if decay is None else ModelEma(self.model, decay)
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self.done = 0  # moves finished since the start
-        self._sums, self._moves = torch.zeros(1), 0  # of the losses since the last line of metrics
+        self.done = 0  # steps finished since the start
+        self._sums, self._summed = torch.zeros(1), 0  # of the losses since the last line of metrics
         device = self.context.device.split(":")[0]
         self.scaler = torch.amp.GradScaler(device, enabled=self.context.precision == "fp16")
-        self._network: nn.Module = _Pass(self.model, self.step)
 
     @property
     def state_path(self) -> Path:
@@ -163,45 +165,49 @@ class Trainer(Generic[BatchT]):
         return self.context.out / "state" / f"{self.settings.label}.pt"
 
     @property
-    def moves_per_epoch(self) -> int:
-        """Moves of the optimiser in one epoch."""
+    def epoch_steps(self) -> int:
+        """Steps of the optimiser in one epoch."""
         return steps_per_epoch(len(self.items), self.settings.batch_size, self.settings.accumulate)
 
     @property
-    def total_moves(self) -> int:
-        """Moves of the whole run."""
-        return self.settings.epochs * self.moves_per_epoch
+    def total_steps(self) -> int:
+        """Steps of the whole run."""
+        return self.settings.epochs * self.epoch_steps
 
     def fit(self) -> nn.Module:
         """Train to the end and return the model to use: the average if there is one, in eval mode.
 
         Raises:
-            TrainingDivergedError: a loss is not finite in some process; names step and image ids.
+            TrainingDivergedError: a loss is not finite in some process, with step and image ids, or the weights
+                are not in the end.
             OutputExistsError: the state to resume from was trained in another precision.
             PreemptedError, InterruptedRunError: asked to stop; the state is saved.
         """
         label = self.settings.label
         if self.context.resume and self.state_path.is_file():
             self._restore(load_state(self.state_path))
-            self.context.log.info("%s: resuming at step %d/%d", label, self.done, self.total_moves)
+            self.context.log.info("%s: resuming at step %d/%d", label, self.done, self.total_steps)
         self.model.train()
         layers = synchronise(self.model)
         self._network = self._shared()
         saved = time.monotonic()
-        for ids, epoch in self.context.progress(self._remaining(), self.total_moves - self.done, label):
-            self._move(ids, epoch)
+        for ids, epoch in self.context.progress(self._remaining(), self.total_steps - self.done, label):
+            self._take_step(ids, epoch)
+            if self.done % self.epoch_steps == 0:
+                self.epoch_end(epoch)
             if time.monotonic() - saved >= self.context.save_every:
                 self.save()
                 saved = time.monotonic()
             self._stop_if_asked()
         release(layers)
+        self._check_weights()
         self.save()
         final = self.model if self.ema is None else self.ema.module
         return final.eval()
 
     def _shared(self) -> nn.Module:
-        """The pass under DistributedDataParallel, or itself in a single process."""
-        bare = _Pass(self.model, self.step)
+        """The losses under DistributedDataParallel, or themselves in a single process."""
+        bare = _Losses(self.model, self.losses)
         if processes.world() == 1:
             return bare
         # A branch without a foreground box leaves parameters without a gradient in one process and not in another.
@@ -220,21 +226,21 @@ class Trainer(Generic[BatchT]):
             raise asked or PreemptedError("stopped with another process; the state is saved")
 
     def _remaining(self) -> Iterable[tuple[list[str], int]]:
-        size, skip = self.settings.batch_size * self.settings.accumulate, self.done % self.moves_per_epoch
-        for epoch in range(self.done // self.moves_per_epoch, self.settings.epochs):
+        size, skip = self.settings.batch_size * self.settings.accumulate, self.done % self.epoch_steps
+        for epoch in range(self.done // self.epoch_steps, self.settings.epochs):
             for ids in epoch_batches(self.items, size, self.context.seed, epoch)[skip:]:
                 yield ids, epoch
             skip = 0
 
-    def _move(self, ids: list[str], epoch: int) -> None:
-        """One move of the optimiser: a pass for each part of this process's images, then the step."""
+    def _take_step(self, ids: list[str], epoch: int) -> None:
+        """One step of the optimiser: the gradients of this process's micro-batches, then the step itself."""
         factor = self._set_rates()
         rank, world = processes.rank(), processes.world()
         # What draws from torch's own generator sees the same numbers after a restart.
         torch.manual_seed(derive_seed(self.context.seed, self.settings.label, "move", self.done, rank))
-        parts = own_passes(ids, self.settings.accumulate, rank, world)
+        parts = micro_batches(ids, self.settings.accumulate, rank, world)
         statistics = running_statistics(self.model)
-        seen: list[_Seen] = []
+        seen: list[_MicroBatch] = []
         for number, part in enumerate(parts):
             # A process without an image of its own still takes part, with one that does not count.
             images, share = part or ids[:1], len(part) / len(ids)
@@ -245,11 +251,11 @@ class Trainer(Generic[BatchT]):
                 # DistributedDataParallel averages over the processes; the sum is wanted.
                 torch.autograd.backward(self.scaler.scale(_total(losses) * (share * world)))
             kept = {name: value.detach() for name, value in losses.items()}
-            seen.append(_Seen(images, batch, kept, share))
+            seen.append(_MicroBatch(images, batch, kept, share))
         self._check_finite(seen, statistics)
         self._step_optimizer()
         if self.adversary is not None:
-            self.adversary.move(lambda: self._adversary_losses(seen, epoch), factor, self.scaler.get_scale())
+            self.adversary.step(lambda: self._adversary_losses(seen, epoch), factor, self.scaler.get_scale())
         self.done += 1
         if self.ema is not None:
             self.ema.update(self.model)
@@ -260,15 +266,15 @@ class Trainer(Generic[BatchT]):
         return [derive_seed(self.context.seed, purpose, epoch, image) for image in images]
 
     def _quietly(self) -> Any:
-        """No exchange of gradients: that of the last pass of a move carries them all."""
+        """No exchange of gradients: that of the last micro-batch of a step carries them all."""
         network = self._network
         return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
-    def _adversary_losses(self, seen: Sequence[_Seen], epoch: int) -> Iterable[Tensor]:
-        """Fresh losses of the same batches, each weighted by its share of the move; other random numbers."""
+    def _adversary_losses(self, seen: Sequence[_MicroBatch], epoch: int) -> Iterable[Tensor]:
+        """Fresh losses of the same batches, each weighted by its share of the step; other random numbers."""
         for one in seen:
             with image_streams(self._seeds("adversary", epoch, one.images)):
-                yield _total(self.step(one.batch, self.done)) * one.share
+                yield _total(self.losses(one.batch, self.done)) * one.share
 
     def _set_rates(self) -> float:
         factor = self.schedule(self.done)
@@ -284,10 +290,10 @@ class Trainer(Generic[BatchT]):
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _check_finite(self, seen: Sequence[_Seen], statistics: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Stop all processes if one of them met a loss that is not finite, with the model as before the move.
+    def _check_finite(self, seen: Sequence[_MicroBatch], statistics: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Stop all processes if one of them met a loss that is not finite, with the model as before the step.
 
-        The only place where a move waits for the device, once for all its passes.
+        The only place where a step waits for the device, once for all its micro-batches.
         """
         finite = bool(torch.stack([_total(one.losses) for one in seen]).isfinite().all())
         if not processes.any_process(not finite):
@@ -308,17 +314,27 @@ class Trainer(Generic[BatchT]):
             "the state before this step is saved",
         )
 
-    def _report(self, seen: Sequence[_Seen], factor: float, epoch: int) -> None:
-        """Every `log_every` moves a line of metrics: means over the images of all processes since the last line."""
+    def _check_weights(self) -> None:
+        """After the last step no loss would tell that the weights are not finite."""
+        if all(bool(value.isfinite().all()) for value in self.model.parameters()):
+            return
+        raise TrainingDivergedError(
+            f"weights are not finite after the last step of {self.settings.label}",
+            where=self.context.out,
+            remedy="start anew (--overwrite) with a lower learning rate",
+        )
+
+    def _report(self, seen: Sequence[_MicroBatch], factor: float, epoch: int) -> None:
+        """Every `log_every` steps a line of metrics: means over the images of all processes since the last line."""
         names, number = list(seen[0].losses), self.done - 1
         for one in seen:
             row = torch.stack([_total(one.losses), *one.losses.values()]).float() * one.share
             self._sums = self._sums.to(row) + row  # the zero it starts from is broadcast
-        self._moves += 1
-        if number % self.context.log_every and self.done != self.total_moves:
+        self._summed += 1
+        if number % self.context.log_every and self.done != self.total_steps:
             return
-        values = processes.total(self._sums.cpu() / self._moves).tolist()
-        self._sums, self._moves = torch.zeros(1), 0
+        values = processes.total(self._sums.cpu() / self._summed).tolist()
+        self._sums, self._summed = torch.zeros(1), 0
         self.context.metrics(
             {
                 "phase": self.settings.label,

@@ -25,6 +25,8 @@ from stages.core.errors import ConfigError, EnvironmentFault, SchemaError, did_y
 EMBEDDED_NAME = "lite0-embedded"
 EMBEDDED_FILE = "lite0.safetensors"
 EMBEDDED_ARCHITECTURE = "tf_efficientnet_lite0"
+PROBE_HW = (64, 64)
+"""No timm model of one size has it."""
 
 
 class Trunk(nn.Module):
@@ -34,6 +36,7 @@ class Trunk(nn.Module):
         channels: channels of each returned map, in the order of `strides`.
         strides: input pixels per cell of each returned map, ascending.
         mean, std: per-channel statistics of the weights' training, for images in [0, 1].
+        name: what errors call it.
     """
 
     def __init__(
@@ -44,9 +47,11 @@ class Trunk(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         frozen_bn: bool = False,
+        name: str = "backbone",
     ) -> None:
         super().__init__()
         self.body = body
+        self.name = name
         self.channels = tuple(channels)
         self.strides = tuple(strides)
         self.mean = tuple(float(value) for value in mean)
@@ -63,14 +68,61 @@ class Trunk(nn.Module):
         features: list[Tensor] = self.body(images_BCHW.contiguous(memory_format=torch.channels_last))
         return features
 
-    def freeze_to(self, stride: int) -> None:
-        """Fix every parameter up to the last layer at `stride` (0: none): early layers are generic and costly."""
+    def freeze_to(self, stride: int, setting: str = "frozen_through") -> None:
+        """Fix every parameter up to the last layer at `stride` (0: none): early layers are generic and costly.
+
+        That layer may have no parameters of its own, such as an activation: what comes before it counts.
+
+        Raises:
+            ConfigError: there are such layers, but none can be told from the rest; `setting` names what to change.
+        """
+        modules = [(name.removeprefix("model."), module) for name, module in self.body.named_modules()]
+        there = {name for name, _ in modules}
         info: Any = self.body.feature_info
-        modules = [entry["module"] for entry in info.info if entry["reduction"] <= stride]
-        names = [name for name, _ in self.body.named_parameters()]
-        frozen = [i for i, name in enumerate(names) if modules and f"{modules[-1]}." in name]
-        for parameter in list(self.body.parameters())[: max(frozen, default=-1) + 1]:
+        # A level deeper than the last map may not have been built.
+        levels = [
+            (entry["module"], entry["reduction"])
+            for entry in info.info
+            if entry["module"] in there or entry["reduction"] <= self.strides[-1]
+        ]
+        reached = [module for module, reduction in levels if reduction <= stride]
+        if not reached:
+            return
+        inside = [name == reached[-1] or name.startswith(f"{reached[-1]}.") for name, _ in modules]
+        until = len(inside) - inside[::-1].index(True) if any(inside) else 0
+        frozen = [
+            parameter for _, module in modules[:until] for parameter in module.parameters(recurse=False)
+        ]
+        if not frozen:
+            known = [reduction for module, reduction in levels if module in there]
+            raise ConfigError(
+                f"cannot tell which layers of {self.name} lie up to stride {stride}: it has no '{reached[-1]}'",
+                where=setting,
+                remedy=f"train all layers (0), name another stride (of {known}), or take another backbone",
+            )
+        for parameter in frozen:
             parameter.requires_grad_(False)
+
+    def probe(self) -> None:
+        """Pass a small image through.
+
+        Raises:
+            ConfigError: the backbone takes images of one size only.
+        """
+        was_training = self.training
+        self.eval()
+        some = next(self.parameters())
+        try:
+            with torch.no_grad():
+                self(torch.zeros(1, 3, *PROBE_HW, device=some.device, dtype=some.dtype))
+        except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+            raise ConfigError(
+                f"takes images of one size only ({str(error) or type(error).__name__})",
+                where=self.name,
+                remedy="use a backbone for images of any size, such as a convolutional network",
+            ) from error
+        finally:
+            self.train(was_training)
 
     def train(self, mode: bool = True) -> Trunk:
         """Switch to training mode, except for batch normalisation when `frozen_bn` was asked for."""
@@ -129,7 +181,7 @@ def build_trunk(
     settings = timm.get_pretrained_cfg(architecture) or timm.models.PretrainedCfg()
     info = body.feature_info
     body.to(memory_format=torch.channels_last)
-    return Trunk(body, info.channels(), info.reduction(), settings.mean, settings.std, frozen_bn)
+    return Trunk(body, info.channels(), info.reduction(), settings.mean, settings.std, frozen_bn, name)
 
 
 def embedded_weights() -> dict[str, Tensor]:
@@ -150,7 +202,8 @@ def _feature_indices(architecture: str, out_strides: tuple[int, ...]) -> tuple[i
             body: Any = timm.create_model(architecture, features_only=True, feature_cls="getter")
         except (RuntimeError, AttributeError, AssertionError) as error:
             raise ConfigError(f"backbone {architecture!r} cannot return feature maps: {error}") from error
-    deepest = {stride: index for index, stride in enumerate(body.feature_info.reduction())}
+    info = body.feature_info
+    deepest = dict(zip(info.reduction(), info.out_indices, strict=True))
     missing = [stride for stride in out_strides if stride not in deepest]
     if missing:
         raise ConfigError(

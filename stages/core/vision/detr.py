@@ -87,7 +87,11 @@ class Detr(nn.Module):
             assert targets is not None, "targets are needed in training"
             wanted = relative_targets(targets, frames_B4)
             output = self.answers(pixels, mask_BHW, wanted)
-            return set_losses(output, wanted, COSTS[self.spec.kind], self.roi_weights)
+            losses = set_losses(output, wanted, COSTS[self.spec.kind], self.roi_weights)
+            if self.spec.kind == "rt-detr" and self.spec.denoising:
+                # A batch without a target has nothing to restore; every step has the same losses all the same.
+                losses.setdefault("loss_denoising", output.layers[-1].logits_BQC.float().sum() * 0)
+            return losses
         last = self.answers(pixels, mask_BHW, None).layers[-1]
         found = [
             self._detections(logits_QC.float(), boxes_Q4.float() * frame_4, size)
@@ -104,7 +108,7 @@ class Detr(nn.Module):
         return _deformable_answers(self.network, pixels, mask_BHW)
 
     def _large_enough(self, pixels: Tensor) -> Tensor:
-        """Pad very thin images until the encoder has as many cells as there are queries."""
+        """Pad very thin images until the encoder has as many cells as queries that are chosen from them."""
         height, width = pixels.shape[-2:]
         down, right = max(0, self._least_side - height), max(0, self._least_side - width)
         return F.pad(pixels, (0, right, 0, down)) if down or right else pixels
@@ -151,7 +155,7 @@ def build_detr(spec: DetrSpec, classes: Sequence[str], pretrained: bool = True) 
     """Build a detection transformer, its trunk with ImageNet weights unless `pretrained` is False.
 
     Raises:
-        ConfigError: widths and heads do not fit, or there are more queries than cells.
+        ConfigError: widths and heads do not fit, or RT-DETR has more queries than cells.
         EnvironmentFault: the extra `hf` is not installed, or weights cannot be fetched.
         UsageError: see `build_trunk`.
     """
@@ -213,9 +217,12 @@ def check_detr(spec: DetrSpec) -> None:
 
 
 def least_side(spec: DetrSpec) -> int:
-    """Smallest side of a square, a multiple of `PADDING` pixels, with a cell for every query."""
+    """Smallest side of a square, a multiple of `PADDING` pixels, with a cell for every query.
+
+    Only RT-DETR's queries are cells that its encoder chooses; those of Deformable DETR are learnt.
+    """
     side = PADDING
-    while sum((side // stride) ** 2 for stride in spec.strides) < spec.queries:
+    while spec.kind == "rt-detr" and sum((side // stride) ** 2 for stride in spec.strides) < spec.queries:
         side += PADDING
     return side
 

@@ -24,6 +24,9 @@ def fold_batch_norms(trunk: Trunk) -> int:
 
     Returns:
         Number of normalisations folded.
+
+    Raises:
+        ConfigError: see `Trunk.probe`.
     """
     producers: dict[int, nn.Conv2d] = {}
     pairs: list[tuple[nn.Conv2d, nn.Module]] = []
@@ -42,13 +45,11 @@ def fold_batch_norms(trunk: Trunk) -> int:
     convs = [layer for layer in trunk.modules() if isinstance(layer, nn.Conv2d)]
     hooks = [conv.register_forward_hook(after_conv) for conv in convs]
     hooks += [norm.register_forward_pre_hook(before_norm) for norm in batch_norms(trunk)]
-    was_training = trunk.training
-    trunk.eval()
-    with torch.no_grad():
-        some = next(trunk.parameters())
-        trunk(torch.zeros(1, 3, 64, 64, device=some.device, dtype=some.dtype))
-    for hook in hooks:
-        hook.remove()
+    try:
+        trunk.probe()
+    finally:
+        for hook in hooks:
+            hook.remove()
     owners = {
         id(child): (parent, name) for parent in trunk.modules() for name, child in parent.named_children()
     }
@@ -56,7 +57,6 @@ def fold_batch_norms(trunk: Trunk) -> int:
         _fold(conv, norm)
         parent, name = owners[id(norm)]
         setattr(parent, name, _what_is_left(norm))
-    trunk.train(was_training)
     return len(pairs)
 
 

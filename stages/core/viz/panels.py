@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.core.artifacts.cams import stored_map
 from stages.core.artifacts.coco_json import RLE, Detections, read_dataset, read_results
 from stages.core.artifacts.schemas import CAMS, MAP_KINDS, PROMPTS, PROPOSALS, SOURCE_BITS
 from stages.core.artifacts.table import Table, read_table
@@ -173,7 +174,7 @@ def _maps(canvas: _Canvas, table: Table, image_id: str) -> list[Panel]:
             chosen = np.flatnonzero((rows["kind"] == kind) & (rows["class_index"] == index))
             if not len(chosen):
                 continue
-            values = _mean_map([_values(table, rows, i) for i in chosen])
+            values = _mean_map([stored_map(table, rows, i, image_id) for i in chosen.tolist()])
             caption = canvas.classes[index]
             caption += f", mean of {len(chosen)} layers and heads" if len(chosen) > 1 else ""
             if len(classes) > MAX_CLASSES and index == classes[MAX_CLASSES - 1]:
@@ -182,12 +183,6 @@ def _maps(canvas: _Canvas, table: Table, image_id: str) -> list[Panel]:
                 Panel("cam", f"{name.capitalize()} map", caption, overlay_map(canvas.image, values))
             )
     return panels or [Panel("cam", "Maps", "no class, no map", canvas.image)]
-
-
-def _values(table: Table, rows: dict[str, NDArray[Any]], i: np.intp) -> NDArray[np.float32]:
-    start, shape = int(rows["value_start"][i]), (int(rows["grid_h"][i]), int(rows["grid_w"][i]))
-    flat: NDArray[np.float32] = table.pools["values"][start : start + shape[0] * shape[1]].astype(np.float32)
-    return flat.reshape(shape)
 
 
 def _mean_map(maps: list[NDArray[np.float32]]) -> NDArray[np.float32]:

@@ -69,21 +69,27 @@ def cached_weights(name: str) -> Path:
     return found
 
 
-def missing_note(name: str, checkpoint: str) -> str | None:
-    """For the plan of a stage: what to do before the run if a segmenter's weights or library are not there.
+def require_weights(name: str, checkpoint: str) -> None:
+    """For the plan of a stage: stop before the run if a segmenter's weights or library are not there.
+
+    Args:
+        name: The segmenter.
+        checkpoint: A file of the user's own in the place of the table's weights, or "".
 
     Raises:
         ConfigError: unknown segmenter.
+        EnvironmentFault: what is missing, with the command that brings it.
     """
     segmenter_kind(name)
     if name == SHIPPED:
-        return None
+        return
     entry = find_weights(name)
     if entry.hub and find_spec("transformers") is None:
-        return f'NOT THERE YET: the library of {name}; pip install "weaksam[hf]"'
-    if checkpoint or cached(entry) is not None:
-        return None
-    return f"NOT THERE YET: the weights of {name}; weaksam weights get {name}"
+        raise EnvironmentFault(
+            f"the library of {name} is not there", where=name, remedy='pip install "weaksam[hf]"'
+        )
+    if not checkpoint:
+        cached_weights(name)
 
 
 def _cached_snapshot(entry: Weights) -> Path | None:
