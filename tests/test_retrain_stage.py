@@ -471,6 +471,11 @@ def test_wsis__masks_fit_and_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = read_results(test.out / "segmentations.json", test.split)
     assert found["img_4"].masks is not None
     assert found["img_4"].masks[0]["size"] == [HEIGHT, WIDTH]
+    given = context(tmp_path, "train", "given", checkpoint=checkpoint)
+    assert WsisStage().plan(WsisConfig(**MASKED), given).notes == ("apply only",)
+    run(WsisStage(), WsisConfig(**MASKED), given)
+    assert [path.name for path in given.out.glob("*.*")] == ["segmentations.json"]
+    assert (given.out / "segmentations.json").read_bytes() == (train.out / "segmentations.json").read_bytes()
 
 
 def test_wsis__given_masks_may_be_polygons(tmp_path: Path) -> None:
@@ -508,11 +513,12 @@ def test_wsis__masks_are_not_made_again_on_resume(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(segmenters, "load_segmenter", lambda *arguments, **options: segmenter)
     at = context(tmp_path, "train", "wsis")
     at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
-    run(WsisStage(), WsisConfig(**MASKED), at)
+    counts = run(WsisStage(), WsisConfig(**MASKED), at)
+    assert counts["training_images"] == 3
     before = (at.out / "segmentations.json").read_bytes()
     encodings = segmenter.encodings
     at.resume = True
-    run(WsisStage(), WsisConfig(**MASKED), at)
+    assert run(WsisStage(), WsisConfig(**MASKED), at) == counts
     assert segmenter.encodings == encodings
     assert (at.out / "segmentations.json").read_bytes() == before
 
