@@ -321,8 +321,11 @@ def test_open_photos__files_folders_patterns(tmp_path: Path, monkeypatch: pytest
         assert all(split.image_path(i).is_file() for i in split.ids)
     monkeypatch.chdir(folder)
     assert open_photos(["deep"], CLASSES, [folder / "elsewhere"]).ids == ("[x].jpg", "a.png")
-    with pytest.raises(InputError, match="no image found"):
+    with pytest.raises(InputError, match=r"no image found but in .*deep, which is left out.*\n.*--out"):
         open_photos(["deep"], CLASSES, [folder / "deep"])
+    (folder / "none").mkdir()
+    with pytest.raises(InputError, match=r"no image found\n.*looked for files"):
+        open_photos(["none"], CLASSES, [folder / "deep"])
     with pytest.raises(MissingInputError, match="no such image"):
         open_photos(["deeper"], CLASSES)
 
@@ -342,6 +345,10 @@ def test_picture_names__never_collide() -> None:
     names = picture_names(["a.jpg", "a.png", "b/a.jpg", "B.tif", "c.d.jpg"])
     assert names == {
         "a.jpg": "a.jpg.png", "a.png": "a.png.png", "b/a.jpg": "b/a.png", "B.tif": "B.png", "c.d.jpg": "c.d.png",
+    }  # fmt: skip
+    names = picture_names(["a.jpg", "a.png", "a.jpg.png", "c.png"])
+    assert names == {
+        "a.jpg": "a.jpg.png", "a.png": "a.png.png", "a.jpg.png": "a.jpg.png.png", "c.png": "c.png",
     }  # fmt: skip
 
 

@@ -179,13 +179,15 @@ def draw(pixels: Pixels, found: Detections, classes: Sequence[str]) -> Pixels:
 
 def picture_names(ids: Sequence[str]) -> dict[str, str]:
     """Image id -> name of its picture: `.png` instead of the suffix, or after it where two would collide."""
-    stems = Counter(str(Path(image_id).with_suffix("")).lower() for image_id in ids)
-    return {
-        image_id: f"{image_id}.png"
-        if stems[str(Path(image_id).with_suffix("")).lower()] > 1
-        else str(Path(image_id).with_suffix(".png"))
-        for image_id in ids
-    }
+    whole: set[str] = set()
+    while True:
+        names = {i: f"{i}.png" if i in whole else str(Path(i).with_suffix(".png")) for i in ids}
+        taken = Counter(name.lower() for name in names.values())
+        # A name made longer may be another image's, hence once more: a.jpg, a.png and a.jpg.png.
+        colliding = {i for i, name in names.items() if taken[name.lower()] > 1} - whole
+        if not colliding:
+            return names
+        whole |= colliding
 
 
 def _prompts(config: PredictConfig, checkpoint: Path) -> bool:
