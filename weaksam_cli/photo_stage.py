@@ -71,7 +71,6 @@ class PredictStage:
     """The face of a room, without a room: see `stages.core.spec.Stage`."""
 
     name: ClassVar[str] = "predict"
-    summary: ClassVar[str] = "apply the trained detector to images"
     Config: ClassVar[type[StageConfig]] = PredictConfig
     inputs: ClassVar[tuple[InputSpec, ...]] = (
         InputSpec("detector", "retrain", "detector.safetensors", "train", ("test",)),

@@ -28,7 +28,6 @@ class WsisStage:
     """The room's face; see `stages.core.spec.Stage`."""
 
     name: ClassVar[str] = "wsis"
-    summary: ClassVar[str] = "turn pseudo boxes into masks and train Mask R-CNN on them"
     Config: ClassVar[type[StageConfig]] = WsisConfig
     inputs: ClassVar[tuple[InputSpec, ...]] = (
         InputSpec("pgt", "pgt", "pgt.json", "own", ("train",)),

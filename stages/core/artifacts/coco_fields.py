@@ -26,7 +26,7 @@ def box_xywh(entry: Mapping[str, Any]) -> tuple[float, float, float, float]:
     """
     bbox = entry.get("bbox")
     if not (isinstance(bbox, list) and len(bbox) == 4 and all(is_finite(value) for value in bbox)):
-        raise ValueError(f"has bbox {bbox!r}, expected [x, y, width, height]")
+        raise ValueError(f"has bbox {bbox!r}, expected [x, y, width, height], all finite")
     x, y, width, height = (float(value) for value in bbox)
     if width < 0 or height < 0:
         raise ValueError(f"has bbox {bbox!r} of negative width or height")
@@ -41,7 +41,7 @@ def score_of(entry: Mapping[str, Any], default: float | None = None) -> float:
     """
     score = entry.get("score", default)
     if not is_finite(score):
-        raise ValueError(f"has score {score!r}, expected a number")
+        raise ValueError(f"has score {score!r}, expected a finite number")
     return float(score)
 
 
