@@ -47,6 +47,7 @@ class DrawingSegmenter:
     encoded: int = 0
     mask_threshold: float = 0.0
     batches: list[int] = field(default_factory=list)
+    drawn: list[int] = field(default_factory=list)
 
     def encode(self, pixels_HW3: NDArray[np.uint8]) -> str:
         self.encoded += 1
@@ -69,6 +70,7 @@ class DrawingSegmenter:
         return Decoded(logits, ious.expand(len(boxes), -1))
 
     def upscale(self, logits: Tensor, encoded: str) -> Tensor:
+        self.drawn.append(len(logits))
         return logits
 
 
@@ -86,6 +88,26 @@ def test_masks_of_boxes__one_encoding_and_batched_boxes() -> None:
     assert segmenter.batches == [2, 2, 1]
     assert [one.origin for one in found] == [FROM_PROMPT] * 5
     assert mask_box(found[3].mask_HW).tolist() == [3, 2, 11, 10]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "drawn"),
+    [
+        (1, [1] * 5),  # never less than a box
+        (2 * 3 * SIZE**2, [2, 2, 1]),
+        (2**25, [5]),
+    ],
+)
+def test_masks_of_boxes__few_are_drawn_at_once_on_large_images(
+    pixels: int, drawn: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boxes = [[float(i), 2, i + 8, 18] for i in range(5)]
+    wanted = make(DrawingSegmenter(), boxes)
+    monkeypatch.setattr("stages.wsis.box_to_mask.PIXELS_AT_ONCE", pixels)
+    segmenter = DrawingSegmenter()
+    found = make(segmenter, boxes)
+    assert (segmenter.batches, segmenter.drawn) == ([5], drawn)
+    assert all(np.array_equal(a.mask_HW, b.mask_HW) for a, b in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("rule", [MaskRule(), MaskRule(choice="single")])

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from stages.core.config import STAGE_NAMES
+from stages.core.datasets import catalog
 from weaksam_cli import main as entry
+from weaksam_cli import state
 from weaksam_cli.chain import chain_steps
 from weaksam_cli.stage_command import INPUT_FLAGS, SUMMARIES, load_config_class, stage_command
 from weaksam_cli.state import OPTIONS
@@ -195,3 +197,14 @@ def test_doctor__names_a_data_set_that_is_described_wrongly(
     run("doctor", "--json")
     facts = json.loads(capsys.readouterr().out)
     assert any("pets" in problem and "dataset.yaml" in problem for problem in facts["problems"])
+
+
+@pytest.mark.parametrize("variable", [None, "", "elsewhere"])
+def test_data_root__of_the_door_is_that_of_the_catalog(
+    variable: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WEAKSAM_DATA")
+    if variable is not None:
+        monkeypatch.setenv("WEAKSAM_DATA", variable)
+    assert state.data_root(None) == catalog.data_root() == Path(variable or "data")
+    assert state.data_root(Path("given")) == Path("given")

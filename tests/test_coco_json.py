@@ -73,6 +73,11 @@ def test_write_dataset__masks_give_the_area(tmp_path: Path) -> None:
     assert back == [rle]
 
 
+def result(**changes: Any) -> dict[str, Any]:
+    """A result that is as it should be, but for the changes."""
+    return {"image_id": 1, "category_id": 7, "bbox": [0, 0, 1, 1], "score": 1} | changes
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -85,12 +90,19 @@ def test_write_dataset__masks_give_the_area(tmp_path: Path) -> None:
             "not in split",
         ),  # beyond --limit
         ([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}], "category 1"),
-        ([{"image_id": 1, "category_id": [7], "bbox": [0, 0, 1, 1], "score": 1}], "category"),
-        ([{"image_id": 1, "category_id": 7, "score": 1}], "lacks bbox"),
-        ([{"image_id": 1, "category_id": 7, "bbox": [0, 0, 1, 1]}], "score"),
-        ([{"image_id": 1, "category_id": 7, "bbox": [0] * 8, "score": 1}], "four numbers"),
-        ([{"image_id": 1, "category_id": 7, "bbox": [0, 0, -1, 1], "score": 1}], "image 1: .* is no box"),
-        ('[{"image_id": 1, "category_id": 7, "bbox": [0, 0, NaN, 1], "score": 1}]', "is no box"),
+        (
+            [{"image_id": 1, "category_id": [7], "bbox": [0, 0, 1, 1], "score": 1}],
+            r"result 0 .*category \[7\]",
+        ),
+        ([result(), "text"], "result 1 is not a COCO entry"),
+        ([result(), result(bbox=None)], "result 1 has bbox None"),
+        ([result(bbox=[0, 0, 1, 1] * 2)], "result 0 has bbox"),  # two boxes in one
+        ([result(bbox=[0, 0, "1", 1])], "result 0 has bbox"),
+        ([result(bbox=[0, 0, float("nan"), 1])], "result 0 has bbox"),
+        ([result(bbox=[5, 5, -1, 1])], "negative width"),
+        ([result(), result(score=None)], "result 1 has score None"),
+        ([result(score=float("inf"))], "has score inf"),
+        ([result(segmentation=[[0, 0, 4, 0, 4, 4]])], "result 0 has a segmentation that is not run lengths"),
     ],
 )
 def test_read_results__wrong_content(tmp_path: Path, content: Any, expected: str) -> None:
@@ -99,19 +111,6 @@ def test_read_results__wrong_content(tmp_path: Path, content: Any, expected: str
     with pytest.raises(SchemaError, match=expected) as caught:
         read_results(path, SPLIT)
     assert str(path) in str(caught.value)
-
-
-def test_read_dataset__categories_go_by_name(tmp_path: Path) -> None:
-    write_dataset(tmp_path / "d.json", SPLIT, {"a": boxes((1, 2, 11, 22, 1, 0.5))}, {"a": (40, 30)})
-    raw = json.loads((tmp_path / "d.json").read_text())
-    raw["categories"] = [{"id": 0, "name": "dog"}, {"id": 7, "name": "cat"}]  # another order, other numbers
-    raw["annotations"][0]["category_id"] = 0
-    (tmp_path / "d.json").write_text(json.dumps(raw))
-    assert read_dataset(tmp_path / "d.json", SPLIT)["a"].classes.tolist() == [1]
-    raw["categories"][1]["id"] = 0
-    (tmp_path / "d.json").write_text(json.dumps(raw))
-    with pytest.raises(SchemaError, match="give each its own"):
-        read_dataset(tmp_path / "d.json", SPLIT)
 
 
 @pytest.mark.parametrize(
@@ -128,3 +127,85 @@ def test_read_dataset__other_classes(tmp_path: Path) -> None:
     write_dataset(tmp_path / "d.json", SPLIT, {}, {"a": (1, 1)})
     with pytest.raises(SchemaError, match="classes"):
         read_dataset(tmp_path / "d.json", FakeSplit(classes=("cat", "cow")))
+
+
+def data_set(**changes: Any) -> dict[str, Any]:
+    """A COCO data set with one dog, but for the changes."""
+    return {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 8, "width": 10}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 9, "bbox": [1, 2, 5, 4]}],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}],
+    } | changes
+
+
+def read(tmp_path: Path, content: Any) -> Detections:
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps(content))
+    return read_dataset(path, SPLIT)["a"]
+
+
+@pytest.mark.parametrize(
+    ("categories", "dog"),
+    [
+        ([(7, "cat"), (9, "dog")], 9),  # as the split has them
+        ([(9, "cat"), (7, "dog")], 7),  # permuted ids
+        ([(0, "cat"), (1, "dog")], 1),  # counted from 0
+        ([(9, "dog"), (7, "cat")], 9),  # another order
+    ],
+)
+def test_read_dataset__classes_go_by_name(
+    tmp_path: Path, categories: list[tuple[int, str]], dog: int
+) -> None:
+    content = data_set(categories=[{"id": number, "name": name} for number, name in categories])
+    content["annotations"][0]["category_id"] = dog
+    found = read(tmp_path, content)
+    assert found.classes.tolist() == [SPLIT.classes.index("dog")]
+    assert found.scores.tolist() == [1.0]  # of no score
+
+
+def test_read_dataset__every_form_of_mask(tmp_path: Path) -> None:
+    from stages.core.ops.rle import decode_masks, encode_masks
+
+    wanted = np.zeros((1, 8, 10), np.uint8)
+    wanted[0, 2:6, 1:6] = 1
+    polygon = [[1, 2, 6, 2, 6, 6, 1, 6]]
+    runs = np.flatnonzero(np.diff(np.concatenate([[0], wanted[0].flatten("F"), [0]]))).tolist()
+    counts = np.diff([0, *runs, 80]).tolist()
+    for form in (polygon, {"size": [8, 10], "counts": counts}, encode_masks(wanted)[0]):
+        content = data_set()
+        content["annotations"][0]["segmentation"] = form
+        masks = read(tmp_path, content).masks
+        assert masks is not None
+        np.testing.assert_array_equal(decode_masks(masks, 8, 10), wanted)
+    content["annotations"][0]["segmentation"] = []  # how boxes without masks are often exported
+    assert read(tmp_path, content).masks is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "annotation", "expected"),
+    [
+        ({"categories": ["cat"]}, {}, "holds classes"),
+        ({"categories": [{"id": 9, "name": "dog"}]}, {}, "holds classes"),
+        ({"categories": {}}, {}, "lists of images, annotations, categories"),
+        ({"categories": [{"id": 9, "name": "dog"}, {"id": 9, "name": "cat"}]}, {}, "integer of its own"),
+        ({"images": ["a"]}, {}, "image 0 is not"),
+        ({"images": [{"id": 1}]}, {"segmentation": [[0, 0, 4, 0, 4, 4]]}, "annotation 0 .* height and width"),
+        ({"annotations": ["a"]}, {}, "annotation 0 is not"),
+        ({}, {"category_id": [9]}, r"annotation 0 has unknown category \[9\]"),
+        ({}, {"bbox": [0, 0, 1, 1, 0, 0, 1, 1]}, "annotation 0 has bbox"),
+        ({}, {"bbox": [0, float("nan"), 1, 1]}, "annotation 0 has bbox"),
+        ({}, {"bbox": [9, 0, -3, 1]}, "annotation 0 .* negative width"),
+        ({}, {"score": "high"}, "annotation 0 has score 'high'"),
+        ({}, {"segmentation": [[0, 0, 4, 4]]}, "annotation 0 has a polygon"),
+        ({}, {"segmentation": {"size": [8, 9], "counts": "0"}}, r"annotation 0 has a mask of size \[8, 9\]"),
+    ],
+)
+def test_read_dataset__wrong_content(
+    tmp_path: Path, changes: dict[str, Any], annotation: dict[str, Any], expected: str
+) -> None:
+    content = data_set(**changes)
+    if annotation:
+        content["annotations"][0] |= annotation
+    with pytest.raises(SchemaError, match=expected) as caught:
+        read(tmp_path, content)
+    assert "d.json" in str(caught.value)

@@ -36,7 +36,6 @@ class ToyConfig(StageConfig):
 
 class FirstStage:
     name: ClassVar[str] = "cam"
-    summary: ClassVar[str] = ""
     Config: ClassVar[type[StageConfig]] = ToyConfig
     inputs: ClassVar[tuple[InputSpec, ...]] = ()
     outputs: ClassVar[dict[Role, tuple[str, ...]]] = {"train": ("cams.txt",), "test": ("cams.txt",)}

@@ -92,6 +92,20 @@ def test_pgt__writes_a_coco_data_set_with_statistics_and_reasons(tmp_path: Path)
     assert all(path.is_file() for path in pictures)
 
 
+def test_pgt__pictures_of_the_images_that_can_be_read(tmp_path: Path) -> None:
+    from tests.test_cli import run as command
+
+    at = context(tmp_path)
+    at.split.image_path("img_1").write_bytes(b"not an image")
+    whole = at.split.image_path("img_2").read_bytes()
+    at.split.image_path("img_2").write_bytes(whole[: len(whole) // 2])  # the header gives its size
+    words = ["pgt", "--split", "tiny_train", "--data", tmp_path / "data", "--run", tmp_path / "run", "--viz", 3,
+             "--detections", at.input("detections"), "--max-failures", 1]  # fmt: skip
+    assert command("-q", *map(str, words)) == 0
+    drawn = tmp_path / "run" / "pgt" / "tiny_train" / "viz"
+    assert [path.name for path in drawn.iterdir()] == ["img_3.png"]
+
+
 @pytest.mark.parametrize(
     ("settings", "boxes"),
     [

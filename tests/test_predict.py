@@ -113,6 +113,20 @@ def test_predict__threshold_and_limit_and_no_overlays(tmp_path: Path) -> None:
     assert not (tmp_path / "all" / "viz").exists()
 
 
+def test_predict__threshold_below_that_of_the_detector(tmp_path: Path) -> None:
+    folder = photos(tmp_path / "photos")
+    open_to_all, strict = write_detector(tmp_path / "all.safetensors"), tmp_path / "strict.safetensors"
+    model = load_detector(open_to_all, "faster-rcnn")
+    save_detector(strict, model, SPEC.model_copy(update={"score_threshold": 0.9}), CLASSES)
+    found = {}
+    for detector in (open_to_all, strict):
+        arguments = ("--detector", detector, "--out", tmp_path / detector.stem, "--score-threshold", 0)
+        assert predict(folder, *arguments, "--no-overlays") == 0
+        found[detector] = read(tmp_path / detector.stem)["annotations"]
+    assert found[strict] == found[open_to_all]
+    assert 0 < min(entry["score"] for entry in found[strict]) < 0.9
+
+
 def test_predict__views_of_the_training_or_those_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -307,8 +321,11 @@ def test_open_photos__files_folders_patterns(tmp_path: Path, monkeypatch: pytest
         assert all(split.image_path(i).is_file() for i in split.ids)
     monkeypatch.chdir(folder)
     assert open_photos(["deep"], CLASSES, [folder / "elsewhere"]).ids == ("[x].jpg", "a.png")
-    with pytest.raises(InputError, match="no image found"):
+    with pytest.raises(InputError, match=r"no image found but in .*deep, which is left out.*\n.*--out"):
         open_photos(["deep"], CLASSES, [folder / "deep"])
+    (folder / "none").mkdir()
+    with pytest.raises(InputError, match=r"no image found\n.*looked for files"):
+        open_photos(["none"], CLASSES, [folder / "deep"])
     with pytest.raises(MissingInputError, match="no such image"):
         open_photos(["deeper"], CLASSES)
 
@@ -328,6 +345,10 @@ def test_picture_names__never_collide() -> None:
     names = picture_names(["a.jpg", "a.png", "b/a.jpg", "B.tif", "c.d.jpg"])
     assert names == {
         "a.jpg": "a.jpg.png", "a.png": "a.png.png", "b/a.jpg": "b/a.png", "B.tif": "B.png", "c.d.jpg": "c.d.png",
+    }  # fmt: skip
+    names = picture_names(["a.jpg", "a.png", "a.jpg.png", "c.png"])
+    assert names == {
+        "a.jpg": "a.jpg.png", "a.png": "a.png.png", "a.jpg.png": "a.jpg.png.png", "c.png": "c.png",
     }  # fmt: skip
 
 

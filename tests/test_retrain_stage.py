@@ -27,8 +27,9 @@ from stages.retrain.config import RetrainConfig
 from stages.retrain.roi_drop import DropMeter
 from stages.retrain.stage import RetrainStage
 from stages.wsis.config import WsisConfig
+from stages.wsis.pseudo_masks import make_pseudo_masks
 from stages.wsis.stage import WsisStage
-from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
+from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_image, make_voc
 from tests.test_predict import finished
 
 TINY: dict[str, Any] = {
@@ -470,6 +471,39 @@ def test_wsis__masks_fit_and_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = read_results(test.out / "segmentations.json", test.split)
     assert found["img_4"].masks is not None
     assert found["img_4"].masks[0]["size"] == [HEIGHT, WIDTH]
+    given = context(tmp_path, "train", "given", checkpoint=checkpoint)
+    assert WsisStage().plan(WsisConfig(**MASKED), given).notes == ("apply only",)
+    run(WsisStage(), WsisConfig(**MASKED), given)
+    assert [path.name for path in given.out.glob("*.*")] == ["segmentations.json"]
+    assert (given.out / "segmentations.json").read_bytes() == (train.out / "segmentations.json").read_bytes()
+
+
+def test_wsis__given_masks_may_be_polygons(tmp_path: Path) -> None:
+    train = context(tmp_path, "train", "wsis")
+    path = write_pgt(tmp_path, train.split, masked=True)
+    wanted = read_dataset(path, train.split)
+    content = json.loads(path.read_text())
+    for entry in content["annotations"]:
+        x, y, w, h = entry["bbox"]
+        entry["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    path.write_text(json.dumps(content))
+    config = WsisConfig(**MASKED, mask_source="given")
+    train.inputs = {"pgt": path}
+    WsisStage().plan(config, train)
+    made = make_pseudo_masks(train, config)
+    assert {i: one.masks for i, one in made.masks.items()} == {i: one.masks for i, one in wanted.items()}
+
+
+def test_wsis__given_masks_that_are_absent_or_of_another_size(tmp_path: Path) -> None:
+    train = context(tmp_path, "train", "wsis")
+    config = WsisConfig(**MASKED, mask_source="given")
+    train.inputs = {"pgt": write_pgt(tmp_path, train.split)}
+    with pytest.raises(SchemaError, match="without masks for image img_1"):
+        WsisStage().plan(config, train)
+    train.inputs = {"pgt": write_pgt(tmp_path, train.split, masked=True)}
+    make_image(train.split.image_path("img_2"), width=WIDTH, height=HEIGHT + 1)
+    assert "img_2" not in make_pseudo_masks(train, config).masks
+    assert f"[{HEIGHT}, {WIDTH}] for image img_2, which is [{HEIGHT + 1}" in train.failures.entries["img_2"]
 
 
 def test_wsis__masks_are_not_made_again_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -479,11 +513,12 @@ def test_wsis__masks_are_not_made_again_on_resume(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(segmenters, "load_segmenter", lambda *arguments, **options: segmenter)
     at = context(tmp_path, "train", "wsis")
     at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
-    run(WsisStage(), WsisConfig(**MASKED), at)
+    counts = run(WsisStage(), WsisConfig(**MASKED), at)
+    assert counts["training_images"] == 3
     before = (at.out / "segmentations.json").read_bytes()
     encodings = segmenter.encodings
     at.resume = True
-    run(WsisStage(), WsisConfig(**MASKED), at)
+    assert run(WsisStage(), WsisConfig(**MASKED), at) == counts
     assert segmenter.encodings == encodings
     assert (at.out / "segmentations.json").read_bytes() == before
 

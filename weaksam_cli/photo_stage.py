@@ -24,7 +24,7 @@ from stages.core.artifacts.table import ImageRows, Table
 from stages.core.config import StageConfig
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
-from stages.core.ops.rle import decode_masks, encode_masks
+from stages.core.ops.rle import decode_masks
 from stages.core.runtime.device import Precision
 from stages.core.runtime.environment import package_version
 from stages.core.runtime.parts import ImageFunction, map_images
@@ -35,7 +35,7 @@ from stages.core.viz.drawing import draw_boxes, enlarged, overlay_masks, save_pn
 from stages.core.viz.palette import class_color
 from stages.wsis.box_to_mask import MaskRule, masks_of_boxes
 from stages.wsis.config import WsisConfig
-from stages.wsis.pseudo_masks import mask_rule
+from stages.wsis.pseudo_masks import mask_rule, run_lengths
 
 PREDICTIONS = "predictions.json"
 PICTURES = "viz"
@@ -71,7 +71,6 @@ class PredictStage:
     """The face of a room, without a room: see `stages.core.spec.Stage`."""
 
     name: ClassVar[str] = "predict"
-    summary: ClassVar[str] = "apply the trained detector to images"
     Config: ClassVar[type[StageConfig]] = PredictConfig
     inputs: ClassVar[tuple[InputSpec, ...]] = (
         InputSpec("detector", "retrain", "detector.safetensors", "train", ("test",)),
@@ -128,6 +127,9 @@ class PhotoFactory:
         """Load the models once and return image id -> rows; draws on the way."""
         split, device, config = self.split, self.device, self.config
         model = open_detector(self.checkpoint, split.classes).to(device)
+        # Only ever lowered: above its own threshold, the detector's answers stay what they were at its training.
+        if config.score_threshold < model.spec.score_threshold:
+            model.keep_from(config.score_threshold)
         masked = _masker(config, device) if _prompts(config, self.checkpoint) else _as_found
         pictures = picture_names(split.ids)
 
@@ -154,8 +156,7 @@ def sure(found: Detections, threshold: float) -> Detections:
 def prompted(segmenter: Any, rule: MaskRule, pixels: Pixels, found: Detections) -> Detections:
     """The same boxes, each with the mask that a segmenter gives when prompted with it."""
     made = masks_of_boxes(segmenter, pixels, found.boxes_xyxy, rule)
-    masks = encode_masks(np.stack([one.mask_HW for one in made])) if made else []
-    return Detections(found.boxes_xyxy, found.classes, found.scores, masks)
+    return Detections(found.boxes_xyxy, found.classes, found.scores, run_lengths(made))
 
 
 def draw(pixels: Pixels, found: Detections, classes: Sequence[str]) -> Pixels:
@@ -177,13 +178,15 @@ def draw(pixels: Pixels, found: Detections, classes: Sequence[str]) -> Pixels:
 
 def picture_names(ids: Sequence[str]) -> dict[str, str]:
     """Image id -> name of its picture: `.png` instead of the suffix, or after it where two would collide."""
-    stems = Counter(str(Path(image_id).with_suffix("")).lower() for image_id in ids)
-    return {
-        image_id: f"{image_id}.png"
-        if stems[str(Path(image_id).with_suffix("")).lower()] > 1
-        else str(Path(image_id).with_suffix(".png"))
-        for image_id in ids
-    }
+    whole: set[str] = set()
+    while True:
+        names = {i: f"{i}.png" if i in whole else str(Path(i).with_suffix(".png")) for i in ids}
+        taken = Counter(name.lower() for name in names.values())
+        # A name made longer may be another image's, hence once more: a.jpg, a.png and a.jpg.png.
+        colliding = {i for i, name in names.items() if taken[name.lower()] > 1} - whole
+        if not colliding:
+            return names
+        whole |= colliding
 
 
 def _prompts(config: PredictConfig, checkpoint: Path) -> bool:

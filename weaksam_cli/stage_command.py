@@ -375,7 +375,21 @@ def _draw(stage: str, outcome: Outcome, request: Request, count: int) -> None:
 
     viz = importlib.import_module(f"stages.{stage}.viz")
     split = open_split(request.split, request.data)
-    viz.draw(outcome.out, split, split.ids[:count], outcome.out / "viz")
+    failed = {entry["id"] for entry in outcome.manifest.failures} if outcome.manifest else set()
+    ids = [i for i in split.ids[:count] if i not in failed and _readable(split.image_path(i))]
+    viz.draw(outcome.out, split, ids, outcome.out / "viz")
+
+
+def _readable(path: Path) -> bool:
+    """Whether an image can be drawn on; stages that need its size alone do not notice that it is damaged."""
+    from stages.core.datasets.images import load_image
+    from stages.core.errors import ImageError
+
+    try:
+        load_image(path)
+    except ImageError:
+        return False
+    return True
 
 
 def _print_settings(config: StageConfig) -> None:

@@ -21,7 +21,9 @@ OPTIONS = GlobalOptions()
 
 def data_root(given: Path | None) -> Path:
     """Where data sets live: ``--data``, else ``$WEAKSAM_DATA``, else ``./data``."""
-    return given if given is not None else Path(os.environ.get("WEAKSAM_DATA", "data"))
+    from stages.core.datasets import catalog  # not needed for --help
+
+    return catalog.data_root(given)
 
 
 def run_folder(given: Path | None, dataset: str) -> Path:

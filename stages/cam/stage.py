@@ -32,7 +32,6 @@ class CamStage:
     """The room's face; see `stages.core.spec.Stage`."""
 
     name: ClassVar[str] = "cam"
-    summary: ClassVar[str] = "train a classifier on image tags and map where each class is"
     Config: ClassVar[type[StageConfig]] = CamConfig
     inputs: ClassVar[tuple[InputSpec, ...]] = (
         InputSpec("checkpoint", "cam", CHECKPOINT, "train", ("test",)),

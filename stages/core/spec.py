@@ -147,7 +147,6 @@ class Stage(Protocol):
 
     Attributes:
         name: Stage and subcommand name.
-        summary: One line for ``--help``.
         Config: Settings class.
         inputs: Files read.
         outputs: Files written on a train split and on a test split.
@@ -155,7 +154,6 @@ class Stage(Protocol):
     """
 
     name: ClassVar[str]
-    summary: ClassVar[str]
     Config: ClassVar[type[StageConfig]]
     inputs: ClassVar[tuple[InputSpec, ...]]
     outputs: ClassVar[dict[Role, tuple[str, ...]]]

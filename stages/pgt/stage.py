@@ -21,7 +21,6 @@ class PgtStage:
     """The room's face; see `stages.core.spec.Stage`."""
 
     name: ClassVar[str] = "pgt"
-    summary: ClassVar[str] = "turn detections of the train split into pseudo ground truth (Algorithm 2)"
     Config: ClassVar[type[StageConfig]] = PgtConfig
     inputs: ClassVar[tuple[InputSpec, ...]] = (
         InputSpec("detections", "wsod", "detections.json", "own", ("train",)),

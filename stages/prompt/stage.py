@@ -23,7 +23,6 @@ class PromptStage:
     """The room's face; see `stages.core.spec.Stage`."""
 
     name: ClassVar[str] = "prompt"
-    summary: ClassVar[str] = "find the peak points of the maps that will prompt the segmenter"
     Config: ClassVar[type[StageConfig]] = PromptConfig
     inputs: ClassVar[tuple[InputSpec, ...]] = (InputSpec("cams", "cam", "cams.h5"),)
     outputs: ClassVar[dict[Role, tuple[str, ...]]] = {"train": (PROMPTS_FILE,), "test": (PROMPTS_FILE,)}

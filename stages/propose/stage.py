@@ -30,9 +30,6 @@ class ProposeStage:
     """Class-agnostic boxes with provenance from a promptable segmenter."""
 
     name: ClassVar[str] = "propose"
-    summary: ClassVar[str] = (
-        "Prompt a segmenter with a grid and the peak points; keep the boxes of its masks."
-    )
     Config: ClassVar[type[ProposeConfig]] = ProposeConfig
     inputs: ClassVar[tuple[InputSpec, ...]] = (InputSpec("prompts", "prompt", "prompts.h5"),)
     outputs: ClassVar[dict[Role, tuple[str, ...]]] = {"train": ("proposals.h5",), "test": ("proposals.h5",)}

@@ -32,7 +32,6 @@ class RetrainStage:
     """The room's face; see `stages.core.spec.Stage`."""
 
     name: ClassVar[str] = "retrain"
-    summary: ClassVar[str] = "retrain a detector on the pseudo boxes, dropping doubtful RoIs"
     Config: ClassVar[type[StageConfig]] = RetrainConfig
     inputs: ClassVar[tuple[InputSpec, ...]] = (
         InputSpec("pgt", "pgt", "pgt.json", "own", ("train",)),

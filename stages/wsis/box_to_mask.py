@@ -13,6 +13,7 @@ The paper's extension to instance segmentation. The released code leaves this st
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +32,9 @@ Choice = Literal["single", "best-of-three", "best-fit"]
 
 FROM_PROMPT, FROM_SECOND_TRY, FROM_BOX = 0, 1, 2
 """How a mask came about."""
+
+PIXELS_AT_ONCE = 2**25
+"""Pixels of masks that are drawn at full size together: 128 MiB. A photo of 12 megapixels has its masks box by box."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +78,16 @@ def masks_of_boxes(
     if len(boxes_xyxy) == 0:
         return []
     encoded = segmenter.encode(pixels_HW3)
+    height, width = pixels_HW3.shape[:2]
     masks: list[BoxMask | None] = [None] * len(boxes_xyxy)
     tries = (False, True) if rule.choice == "single" else (True,)
     for multimask in tries:
         todo = [i for i, mask in enumerate(masks) if mask is None]
         for start in range(0, len(todo), rule.boxes_per_batch):
             batch = todo[start : start + rule.boxes_per_batch]
-            found = _prompt(segmenter, encoded, boxes_xyxy[batch], rule, multimask)
+            found = _prompt(segmenter, encoded, boxes_xyxy[batch], (height, width), rule, multimask)
             for i, mask in zip(batch, found, strict=True):
                 masks[i] = mask
-    height, width = pixels_HW3.shape[:2]
     return [
         BoxMask(filled_box(box, height, width), FROM_BOX) if mask is None else mask
         for box, mask in zip(boxes_xyxy, masks, strict=True)
@@ -91,14 +95,19 @@ def masks_of_boxes(
 
 
 def _prompt(
-    segmenter: Segmenter, encoded: EncodedImage, boxes_P4: Box, rule: MaskRule, multimask: bool
+    segmenter: Segmenter,
+    encoded: EncodedImage,
+    boxes_P4: Box,
+    size: tuple[int, int],
+    rule: MaskRule,
+    multimask: bool,
 ) -> list[BoxMask | None]:
-    """The best acceptable mask of every box, or None."""
+    """The best acceptable mask of every box, or None; `size` is that of the image, height first."""
     decoded = segmenter.decode(encoded, None, None, torch.from_numpy(boxes_P4), multimask=multimask)
-    full = (segmenter.upscale(decoded.low_res_logits, encoded) > segmenter.mask_threshold).cpu().numpy()
     ious_PM = decoded.predicted_iou.float().cpu().numpy()
+    drawn = _full_size(segmenter, encoded, decoded.low_res_logits, size)
     found: list[BoxMask | None] = []
-    for box, masks_MHW, ious_M in zip(boxes_P4, full, ious_PM, strict=True):
+    for box, masks_MHW, ious_M in zip(boxes_P4, drawn, ious_PM, strict=True):
         cleaned = [clean_mask(mask_HW, box, rule) for mask_HW in masks_MHW]
         scores = [float(iou) for iou in ious_M]
         if rule.choice == "best-fit":
@@ -113,6 +122,15 @@ def _prompt(
         retried = good[0] != ranked[0] or (multimask and rule.choice == "single")
         found.append(BoxMask(cleaned[good[0]], FROM_SECOND_TRY if retried else FROM_PROMPT))
     return found
+
+
+def _full_size(
+    segmenter: Segmenter, encoded: EncodedImage, logits_PMhw: torch.Tensor, size: tuple[int, int]
+) -> Iterator[NDArray[np.bool_]]:
+    """Masks (M, H, W) of every prompt; no more of them are held as numbers than `PIXELS_AT_ONCE` allows."""
+    at_once = max(1, PIXELS_AT_ONCE // (logits_PMhw.shape[1] * size[0] * size[1]))
+    for some_PMhw in torch.split(logits_PMhw, at_once):
+        yield from (segmenter.upscale(some_PMhw, encoded) > segmenter.mask_threshold).cpu().numpy()
 
 
 def box_fit(mask_HW: Mask, box_xyxy: NDArray[Any]) -> float:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from stages.core.artifacts.coco_json import Detections, read_dataset
+from stages.core.artifacts.coco_json import RLE, Detections, read_dataset
 from stages.core.artifacts.detection_rows import DETECTION_ROWS, from_table, to_rows
 from stages.core.artifacts.table import ImageRows
 from stages.core.datasets.images import image_size, load_image
@@ -16,7 +17,7 @@ from stages.core.errors import SchemaError
 from stages.core.ops.rle import encode_masks
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import Counts, StageContext
-from stages.wsis.box_to_mask import FROM_BOX, FROM_SECOND_TRY, MaskRule, mask_box, masks_of_boxes
+from stages.wsis.box_to_mask import FROM_BOX, FROM_SECOND_TRY, BoxMask, MaskRule, mask_box, masks_of_boxes
 from stages.wsis.config import WsisConfig
 
 
@@ -66,7 +67,7 @@ class MaskFactory:
                 np.stack([mask_box(one.mask_HW) for one in found]),
                 boxes.classes,
                 boxes.scores,
-                encode_masks(np.stack([one.mask_HW for one in found])),
+                run_lengths(found),
             )
             origin = np.array([one.origin for one in found], dtype=np.int8)
             return to_rows(masks, pixels.shape[0], pixels.shape[1], origin)
@@ -74,13 +75,35 @@ class MaskFactory:
         return rows
 
     def _given(self, image_id: str, boxes: Detections) -> ImageRows:
-        if len(boxes) and boxes.masks is None:
-            raise SchemaError(
-                f"holds boxes without masks for image {image_id}",
-                where=self.pgt,
-                remedy="use --mask-source prompt, or a file with a segmentation for every box",
-            )
-        return to_rows(boxes, *image_size(self.split.image_path(image_id)))
+        check_given(image_id, boxes, self.pgt)
+        size = image_size(self.split.image_path(image_id))
+        for mask in boxes.masks or ():
+            if mask["size"] != list(size):
+                raise SchemaError(
+                    f"holds a mask of size {mask['size']} for image {image_id}, which is {list(size)}",
+                    where=self.pgt,
+                    remedy="make the masks for the images of this split",
+                )
+        return to_rows(boxes, *size)
+
+
+def run_lengths(masks: Sequence[BoxMask]) -> list[RLE]:
+    """Run lengths, mask by mask: coding needs copies, and all masks of a large photo at once take gigabytes."""
+    return [rle for one in masks for rle in encode_masks(one.mask_HW[None])]
+
+
+def check_given(image_id: str, boxes: Detections, path: Path) -> None:
+    """Refuse boxes that should bring masks and do not.
+
+    Raises:
+        SchemaError: names the file and the image.
+    """
+    if len(boxes) and boxes.masks is None:
+        raise SchemaError(
+            f"holds boxes without masks for image {image_id}",
+            where=path,
+            remedy="use --mask-source prompt, or a file with a segmentation for every box",
+        )
 
 
 def mask_rule(config: WsisConfig) -> MaskRule:

@@ -17,7 +17,7 @@ from stages.core.vision.detector_inference import detect_split
 from stages.core.vision.detectors import load_detector, save_detector
 from stages.core.weights.cache import require_weights
 from stages.wsis.config import WsisConfig
-from stages.wsis.pseudo_masks import make_pseudo_masks
+from stages.wsis.pseudo_masks import check_given, make_pseudo_masks
 
 CHECKPOINT = "segmenter.safetensors"
 MASKS = "pgt_masks.json"
@@ -28,7 +28,6 @@ class WsisStage:
     """The room's face; see `stages.core.spec.Stage`."""
 
     name: ClassVar[str] = "wsis"
-    summary: ClassVar[str] = "turn pseudo boxes into masks and train Mask R-CNN on them"
     Config: ClassVar[type[StageConfig]] = WsisConfig
     inputs: ClassVar[tuple[InputSpec, ...]] = (
         InputSpec("pgt", "pgt", "pgt.json", "own", ("train",)),
@@ -46,6 +45,9 @@ class WsisStage:
             load_detector(context.input("checkpoint"), "mask-rcnn", context.split.classes)
             return Plan(len(context.split.ids), ("apply only",))
         truth = read_dataset(context.input("pgt"), context.split)
+        if config.mask_source == "given":
+            for image_id, found in truth.items():
+                check_given(image_id, found, context.input("pgt"))
         usable = sum(len(boxes) > 0 for boxes in truth.values())
         boxes = sum(len(found) for found in truth.values())
         steps = total_steps(config, usable)

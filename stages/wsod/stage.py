@@ -27,7 +27,6 @@ class WsodStage:
     """The room's face; see `stages.core.spec.Stage`."""
 
     name: ClassVar[str] = "wsod"
-    summary: ClassVar[str] = "learn a detector from image tags and proposals (WSDDN, OICR, MIST)"
     Config: ClassVar[type[StageConfig]] = WsodConfig
     inputs: ClassVar[tuple[InputSpec, ...]] = (
         InputSpec("proposals", "propose", "proposals.h5", "own"),

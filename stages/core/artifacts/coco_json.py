@@ -7,14 +7,15 @@ any COCO tool reads them beside the data set's own annotations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.core.artifacts.coco_fields import box_xywh, mask_of, score_of
 from stages.core.artifacts.files import read_json, write_json
 from stages.core.errors import SchemaError
 
@@ -24,6 +25,13 @@ class RLE(TypedDict):
 
     size: list[int]
     counts: str
+
+
+Entry = dict[str, Any]
+"""One result or annotation of a file."""
+
+
+_AGAIN = "correct the file, or make it again"
 
 
 class LabelSpace(Protocol):
@@ -110,79 +118,82 @@ def read_results(path: Path, split: LabelSpace) -> dict[str, Detections]:
         images outside a limited split are an error, as are unknown categories.
 
     Raises:
-        SchemaError: not a list of results, or an unknown image or category.
+        SchemaError: not a list of results, an unknown image or category, or a box, score or mask that is none.
     """
     loaded = read_json(path)
     if not isinstance(loaded, list):
         raise SchemaError("expected a list of COCO results", where=path)
     class_of = {category: i for i, category in enumerate(split.category_ids)}
-    grouped: dict[str, list[dict[str, Any]]] = {image_id: [] for image_id in split.ids}
+    grouped: dict[str, list[_Row]] = {image_id: [] for image_id in split.ids}
     for position, entry in enumerate(loaded):
-        image_id = _image_of(entry, split, grouped, path, position)
-        if _category(entry) not in class_of:
+        what = f"result {position}"
+        image_id = _image_of(entry, "image_id", split, grouped, path, what)
+        if (number := _integer(entry, "category_id")) not in class_of:
             raise SchemaError(
-                f"result {position} has category {entry.get('category_id')!r}, unknown to split {split.name}",
+                f"{what} has category {entry.get('category_id')!r}, unknown to split {split.name}",
                 where=path,
                 remedy="use detections made for this data set's class list",
             )
-        grouped[image_id].append(entry)
-    try:
-        return {image_id: _detections(entries, class_of, path) for image_id, entries in grouped.items()}
-    except (KeyError, TypeError, ValueError) as error:
-        raise SchemaError(f"a result lacks bbox or score ({error})", where=path) from error
+        try:
+            row = _Row(box_xywh(entry), class_of[number], score_of(entry), _result_mask(entry))
+        except ValueError as error:
+            raise SchemaError(f"{what} {error}", where=path, remedy=_AGAIN) from error
+        grouped[image_id].append(row)
+    return {image_id: _detections(rows) for image_id, rows in grouped.items()}
 
 
-def _image_of(entry: Any, split: LabelSpace, known: Mapping[str, object], path: Path, position: int) -> str:
-    if not isinstance(entry, dict) or not isinstance(entry.get("image_id"), int):
-        raise SchemaError(f"entry {position} is not a COCO result with an integer image_id", where=path)
+class _Row(NamedTuple):
+    xywh: tuple[float, float, float, float]
+    class_index: int
+    score: float
+    mask: RLE | None
+
+
+def _integer(entry: Entry, key: str) -> int | None:
+    """A field that must be an integer, None if it is not."""
+    value = entry.get(key)
+    return value if type(value) is int else None
+
+
+def _image_of(entry: Any, key: str, split: LabelSpace, known: Container[str], path: Path, what: str) -> str:
+    """The image that a field names."""
+    number = _integer(entry, key) if isinstance(entry, dict) else None
+    if number is None:
+        raise SchemaError(f"{what} is not a COCO entry with an integer {key}", where=path, remedy=_AGAIN)
     try:
-        image_id = split.id_of(entry["image_id"])
+        image_id = split.id_of(number)
     except KeyError:
         image_id = ""
     if image_id not in known:
         raise SchemaError(
-            f"entry {position} names image {entry['image_id']}, which is not in split {split.name}",
+            f"{what} names image {number}, which is not in split {split.name}",
             where=path,
             remedy="use a file made for this split (and the same --limit)",
         )
     return image_id
 
 
-def _category(entry: Mapping[str, Any]) -> int | None:
-    number = entry.get("category_id")
-    return number if isinstance(number, int) else None
+def _result_mask(entry: Entry) -> RLE | None:
+    """The mask of a result, which says itself how large its image is."""
+    if not (segmentation := entry.get("segmentation")):
+        return None
+    size = segmentation.get("size") if isinstance(segmentation, dict) else None
+    if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size)):
+        raise ValueError("has a segmentation that is not run lengths with a size [height, width]")
+    return mask_of(segmentation, *size)
 
 
-def _detections(
-    entries: list[dict[str, Any]], class_of: Mapping[int, int], path: Path, *, scored: bool = True
-) -> Detections:
-    """Entries of one image as arrays; without `scored` a missing score is 1.
-
-    Raises:
-        SchemaError: a box or score that is none.
-        KeyError, TypeError, ValueError: something is missing or of a wrong type.
-    """
-    if not entries:
+def _detections(rows: Sequence[_Row]) -> Detections:
+    if not rows:
         return Detections.empty()
-    xywh = np.array([entry["bbox"] for entry in entries], dtype=np.float64)
-    if xywh.shape[1:] != (4,):
-        raise ValueError("a bbox has four numbers: x, y, width, height")
-    scores = np.array([entry["score"] if scored else entry.get("score", 1.0) for entry in entries])
-    good = np.isfinite(xywh).all(axis=1) & (xywh[:, 2:] >= 0).all(axis=1) & np.isfinite(scores.astype(float))
-    if not good.all():
-        bad = entries[int(np.argmin(good))]
-        raise SchemaError(
-            f"image {bad['image_id']}: bbox {bad['bbox']} with score {bad.get('score')} is no box "
-            "(x, y, width, height, all finite, sides not negative)",
-            where=path,
-        )
+    xywh = np.array([row.xywh for row in rows], dtype=np.float64)
     boxes = np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1).astype(np.float32)
-    with_masks = all("segmentation" in entry for entry in entries)
+    masks = [row.mask for row in rows if row.mask is not None]
     return Detections(
         boxes_xyxy=boxes,
-        classes=np.array([class_of[entry["category_id"]] for entry in entries], dtype=np.int64),
-        scores=scores.astype(np.float32),
-        masks=[entry["segmentation"] for entry in entries] if with_masks else None,
+        classes=np.array([row.class_index for row in rows], dtype=np.int64),
+        scores=np.array([row.score for row in rows], dtype=np.float32),
+        masks=masks if len(masks) == len(rows) else None,
     )
 
 
@@ -241,54 +252,69 @@ def _rle_area(rle: RLE) -> int:
     return int(coco_mask.area({"size": rle["size"], "counts": rle["counts"].encode()}))
 
 
-def _own_categories(categories: Any, split: LabelSpace, path: Path) -> dict[int, int]:
-    """Category number of a file -> index of the split's class of that name."""
-    entries = categories if isinstance(categories, list) else []
-    found = [c.get("name") if isinstance(c, dict) else None for c in entries]
-    if sorted(map(str, found)) != sorted(split.classes):
-        raise SchemaError(
-            f"holds classes {found[:5]}…, split {split.name} has {list(split.classes)[:5]}…",
-            where=path,
-            remedy="use pseudo ground truth made for this data set",
-        )
-    numbers = [c.get("id") for c in entries]
-    if not all(type(n) is int for n in numbers) or len(set(numbers)) < len(numbers):
-        raise SchemaError(
-            f"its categories have the ids {numbers[:5]}…", where=path, remedy="give each its own"
-        )
-    return {n: split.classes.index(name) for n, name in zip(numbers, found, strict=True)}
-
-
 def read_dataset(path: Path, split: LabelSpace) -> dict[str, Detections]:
-    """Read pseudo ground truth written by :func:`write_dataset`.
+    """Read pseudo ground truth: what :func:`write_dataset` wrote, or any COCO data set of the split's images.
+
+    Classes are known by name: the file may number and order its categories as it likes. Polygons become run
+    lengths; a box without a score has score 1.
 
     Returns:
         Image id -> boxes for every image the file lists and the split holds.
 
-    Categories are known by their names: the file's numbers for them, and their order, are its own.
-
     Raises:
-        SchemaError: not a COCO data set, other classes than the split's, or an unknown image.
+        SchemaError: not a COCO data set, other classes than the split's, an unknown image, or a box, score or mask
+            that is none.
     """
     loaded = read_json(path)
-    parts = ("images", "annotations", "categories")
-    if not isinstance(loaded, dict) or not all(isinstance(loaded.get(part), list) for part in parts):
-        raise SchemaError("expected a COCO data set with images, annotations and categories", where=path)
-    class_of = _own_categories(loaded["categories"], split, path)
-    known = dict.fromkeys(split.ids)
-    grouped: dict[str, list[dict[str, Any]]] = {}
+    sections = ("images", "annotations", "categories")
+    if not isinstance(loaded, dict) or not all(isinstance(loaded.get(name), list) for name in sections):
+        raise SchemaError(f"expected a COCO data set with lists of {', '.join(sections)}", where=path)
+    class_of = _classes_by_category(loaded["categories"], split, path)
+    grouped: dict[str, list[_Row]] = {}
+    sizes: dict[str, tuple[int | None, int | None]] = {}
+    known = frozenset(split.ids)
     for position, image in enumerate(loaded["images"]):
-        if not isinstance(image, dict):
-            raise SchemaError(f"entry {position} of images is no image", where=path)
-        grouped[_image_of({"image_id": image.get("id")}, split, known, path, position)] = []
+        image_id = _image_of(image, "id", split, known, path, f"image {position}")
+        grouped[image_id], sizes[image_id] = [], (_integer(image, "height"), _integer(image, "width"))
     for position, entry in enumerate(loaded["annotations"]):
-        image_id = _image_of(entry, split, grouped, path, position)
-        if _category(entry) not in class_of:
+        what = f"annotation {position}"
+        image_id = _image_of(entry, "image_id", split, grouped, path, what)
+        if (number := _integer(entry, "category_id")) not in class_of:
             raise SchemaError(
-                f"annotation {position} has unknown category {entry.get('category_id')!r}", where=path
+                f"{what} has unknown category {entry.get('category_id')!r}", where=path, remedy=_AGAIN
             )
-        grouped[image_id].append(entry)
-    try:
-        return {i: _detections(entries, class_of, path, scored=False) for i, entries in grouped.items()}
-    except (KeyError, TypeError, ValueError) as error:
-        raise SchemaError(f"an annotation lacks a bbox ({error})", where=path) from error
+        try:
+            mask = _annotation_mask(entry, *sizes[image_id])
+            row = _Row(box_xywh(entry), class_of[number], score_of(entry, 1.0), mask)
+        except ValueError as error:
+            raise SchemaError(f"{what} {error}", where=path, remedy=_AGAIN) from error
+        grouped[image_id].append(row)
+    return {image_id: _detections(rows) for image_id, rows in grouped.items()}
+
+
+def _classes_by_category(categories: Sequence[Any], split: LabelSpace, path: Path) -> dict[int | None, int]:
+    """Category id of the file -> index of the class of that name."""
+    names = [category.get("name") if isinstance(category, dict) else None for category in categories]
+    if sorted(map(str, names)) != sorted(split.classes):
+        raise SchemaError(
+            f"holds classes {names[:5]}…, split {split.name} has {list(split.classes)[:5]}…",
+            where=path,
+            remedy="use pseudo ground truth made for this data set",
+        )
+    numbers = [_integer(category, "id") for category in categories]
+    if None in numbers or len(set(numbers)) < len(numbers):
+        raise SchemaError(
+            f"its categories have the ids {numbers[:5]}…",
+            where=path,
+            remedy="give each an integer of its own",
+        )
+    return {number: split.classes.index(str(name)) for number, name in zip(numbers, names, strict=True)}
+
+
+def _annotation_mask(entry: Entry, height: int | None, width: int | None) -> RLE | None:
+    """The mask of an annotation; only its image says how large that is."""
+    if not (segmentation := entry.get("segmentation")):
+        return None
+    if height is None or width is None:
+        raise ValueError("has a mask, but its image has no integer height and width")
+    return mask_of(segmentation, height, width)

@@ -63,6 +63,13 @@ def _images_of(text: str, excluded: Sequence[Path]) -> set[Path]:
             found.update(_below(match, excluded) if match.is_dir() else _if_image(match, excluded))
     if not found:
         suffixes = " ".join(IMAGE_SUFFIXES)
+        if excluded and _images_of(text, ()):
+            folders = ", ".join(map(str, excluded))
+            raise InputError(
+                f"no image found but in {folders}, which is left out: results are written there",
+                where=text,
+                remedy="write them elsewhere, e.g. --out predictions",
+            )
         raise InputError("no image found", where=text, remedy=f"looked for files ending in {suffixes}")
     return found
 

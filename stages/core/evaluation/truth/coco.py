@@ -7,14 +7,13 @@ the file, also where a mask would give a slightly different one, because that is
 from __future__ import annotations
 
 import functools
-import math
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
+from stages.core.artifacts.coco_fields import box_xywh, is_finite, mask_of
 from stages.core.datasets.catalog import SplitSource
 from stages.core.datasets.coco import read_document
 from stages.core.datasets.split import WeakSplit
@@ -67,37 +66,17 @@ class CocoTruthReader:
         )
 
     def _box(self, entry: Annotation) -> tuple[float, float, float, float]:
-        bbox = entry.get("bbox")
-        if not (isinstance(bbox, list) and len(bbox) == 4 and all(_finite(value) for value in bbox)):
-            raise self._error(entry, f"has bbox {bbox!r}, expected [x, y, width, height]")
-        x, y, width, height = (float(value) for value in bbox)
-        if width < 0 or height < 0:
-            raise self._error(entry, f"has bbox {bbox!r} of negative width or height")
+        try:
+            x, y, width, height = box_xywh(entry)
+        except ValueError as error:
+            raise self._error(entry, str(error)) from error
         return x, y, x + width, y + height
 
     def _mask(self, entry: Annotation, height: int, width: int) -> RLE:
-        segmentation = entry["segmentation"]
-        if isinstance(segmentation, list):
-            for polygon in segmentation:
-                self._check_polygon(entry, polygon)
-            parts = coco_mask.frPyObjects(segmentation, height, width)
-            return run_lengths.as_text(coco_mask.merge(parts))
-        if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
-            size = segmentation.get("size") if isinstance(segmentation, dict) else segmentation
-            raise self._error(entry, f"has a mask of size {size!r}, but its image is [{height}, {width}]")
-        counts = segmentation.get("counts")
-        if isinstance(counts, str):
-            return RLE(size=[height, width], counts=counts)
-        whole = isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts)
-        if not whole or sum(counts or []) != height * width:
-            raise self._error(entry, f"has run lengths that do not add up to {height} x {width} pixels")
-        return run_lengths.as_text(coco_mask.frPyObjects(segmentation, height, width))
-
-    def _check_polygon(self, entry: Annotation, polygon: Any) -> None:
-        # Four numbers would be taken for a box by pycocotools, an odd number for garbage.
-        shaped = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-        if not shaped or not all(_finite(value) for value in polygon):
-            raise self._error(entry, "has a polygon that is not a list of at least three x, y pairs")
+        try:
+            return mask_of(entry["segmentation"], height, width)
+        except ValueError as error:
+            raise self._error(entry, str(error)) from error
 
     def _error(self, entry: Annotation, what: str) -> SchemaError:
         return SchemaError(
@@ -105,12 +84,8 @@ class CocoTruthReader:
         )
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _area(entry: Annotation, box_xyxy: np.ndarray[Any, np.dtype[np.float64]], mask: RLE | None) -> float:
-    if _finite(entry.get("area")):
+    if is_finite(entry.get("area")):
         return float(entry["area"])
     if mask is not None:
         return run_lengths.area(mask)

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from stages.core.artifacts.coco_fields import as_text
 from stages.core.artifacts.coco_json import RLE
 
 
 def encode(mask_HW: NDArray[np.bool_]) -> RLE:
     """Run lengths of a mask."""
     return as_text(coco_mask.encode(np.asfortranarray(mask_HW, dtype=np.uint8)))
-
-
-def as_text(rle: dict[str, Any]) -> RLE:
-    """What pycocotools returns, with counts as text and plain integers."""
-    height, width = rle["size"]
-    return RLE(size=[int(height), int(width)], counts=rle["counts"].decode("ascii"))
 
 
 def area(rle: RLE) -> float:

@@ -1,0 +1,82 @@
+"""The fields of one COCO entry, checked: box, score and mask. Shared by artifacts and the reader of the ground truth.
+
+Every check raises ValueError with words that follow the name of the entry, as in "annotation 3 has bbox ...".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stages.core.artifacts.coco_json import RLE
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value of a JSON file is a number, neither NaN nor infinite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def box_xywh(entry: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """Left, top, width and height, pixels.
+
+    Raises:
+        ValueError: no four finite numbers, or a negative size.
+    """
+    bbox = entry.get("bbox")
+    if not (isinstance(bbox, list) and len(bbox) == 4 and all(is_finite(value) for value in bbox)):
+        raise ValueError(f"has bbox {bbox!r}, expected [x, y, width, height], all finite")
+    x, y, width, height = (float(value) for value in bbox)
+    if width < 0 or height < 0:
+        raise ValueError(f"has bbox {bbox!r} of negative width or height")
+    return x, y, width, height
+
+
+def score_of(entry: Mapping[str, Any], default: float | None = None) -> float:
+    """The score, or a default where there is none.
+
+    Raises:
+        ValueError: not a finite number, or absent without a default.
+    """
+    score = entry.get("score", default)
+    if not is_finite(score):
+        raise ValueError(f"has score {score!r}, expected a finite number")
+    return float(score)
+
+
+def mask_of(segmentation: Any, height: int, width: int) -> RLE:
+    """Polygons, plain or compressed run lengths as compressed ones.
+
+    Raises:
+        ValueError: none of these, or not of an image of that size.
+    """
+    from pycocotools import mask as coco_mask
+
+    if isinstance(segmentation, list):
+        for polygon in segmentation:
+            _check_polygon(polygon)
+        return as_text(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
+    if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
+        size = segmentation.get("size") if isinstance(segmentation, dict) else segmentation
+        raise ValueError(f"has a mask of size {size!r}, but its image is [{height}, {width}]")
+    counts = segmentation.get("counts")
+    if isinstance(counts, str):
+        return {"size": [height, width], "counts": counts}
+    whole = isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts)
+    if not whole or sum(counts or []) != height * width:
+        raise ValueError(f"has run lengths that do not add up to {height} x {width} pixels")
+    return as_text(coco_mask.frPyObjects(segmentation, height, width))
+
+
+def as_text(rle: Mapping[str, Any]) -> RLE:
+    """What pycocotools returns, with counts as text and plain integers."""
+    height, width = rle["size"]
+    return {"size": [int(height), int(width)], "counts": rle["counts"].decode("ascii")}
+
+
+def _check_polygon(polygon: Any) -> None:
+    # Four numbers would be taken for a box by pycocotools, an odd number for garbage.
+    shaped = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
+    if not shaped or not all(is_finite(value) for value in polygon):
+        raise ValueError("has a polygon that is not a list of at least three x, y pairs")
