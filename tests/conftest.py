@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,3 +19,15 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WEAKSAM_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("WEAKSAM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def random_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random trunks: what the tests look at does not depend on pretraining."""
+    from stages.core.vision.backbones import build_trunk
+
+    def random_trunk(*arguments: Any, **options: Any) -> Any:
+        return build_trunk(*arguments, **options | {"pretrained": False})
+
+    monkeypatch.setattr("stages.core.vision.detectors.build_trunk", random_trunk)
+    monkeypatch.setattr("stages.core.vision.detr.build_trunk", random_trunk)

@@ -20,8 +20,8 @@ from stages.core.vision.backbones import build_trunk
 from stages.retrain.config import RetrainConfig
 from stages.wsod.config import WsodConfig
 from tests.datasets_builders import SCENES, Obj, make_voc
+from tests.detector_builders import TINY as RETRAIN
 from tests.run_builder import build_run
-from tests.test_retrain_stage import TINY as RETRAIN
 from tests.test_wsod_stage import TINY as WSOD
 
 SUBSETS = {**SCENES, "val": {"img_6": [Obj("dog")], "img_7": [Obj("cat", (4, 2, 40, 30))]}}

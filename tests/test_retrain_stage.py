@@ -1,10 +1,8 @@
-"""`retrain` and `wsis` as rooms: fit and apply on tiny images, refuse what does not fit, resume, repeat."""
+"""`retrain` as a room: fit and apply on tiny images, refuse what does not fit, resume, repeat, a second round."""
 
 from __future__ import annotations
 
-import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,71 +13,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from stages.core.artifacts.coco_json import Detections, read_dataset, read_results, write_dataset
-from stages.core.config import StageConfig, build_config
+from stages.core.config import build_config
 from stages.core.datasets.catalog import open_split
-from stages.core.datasets.split import WeakSplit
-from stages.core.errors import ConfigError, EnvironmentFault, InputError, SchemaError
-from stages.core.ops.rle import encode_masks
-from stages.core.spec import Stage, StageContext
+from stages.core.errors import ConfigError, InputError, SchemaError
+from stages.core.spec import StageContext
 from stages.core.training.loop import TrainingDivergedError
-from stages.core.vision.backbones import build_trunk
 from stages.retrain.config import RetrainConfig
 from stages.retrain.roi_drop import DropMeter
 from stages.retrain.stage import RetrainStage
 from stages.wsis.config import WsisConfig
-from stages.wsis.pseudo_masks import make_pseudo_masks
 from stages.wsis.stage import WsisStage
-from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_image, make_voc
+from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
+from tests.detector_builders import MASKED, TINY, context, run, write_pgt
 from tests.test_predict import finished
 
-TINY: dict[str, Any] = {
-    "backbone": "resnet10t", "strides": (8, 16), "frozen_through": 8, "fpn_channels": 8, "anchor_sizes": (16, 32),
-    "test_size": 32, "max_size": 64, "train_sizes": (32,), "rpn_candidates": 20, "rois_per_image": 8,
-    "head_width": 16, "epochs": 2, "batch_size": 2, "score_threshold": 0.0, "max_detections": 3, "threads": 1,
-}  # fmt: skip
-MASKED = TINY | {"mask_channels": 8}
-
-
-@pytest.fixture(autouse=True)
-def no_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random trunks: what the tests look at does not depend on pretraining."""
-
-    def random_trunk(*arguments: Any, **options: Any) -> Any:
-        return build_trunk(*arguments, **options | {"pretrained": False})
-
-    monkeypatch.setattr("stages.core.vision.detectors.build_trunk", random_trunk)
-    monkeypatch.setattr("stages.core.vision.detr.build_trunk", random_trunk)
-
-
-def context(tmp_path: Path, subset: str, stage: str, **inputs: Path) -> StageContext:
-    if not (tmp_path / "data" / "tiny").exists():
-        make_voc(tmp_path / "data")
-    out = tmp_path / stage / subset
-    out.mkdir(parents=True, exist_ok=True)
-    split = open_split(f"tiny_{subset}", tmp_path / "data")
-    return StageContext(split=split, run=tmp_path, out=out, inputs=inputs)
-
-
-def write_pgt(tmp_path: Path, split: WeakSplit, skip: tuple[str, ...] = (), masked: bool = False) -> Path:
-    """Pseudo boxes equal to the objects that were drawn, with masks that fill them if asked for."""
-    boxes = {}
-    for image_id, objects in SCENES["train"].items():
-        classes = [split.classes.index(o.name) for o in objects]
-        corners = np.array([o.box_xyxy for o in objects], np.float32).reshape(-1, 4)
-        full = np.zeros((len(objects), HEIGHT, WIDTH), bool)
-        for mask, (x1, y1, x2, y2) in zip(full, corners.astype(int), strict=True):
-            mask[y1:y2, x1:x2] = True
-        masks = encode_masks(full) if masked else None
-        found = Detections(corners, np.array(classes, np.int64), np.ones(len(objects), np.float32), masks)
-        boxes[image_id] = Detections.empty() if image_id in skip else found
-    path = tmp_path / "pgt.json"
-    write_dataset(path, split, boxes, dict.fromkeys(boxes, (HEIGHT, WIDTH)))
-    return path
-
-
-def run(stage: Stage, config: StageConfig, at: StageContext) -> dict[str, int | float]:
-    stage.plan(config, at)
-    return stage.run(config, at)
+pytestmark = pytest.mark.usefixtures("random_trunks")
 
 
 def test_retrain__fit_then_apply_on_train_and_test(tmp_path: Path) -> None:
@@ -326,79 +274,6 @@ def test_retrain__relative_thresholds_must_be_shares(drop: str, name: str) -> No
         build_config(RetrainConfig, [*layers, ("flags", {name: 1.5})])
 
 
-DETR = {
-    **TINY, "transformer_width": 32, "attention_heads": 4, "feedforward": 16, "encoder_layers": 1, "decoder_layers": 2,
-    "queries": 5, "denoising": 4, "drop_start": 0.0,
-}  # fmt: skip
-DETRS = ("rt-detr", "deformable-detr")
-
-
-@pytest.mark.parametrize("architecture", DETRS)
-def test_retrain__detr_fits_resumes_and_applies(
-    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("transformers")
-    config = RetrainConfig(**DETR, architecture=architecture, tau_cls=0.0, tau_reg=0.0)
-    lines: list[dict[str, Any]] = []
-    results = []
-    for name in ("whole", "stopped"):
-        at = context(tmp_path, "train", name)
-        at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
-        at.metrics_fn = lambda values: lines.append(dict(values))
-        if name == "stopped":
-            stops = iter([True])
-
-            def interrupt(stops: Any = stops) -> None:
-                if next(stops, False):
-                    raise InputError("stop now")
-
-            at.interrupted_fn = interrupt
-            with pytest.raises(InputError, match="stop now"):
-                run(RetrainStage(), config, at)
-            at.resume = True
-        counts = run(RetrainStage(), config, at)
-        assert counts["training_images"] == 3
-        results.append(
-            (at.out / "detector.safetensors").read_bytes() + (at.out / "detections.json").read_bytes()
-        )
-    assert results[0] == results[1], "resumed from the state equals uninterrupted"
-    assert lines[0]["dropped_share"] == 1.0, "thresholds of 0 drop every matched query"
-    assert {"loss_class", "loss_box", "loss_giou"} <= set(lines[0])
-    # The test split takes what the checkpoint says, whatever the settings are.
-    checkpoint = tmp_path / "whole" / "train" / "detector.safetensors"
-    test = context(tmp_path, "test", "retrain", checkpoint=checkpoint)
-    run(RetrainStage(), RetrainConfig(), test)
-    found = read_results(test.out / "detections.json", test.split)
-    assert found.keys() == {"img_4", "img_5"}
-    assert all(len(one) <= 3 for one in found.values())
-
-
-def test_retrain__detr_on_any_images(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    from tests.test_predict import predict
-
-    at = context(tmp_path, "train", "retrain")
-    at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
-    run(RetrainStage(), RetrainConfig(**DETR | {"epochs": 1}, architecture="rt-detr"), at)
-    detector, out = at.out / "detector.safetensors", tmp_path / "found"
-    image = at.split.image_path("img_1")
-    assert predict(image, "--detector", detector, "--out", out, "--score-threshold", 0) == 0
-    data = json.loads((out / "predictions.json").read_text())
-    assert [category["name"] for category in data["categories"]] == ["bird", "cat", "dog"]
-    assert len(data["annotations"]) == 3
-
-
-def test_retrain__detr_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    at = context(tmp_path, "train", "retrain")
-    at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(EnvironmentFault, match=r"weaksam\[hf\]"):
-        RetrainStage().plan(RetrainConfig(architecture="deformable-detr"), at)
-    RetrainStage().plan(RetrainConfig(), at)  # Faster R-CNN needs no extra
-
-
 def test_retrain__checkpoint_of_another_detector(tmp_path: Path) -> None:
     from stages.core.vision.detectors import build_detector, save_detector
 
@@ -409,118 +284,6 @@ def test_retrain__checkpoint_of_another_detector(tmp_path: Path) -> None:
     )
     with pytest.raises(SchemaError, match="mask-rcnn"):
         RetrainStage().plan(RetrainConfig(), test)
-
-
-@pytest.mark.parametrize("architecture", DETRS)
-def test_retrain__detr_diverged_loss_names_step_and_images(architecture: str, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    at = context(tmp_path, "train", "retrain")
-    at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
-    with pytest.raises(TrainingDivergedError, match="img_"):
-        run(
-            RetrainStage(),
-            RetrainConfig(**DETR | {"epochs": 40, "lr": 1e30, "clip_norm": 0}, architecture=architecture),
-            at,
-        )
-
-
-@dataclass
-class BoxSegmenter:
-    """Every mask is the left half of its box; counts encodings."""
-
-    encodings: int = 0
-    mask_threshold: float = 0.0
-
-    def encode(self, pixels_HW3: Any) -> tuple[int, int]:
-        self.encodings += 1
-        return pixels_HW3.shape[0], pixels_HW3.shape[1]
-
-    def decode(
-        self, encoded: tuple[int, int], points: None, labels: None, boxes: Tensor, *, multimask: bool
-    ) -> Any:
-        logits = torch.full((len(boxes), 3 if multimask else 1, *encoded), -1.0)
-        for row, (x1, y1, x2, y2) in enumerate(boxes.int().tolist()):
-            logits[row, :, y1:y2, x1 : (x1 + x2) // 2] = 1.0
-        ious = torch.ones(logits.shape[:2])
-        return type("Decoded", (), {"low_res_logits": logits, "predicted_iou": ious})
-
-    def upscale(self, logits: Tensor, encoded: tuple[int, int]) -> Tensor:
-        return logits
-
-
-def test_wsis__masks_fit_and_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import stages.core.vision.segmenters as segmenters
-
-    segmenter = BoxSegmenter()
-    monkeypatch.setattr(segmenters, "load_segmenter", lambda *arguments, **options: segmenter)
-    train = context(tmp_path, "train", "wsis")
-    train.inputs = {"pgt": write_pgt(tmp_path, train.split, skip=("img_3",))}
-    counts = run(WsisStage(), WsisConfig(**MASKED), train)
-    assert segmenter.encodings == 2  # one per image with boxes
-    assert counts["pseudo_masks"] == 4
-    assert counts["masks_filled_box"] == 0
-    masks = read_dataset(train.out / "pgt_masks.json", train.split)
-    assert masks["img_1"].boxes_xyxy[0].tolist() == [4, 6, 14, 26]  # the tight box of the mask
-    raw = json.loads((train.out / "pgt_masks.json").read_text())
-    assert raw["annotations"][0]["area"] == 10 * 20
-    assert {entry["iscrowd"] for entry in raw["annotations"]} == {0}
-    assert len(raw["images"]) == 3
-    checkpoint = train.out / "segmenter.safetensors"
-    test = context(tmp_path, "test", "wsis", checkpoint=checkpoint)
-    run(WsisStage(), WsisConfig(**MASKED), test)
-    found = read_results(test.out / "segmentations.json", test.split)
-    assert found["img_4"].masks is not None
-    assert found["img_4"].masks[0]["size"] == [HEIGHT, WIDTH]
-    given = context(tmp_path, "train", "given", checkpoint=checkpoint)
-    assert WsisStage().plan(WsisConfig(**MASKED), given).notes == ("apply only",)
-    run(WsisStage(), WsisConfig(**MASKED), given)
-    assert [path.name for path in given.out.glob("*.*")] == ["segmentations.json"]
-    assert (given.out / "segmentations.json").read_bytes() == (train.out / "segmentations.json").read_bytes()
-
-
-def test_wsis__given_masks_may_be_polygons(tmp_path: Path) -> None:
-    train = context(tmp_path, "train", "wsis")
-    path = write_pgt(tmp_path, train.split, masked=True)
-    wanted = read_dataset(path, train.split)
-    content = json.loads(path.read_text())
-    for entry in content["annotations"]:
-        x, y, w, h = entry["bbox"]
-        entry["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
-    path.write_text(json.dumps(content))
-    config = WsisConfig(**MASKED, mask_source="given")
-    train.inputs = {"pgt": path}
-    WsisStage().plan(config, train)
-    made = make_pseudo_masks(train, config)
-    assert {i: one.masks for i, one in made.masks.items()} == {i: one.masks for i, one in wanted.items()}
-
-
-def test_wsis__given_masks_that_are_absent_or_of_another_size(tmp_path: Path) -> None:
-    train = context(tmp_path, "train", "wsis")
-    config = WsisConfig(**MASKED, mask_source="given")
-    train.inputs = {"pgt": write_pgt(tmp_path, train.split)}
-    with pytest.raises(SchemaError, match="without masks for image img_1"):
-        WsisStage().plan(config, train)
-    train.inputs = {"pgt": write_pgt(tmp_path, train.split, masked=True)}
-    make_image(train.split.image_path("img_2"), width=WIDTH, height=HEIGHT + 1)
-    assert "img_2" not in make_pseudo_masks(train, config).masks
-    assert f"[{HEIGHT}, {WIDTH}] for image img_2, which is [{HEIGHT + 1}" in train.failures.entries["img_2"]
-
-
-def test_wsis__masks_are_not_made_again_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import stages.core.vision.segmenters as segmenters
-
-    segmenter = BoxSegmenter()
-    monkeypatch.setattr(segmenters, "load_segmenter", lambda *arguments, **options: segmenter)
-    at = context(tmp_path, "train", "wsis")
-    at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
-    counts = run(WsisStage(), WsisConfig(**MASKED), at)
-    assert counts["training_images"] == 3
-    before = (at.out / "segmentations.json").read_bytes()
-    encodings = segmenter.encodings
-    at.resume = True
-    assert run(WsisStage(), WsisConfig(**MASKED), at) == counts
-    assert segmenter.encodings == encodings
-    assert (at.out / "segmentations.json").read_bytes() == before
 
 
 def test_retrain__low_scores_are_written_on_the_train_split_alone(tmp_path: Path) -> None:

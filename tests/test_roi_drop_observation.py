@@ -19,7 +19,7 @@ from stages.retrain.config import RetrainConfig
 from stages.retrain.roi_drop import DropRule
 from stages.retrain.stage import STAGE
 from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
-from tests.test_retrain_stage import TINY
+from tests.detector_builders import TINY
 
 
 def test_error_by_loss__by_hand() -> None:

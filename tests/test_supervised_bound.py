@@ -15,7 +15,7 @@ from stages.core.vision.backbones import build_trunk
 from stages.retrain.config import RetrainConfig
 from stages.wsis.config import WsisConfig
 from tests.datasets_builders import SCENES, make_voc
-from tests.test_retrain_stage import MASKED, TINY
+from tests.detector_builders import MASKED, TINY
 
 
 def test_write_truth__true_boxes_and_masks_in_the_format_of_pgt(tmp_path: Path) -> None:
