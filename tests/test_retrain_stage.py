@@ -18,6 +18,7 @@ from stages.core.datasets.catalog import open_split
 from stages.core.errors import ConfigError, InputError, SchemaError
 from stages.core.spec import StageContext
 from stages.core.training.loop import TrainingDivergedError
+from stages.core.vision.detector_files import recorded_view_sizes
 from stages.retrain.config import RetrainConfig
 from stages.retrain.roi_drop import DropMeter
 from stages.retrain.stage import RetrainStage
@@ -64,18 +65,18 @@ def test_retrain__views_are_those_of_the_training(tmp_path: Path) -> None:
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(b"")
     ours = RetrainConfig(train_sizes=(32, 48), tta=True)
-    assert ours.view_sizes(checkpoint) == (32, 48), "nothing is known of the training"
+    assert ours.view_sizes(recorded_view_sizes(checkpoint)) == (32, 48), "nothing is known of the training"
     finished(
         checkpoint.parent, "retrain", (checkpoint.name,), config={"tta_sizes": [], "train_sizes": [96, 128]}
     )
     assert ours.view_sizes() == (32, 48)
-    assert ours.view_sizes(checkpoint) == (96, 128)
-    assert RetrainConfig(tta=True, tta_sizes=(64,)).view_sizes(checkpoint) == (64,)
-    assert RetrainConfig().view_sizes(checkpoint) == ()
+    assert ours.view_sizes(recorded_view_sizes(checkpoint)) == (96, 128)
+    assert RetrainConfig(tta=True, tta_sizes=(64,)).view_sizes(recorded_view_sizes(checkpoint)) == (64,)
+    assert RetrainConfig().view_sizes(recorded_view_sizes(checkpoint)) == ()
     finished(
         checkpoint.parent, "retrain", (checkpoint.name,), config={"tta_sizes": [80], "train_sizes": [96]}
     )
-    assert ours.view_sizes(checkpoint) == (80,)
+    assert ours.view_sizes(recorded_view_sizes(checkpoint)) == (80,)
 
 
 def test_retrain__same_seed_same_bytes_and_resume_equals_uninterrupted(tmp_path: Path) -> None:

@@ -181,8 +181,8 @@ def view_sizes(checkpoint: Path, given: str | None) -> tuple[int, ...]:
     Raises:
         UsageError: text that is no list of sizes, or sizes that are nowhere recorded.
     """
-    from stages.core.artifacts.manifest import read_manifest
     from stages.core.errors import UsageError
+    from stages.core.vision.detector_files import recorded_view_sizes
 
     if given is not None:
         parts = [part.strip() for part in given.split(",")]
@@ -191,10 +191,8 @@ def view_sizes(checkpoint: Path, given: str | None) -> tuple[int, ...]:
                 f"'{given}' is no list of sizes", where="--tta-sizes", remedy="give pixels, e.g. 480,576,688"
             )
         return tuple(int(part) for part in parts)
-    if (checkpoint.parent / "manifest.json").is_file():
-        config = read_manifest(checkpoint.parent).config
-        if sizes := config.get("tta_sizes") or config.get("train_sizes"):
-            return tuple(sizes)
+    if sizes := recorded_view_sizes(checkpoint):
+        return sizes
     raise UsageError(
         "the sizes that the detector was trained at are not recorded beside it",
         where=checkpoint,

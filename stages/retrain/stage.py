@@ -16,7 +16,7 @@ from stages.core.config import StageConfig
 from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
 from stages.core.training.detection_data import PseudoTruthData
 from stages.core.training.detector_fit import total_steps, train_detector
-from stages.core.vision.detector_files import BOX_KINDS, AnyDetector, open_detector
+from stages.core.vision.detector_files import BOX_KINDS, AnyDetector, open_detector, recorded_view_sizes
 from stages.core.vision.detector_inference import detect_split
 from stages.core.vision.detector_spec import DetrSpec
 from stages.core.vision.detectors import save_detector
@@ -70,7 +70,7 @@ class RetrainStage:
             checkpoint,
             *BOX_KINDS,
             score=config.train_score_threshold if context.split.role == "train" else None,
-            view_sizes=config.view_sizes(context.inputs.get("checkpoint")),
+            view_sizes=config.view_sizes(recorded_view_sizes(context.inputs.get("checkpoint"))),
         )
         if detections is not None:
             write_results(context.out / DETECTIONS, context.split, detections)

@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from stages.core.training.detector_settings import PAPER as PAPER_DETECTOR
 from stages.core.training.detector_settings import DetectorSettings
-
-PAPER: Final[dict[str, Any]] = {
-    **PAPER_DETECTOR,
-    "train_sizes": (640, 672, 704, 736, 768, 800),
-    "max_size": 1333,
-    "test_size": 800,
-    "epochs": 14,
-    "milestones": (0.667, 0.889),
-    "warmup": 0.111,
-    "mask_channels": 256,
-    "segmenter": "sam-vit-h",
-    "mask_choice": "single",
-}
-"""The published settings on VOC12 trainaug: 9,000 steps of 16 images, 1,000 of warm-up, drops at 6,000 and 8,000."""
 
 
 class WsisConfig(DetectorSettings):

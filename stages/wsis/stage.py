@@ -13,6 +13,7 @@ from stages.core.runtime.processes import is_main
 from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
 from stages.core.training.detection_data import PseudoTruthData
 from stages.core.training.detector_fit import total_steps, train_detector
+from stages.core.vision.detector_files import recorded_view_sizes
 from stages.core.vision.detector_inference import detect_split
 from stages.core.vision.detectors import load_detector, save_detector
 from stages.core.weights.cache import require_weights
@@ -64,7 +65,10 @@ class WsisStage:
         else:
             checkpoint = context.input("checkpoint")
         found = detect_split(
-            context, checkpoint, "mask-rcnn", view_sizes=config.view_sizes(context.inputs.get("checkpoint"))
+            context,
+            checkpoint,
+            "mask-rcnn",
+            view_sizes=config.view_sizes(recorded_view_sizes(context.inputs.get("checkpoint"))),
         )
         if found is not None:
             write_results(context.out / SEGMENTATIONS, context.split, found)

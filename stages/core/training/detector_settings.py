@@ -7,43 +7,12 @@ set; the published values are the recipe `paper` (R50-FPN, 16 images, SGD 0.02, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Literal
 
 from pydantic import Field
 
-from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
 from stages.core.config import StageConfig
 from stages.core.vision.detector_spec import BoxLoss, DetectorSpec, Heads, Kind
-
-PAPER: Final[dict[str, Any]] = {
-    "backbone": "resnet50-fpn",
-    "strides": (4, 8, 16, 32),
-    "frozen_through": 4,
-    "fpn_channels": 256,
-    "anchor_sizes": (32, 64, 128, 256, 512),
-    "test_size": 688,
-    "max_size": 2000,
-    "tta_sizes": (480, 576, 688, 864, 1000, 1200),
-    "train_sizes": tuple(range(480, 1217, 32)),
-    "photometric": 0.0,
-    "rpn_candidates": 2000,
-    "rois_per_image": 512,
-    "head_width": 1024,
-    "epochs": 29,
-    "batch_size": 16,
-    "optimizer": "sgd",
-    "lr": 0.02,
-    "lr_batch": 16,
-    "trunk_lr_factor": 1.0,
-    "weight_decay": 1e-4,
-    "schedule": "steps",
-    "milestones": (0.667, 0.889),
-    "warmup": 0.0033,
-    "clip_norm": 0.0,
-    "ema_decay": 0.0,
-}
-"""Published settings on VOC07: 9,000 steps of 16 images, drops at 6,000 and 8,000, 30 steps of warm-up."""
 
 
 @dataclass(frozen=True)
@@ -141,19 +110,14 @@ class DetectorSettings(StageConfig):
         shared = {name: getattr(self, name) for name in DetectorSpec.model_fields if name in own}
         return DetectorSpec(**shared | {"kind": kind, "mask_channels": mask_channels})
 
-    def view_sizes(self, checkpoint: Path | None = None) -> tuple[int, ...]:
-        """Short sides of the views that detections are merged from; none without `tta`.
+    def view_sizes(self, trained_at: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """Short sides, pixels, of the views that detections are merged from; none without `tta`.
 
         Args:
-            checkpoint: the detector, where these settings have not trained it. Unless `tta_sizes` are given, views
-                are then those of its training, whose settings are in the manifest beside it.
+            trained_at: those of the training of a detector that these settings have not trained, used unless
+                `tta_sizes` are given (`detector_files.recorded_view_sizes`).
         """
-        if not self.tta:
-            return ()
-        if self.tta_sizes or checkpoint is None or not (checkpoint.parent / MANIFEST_NAME).is_file():
-            return self.tta_sizes or self.train_sizes
-        trained = read_manifest(checkpoint.parent).config
-        return tuple(trained.get("tta_sizes") or trained.get("train_sizes") or self.train_sizes)
+        return (self.tta_sizes or trained_at or self.train_sizes) if self.tta else ()
 
     def augmentation(self) -> Augmentation:
         """What happens to a training image."""

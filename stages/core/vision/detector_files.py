@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
 from stages.core.errors import SchemaError
 from stages.core.training.weights_io import load_weights, read_metadata
 from stages.core.vision.detector_spec import AnyKind, DetectorSpec, DetrSpec
@@ -47,6 +48,14 @@ def detector_classes(path: Path) -> tuple[str, ...]:
         MissingInputError, SchemaError: see :func:`detector_kind`.
     """
     return tuple(str(name) for name in _metadata(path)["classes"])
+
+
+def recorded_view_sizes(checkpoint: Path | None) -> tuple[int, ...]:
+    """Short sides, pixels, of the views of a detector's training; none where no manifest beside it says so."""
+    if checkpoint is None or not (checkpoint.parent / MANIFEST_NAME).is_file():
+        return ()
+    config = read_manifest(checkpoint.parent).config
+    return tuple(config.get("tta_sizes") or config.get("train_sizes") or ())
 
 
 def open_detector(
