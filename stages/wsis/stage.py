@@ -64,12 +64,8 @@ class WsisStage:
             counts = self._fit(config, context)
         else:
             checkpoint = context.input("checkpoint")
-        found = detect_split(
-            context,
-            checkpoint,
-            "mask-rcnn",
-            view_sizes=config.view_sizes(recorded_view_sizes(context.inputs.get("checkpoint"))),
-        )
+        sizes = config.view_sizes(recorded_view_sizes(context.inputs.get("checkpoint")))
+        found = detect_split(context, checkpoint, "mask-rcnn", view_sizes=sizes)
         if found is not None:
             write_results(context.out / SEGMENTATIONS, context.split, found)
             counts["segmentations"] = sum(len(one) for one in found.values())

@@ -61,7 +61,7 @@ class WeakData:
     def __init__(
         self, split: WeakSplit, proposals: ProposalSource, config: WsodConfig, seed: int, failures: FailureLog
     ) -> None:
-        self.split, self.config, self.seed, self.failures = split, config, seed, failures
+        self.split, self.config, self.seed = split, config, seed
         self.proposals = proposals
         self.ids: list[str] = []
         for image_id in split.ids:

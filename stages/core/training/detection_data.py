@@ -20,11 +20,12 @@ from torchvision.transforms import v2
 from stages.core.artifacts.coco_json import Detections
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
-from stages.core.errors import ImageError, InputError, SchemaError
+from stages.core.errors import InputError, SchemaError
 from stages.core.ops.rle import decode_masks
 from stages.core.runtime.seeding import derive_seed
 from stages.core.spec import FailureLog
 from stages.core.training.detector_settings import Augmentation
+from stages.core.training.readable import ReadableImages
 from stages.core.vision.thin_images import check_not_thin
 
 MIN_SIDE = 1.0
@@ -75,7 +76,6 @@ class PseudoTruthData:
         failures: FailureLog,
     ) -> None:
         self.split, self.truth, self.seed, self.with_masks = split, truth, seed, with_masks
-        self.failures = failures
         self.ids = [image_id for image_id in split.ids if len(truth.get(image_id, ())) > 0]
         if not self.ids:
             raise InputError(
@@ -85,14 +85,14 @@ class PseudoTruthData:
             )
         if with_masks and any(truth[image_id].masks is None for image_id in self.ids):
             raise SchemaError("the pseudo ground truth holds no masks", where=split.name)
-        self._position = {image_id: i for i, image_id in enumerate(self.ids)}
+        self._images = ReadableImages(split, self.ids, failures)
         self._augmentation, self._transform = augmentation, _build_transform(augmentation)
 
     def load(self, ids: Sequence[str], epoch: int) -> DetectionBatch:
         """Read and augment the images of a step."""
         batch = DetectionBatch([], [], [])
         for wanted in ids:
-            used, image, target = self._readable(wanted, epoch)
+            used, (image, target) = self._images.first(wanted, lambda i: self.sample(i, epoch))
             batch.ids.append(used)
             batch.images.append(image)
             batch.targets.append(target)
@@ -133,18 +133,6 @@ class PseudoTruthData:
                 raise SchemaError(f"image {image_id}: {error}", where="pgt_masks.json") from error
             item["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
         return item
-
-    def _readable(self, wanted: str, epoch: int) -> tuple[str, Tensor, dict[str, Tensor]]:
-        """The wanted sample, or the next of the list that can be read: a batch never shrinks."""
-        start = self._position[wanted]
-        for image_id in self.ids[start:] + self.ids[:start]:
-            if image_id in self.failures.entries:
-                continue
-            try:
-                return image_id, *self.sample(image_id, epoch)
-            except ImageError as error:
-                self.failures.record(image_id, str(error))
-        raise InputError("none of the training images can be read", where=self.split.name)
 
 
 def _build_transform(settings: Augmentation) -> v2.Transform:

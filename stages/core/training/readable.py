@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,8 @@ from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import ImageError, InputError
 from stages.core.spec import FailureLog
+
+T = TypeVar("T")
 
 
 class ReadableImages:
@@ -32,12 +35,21 @@ class ReadableImages:
         Raises:
             InputError: no image of the list can be read.
         """
+        return self.first(wanted, lambda image_id: load_image(self.split.image_path(image_id)))
+
+    def first(self, wanted: str, make: Callable[[str], T]) -> tuple[str, T]:
+        """What `make` gives for the wanted image, or for the next for which it raises no ImageError; its id first.
+
+        Raises:
+            InputError: there is no such image in the list.
+        """
         start = self._position[wanted]
-        for image_id in self.ids[start:] + self.ids[:start]:
+        for offset in range(len(self.ids)):
+            image_id = self.ids[(start + offset) % len(self.ids)]
             if image_id in self.failures.entries:
                 continue
             try:
-                return image_id, load_image(self.split.image_path(image_id))
+                return image_id, make(image_id)
             except ImageError as error:
                 # In one line, as the part of a stage that applies the model names it.
                 self.failures.record(image_id, str(error).replace("\n", " "))

@@ -92,7 +92,7 @@ def build_detector(spec: DetectorSpec, classes: Sequence[str], pretrained: bool 
 
     Raises:
         ConfigError: levels and anchors do not fit, or `frozen_through` is no stride of the trunk.
-        UsageError, EnvironmentFault: see `build_trunk`.
+        ConfigError, EnvironmentFault, SchemaError: see `build_trunk`.
     """
     extra_level = _check_levels(spec)
     trunk = build_trunk(

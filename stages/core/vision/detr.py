@@ -157,7 +157,7 @@ def build_detr(spec: DetrSpec, classes: Sequence[str], pretrained: bool = True) 
     Raises:
         ConfigError: widths and heads do not fit, or RT-DETR has more queries than cells.
         EnvironmentFault: the extra `hf` is not installed, or weights cannot be fetched.
-        UsageError: see `build_trunk`.
+        ConfigError, SchemaError: see `build_trunk`.
     """
     check_detr(spec)
     library = require_transformers()
