@@ -132,6 +132,27 @@ def test_page__settings_named_exist(page: Path) -> None:
         assert match[2] in load_config_class(match[1]).model_fields, f"{page.name}: {word}"
 
 
+def cited_sections() -> list[tuple[str, str]]:
+    """(file, section) of every section of docs/method.md that code cites."""
+    found = []
+    for source in sorted(
+        [*ROOT.glob("stages/**/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("tests/*.py")]
+    ):
+        for group in re.findall(r"docs/method\.md,\s+sections? ([\d., to]*\d)", text_of(source)):
+            found += [
+                (source.relative_to(ROOT).as_posix(), number) for number in re.findall(r"[\d.]+", group)
+            ]
+    return found
+
+
+def test_method__has_every_section_that_code_cites() -> None:
+    headings = re.findall(r"^##+ ([\d.]+?)\.? ", text_of(ROOT / "docs" / "method.md"), re.MULTILINE)
+    assert len(headings) == len(set(headings))
+    cited = cited_sections()
+    assert len(cited) > 15
+    assert [(source, number) for source, number in cited if number not in headings] == []
+
+
 def test_recipes__listed_in_docs_exist() -> None:
     table = re.findall(
         r"^\| `(\w+)` \|", text_of(ROOT / "docs" / "stages-and-settings.md").split("## cam")[0], re.MULTILINE

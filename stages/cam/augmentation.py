@@ -1,6 +1,7 @@
 """What happens to a training image of the classifier: random crop and flip, RandAugment, random erasing.
 
-RandAugment (Cubuk et al., 2020) and random erasing (Zhong et al., 2020) are timm's, as published (method digest 1.5).
+RandAugment (Cubuk et al., 2020) and random erasing (Zhong et al., 2020) are timm's, as published
+(docs/method.md, section 2.5).
 """
 
 from __future__ import annotations

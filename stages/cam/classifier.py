@@ -1,4 +1,4 @@
-"""The multi-class-token vision transformer that turns image tags into maps (paper section 3.1).
+"""The multi-class-token vision transformer that turns image tags into maps (docs/method.md, section 2.1).
 
 One learned token per class attends to the patches together with them; a class is present when its token says so and
 when a 3x3 convolution over the patch tokens says so somewhere. Two bodies share everything else: `hybrid`, a

@@ -1,4 +1,4 @@
-"""Multi-label losses on image tags (paper section 3.1): sigmoid cross-entropy of every class score a network has."""
+"""Multi-label losses on image tags: sigmoid cross-entropy of every class score (docs/method.md, section 2.4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maps of where each class is, from one pass over several views of an image (paper section 3.1).
+"""Maps of where each class is, from one pass over several views of an image (docs/method.md, sections 2.2, 2.6).
 
 coarse: ReLU of the convolution over patch tokens.
 cross: what the class token attends to, one map per layer and head.

@@ -2,7 +2,7 @@
 
 Rules work on the detections of one class in one image, in descending score. `paper` is Algorithm 2;
 `improved` scales scores by the best instead of by their range; `topk` and `pgf` are there for comparison
-(method digest section 5).
+(docs/method.md, section 6).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Settings of pseudo ground truth; published values are those of the method digest, section 5."""
+"""Settings of pseudo ground truth; published values are in docs/method.md, section 6."""
 
 from __future__ import annotations
 

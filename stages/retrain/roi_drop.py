@@ -1,10 +1,9 @@
 """RoI drop: leave out the foreground RoIs whose losses say that their pseudo box is wrong.
 
-Method: retraining on adaptive pseudo ground truth with instance drop (the paper's last step). The rule acts
-on per-RoI losses only, so it is one pure function that any detector can call: a RoI whose classification
-loss *and* regression loss are both high after the detector has learnt something (step >= T0) is more likely
-to be a wrong pseudo box than a hard example, and both its losses are multiplied by zero. The denominators
-stay those of all RoIs.
+Source: docs/method.md, section 7.2. The rule acts on per-RoI losses only, so it is one pure function that any
+detector can call: a RoI whose classification loss *and* regression loss are both high after the detector has
+learned something (step >= T0) is more likely to be a wrong pseudo box than a hard example, and both its losses
+are multiplied by zero. The denominators stay those of all RoIs.
 """
 
 from __future__ import annotations

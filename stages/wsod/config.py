@@ -1,4 +1,4 @@
-"""Settings of weakly supervised detection; published values are those of the method digest, sections 3, 4 and 12."""
+"""Settings of weakly supervised detection; published values are in docs/method.md, section 5."""
 
 from __future__ import annotations
 

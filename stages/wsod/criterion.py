@@ -1,6 +1,6 @@
 """From a batch's scores to its losses: image loss, then K rounds of mining, labelling and refinement.
 
-Method digest sections 3.3, 3.4 and 4.2 to 4.4.
+docs/method.md, sections 5.3 to 5.6.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From refinement scores to detections: average over branches and views, class-wise NMS, cap.
 
-Method digest sections 3.7 and 4.8.
+docs/method.md, section 5.9.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Concrete DropBlock: learns to hide the blocks of RoI features that the detector leans on most.
 
-Ren et al., CVPR 2020; method digest section 4.5. A small network proposes centres of square blocks to drop,
+Ren et al., CVPR 2020; docs/method.md, section 5.7. A small network proposes centres of square blocks to drop,
 in training only. It is adversarial, in one of two forms. `reversal`: a gradient-reversal layer lets one backward
 pass lower the loss in the detector and raise it in the dropper. `two_step`, as published: the detector's pass does not
 reach the dropper, which has a pass and an optimiser of its own (`ConcreteDropBlock.own_turn`).

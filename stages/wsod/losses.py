@@ -1,4 +1,4 @@
-"""Losses of weakly supervised detection, each a pure function (method digest sections 3.4 and 4.4).
+"""Losses of weakly supervised detection, each a pure function (docs/method.md, section 5.6).
 
 Refinement losses divide by the number of proposals of the image, then by the number of images, so that a
 batch equals the mean of its images.

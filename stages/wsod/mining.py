@@ -1,4 +1,4 @@
-"""Pseudo seeds and the labels they give to proposals, shared by every miner (digest sections 3.3 and 4.3).
+"""Pseudo seeds and the labels they give to proposals, shared by every miner (docs/method.md, sections 5.4, 5.5).
 
 Seeds have a fixed size with a validity mask instead of a data-dependent length, so that mining never waits
 for the device. Overlaps are computed of proposals with seeds, block by block: no matrix of proposals by proposals

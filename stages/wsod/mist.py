@@ -1,6 +1,6 @@
 """MIST pseudo labels: several instances per class from the top p of the proposals (Ren et al., CVPR 2020).
 
-Keep rule of method digest section 4.3: a proposal survives only when it overlaps *every* higher-ranked one
+Keep rule of docs/method.md, section 5.5: a proposal survives only when it overlaps *every* higher-ranked one
 by less than the threshold, kept or not, which is stricter than greedy NMS.
 """
 

@@ -1,7 +1,7 @@
 """Online instance classifier refinement: K heads, each taught by the scores of the one before (Tang et al., CVPR 2017).
 
 Miners here: `top1` (the original) and `near_top` (all proposals scoring at least 0.9 of the class maximum,
-then NMS; the published WeakSAM configuration). See method digest section 3.3.
+then NMS; the published WeakSAM configuration). See docs/method.md, section 5.4.
 """
 
 from __future__ import annotations

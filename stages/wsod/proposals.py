@@ -1,4 +1,4 @@
-"""Proposals of an image as the detector uses them: clipped, not too small, each box once (digest section 2)."""
+"""Proposals of an image as the detector uses them: clipped, not too small, each once (docs/method.md, section 5.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test-time augmentation of the weak detector: the same proposals, averaged over views (digest section 4.8)."""
+"""Test-time augmentation of the weak detector: proposals averaged over views (docs/method.md, section 5.9)."""
 
 from __future__ import annotations
 

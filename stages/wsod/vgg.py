@@ -1,6 +1,6 @@
 """VGG16 with dilated conv5 at stride 8, the backbone of the published detectors.
 
-Method digest sections 3.1 and 4.1.
+docs/method.md, section 5.2.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Multiple-instance pooling over ragged bags: a batch of images whose proposals are concatenated row-wise.
 
-Every image is one bag; `bag_N` names the bag of each row. WSDDN (Bilen and Vedaldi, CVPR 2016), equations 1-3:
-softmax over classes times softmax over the proposals of the image, summed over proposals.
+Every image is one bag; `bag_N` names the bag of each row. WSDDN (Bilen and Vedaldi, CVPR 2016), equations 1-3
+(docs/method.md, section 5.3): softmax over classes times softmax over the proposals of an image, summed over them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Peak points of a map: Algorithm 1 of the paper.
+"""Peak points of a map: Algorithm 1 of the paper (docs/method.md, section 3.1).
 
 Max-pool, keep the pixels that equal their window's maximum, sort by value, then walk down the list: a point below the
 threshold ends the walk, a kept point removes every later one within k/2 (Euclidean). Two faults of the published form

@@ -1,7 +1,7 @@
 """Settings that every trained detector has: architecture, input size, optimiser, augmentation.
 
 The rooms `retrain` and `wsis` add their own fields. Defaults are the small CPU setting of the embedded data
-set; the published values are the recipe `paper` (R50-FPN, 16 images, SGD 0.02, master table of the method).
+set; the published values are the recipe `paper` (R50-FPN, 16 images, SGD 0.02, docs/method.md, section 7.4).
 """
 
 from __future__ import annotations

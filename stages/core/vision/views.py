@@ -1,8 +1,8 @@
 """Test-time augmentation: the views of an image, which of them memory holds, and one answer made of many.
 
 Shared by every detector. The detector of `wsod` scores the same proposals in every view, so its answers are averaged
-box by box (method digest, section 4.8); detectors that find their own boxes are merged by a per-class suppression
-(digest, sections 7 and 8).
+box by box (docs/method.md, section 5.9); detectors that find their own boxes are merged by a per-class suppression
+(section 7.6).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from stages.core.vision.detector_files import AnyDetector
 
 T = TypeVar("T")
 SET_NMS_IOU: Final = 0.6
-"""Suppression across views for detectors that need none within one (DINO's, digest section 8)."""
+"""Suppression across views for detectors that need none within one (DINO's; docs/method.md, section 7.6)."""
 
 
 @dataclass(frozen=True)
