@@ -44,6 +44,7 @@ from benchmarks.ablation_runs import OWN_TEACHER, TEACHERS, Bench, Options
 from benchmarks.ablation_sweeps import Sweep, drop_grid, drop_sweep, pgt_sweeps, rule_of
 from stages.core.artifacts.files import write_json, write_text
 from stages.core.datasets.catalog import data_root, list_splits, main_splits, open_split
+from stages.core.detectors.detr import require_transformers
 from stages.core.errors import (
     InterruptedRunError,
     MissingInputError,
@@ -53,7 +54,6 @@ from stages.core.errors import (
 )
 from stages.core.runtime.device import resolve_device
 from stages.core.runtime.environment import environment_facts, git_state, package_version
-from stages.core.vision.detr import require_transformers
 from stages.retrain.config import RetrainConfig
 
 PARTS = ("wsod", "pgt", "retrain", "sweeps")

@@ -26,10 +26,10 @@ import torch
 from stages.core.artifacts.coco_json import Detections, read_results
 from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
 from stages.core.datasets.catalog import data_root
+from stages.core.evaluation.ground_truth.types import ImageTruth
 from stages.core.evaluation.matching import ignored_objects
 from stages.core.evaluation.overlap import FloatArray, box_iou
 from stages.core.evaluation.tasks import load_ground
-from stages.core.evaluation.truth.types import ImageTruth
 from stages.core.ops.boxes import pairwise_containment
 
 Outcome = Literal["right", "duplicate", "other class", "part", "too large", "elsewhere", "none"]

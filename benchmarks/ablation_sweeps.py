@@ -18,9 +18,9 @@ from benchmarks.ablation_rows import Figures, Row, Spread, retrain_rows, spread
 from benchmarks.ablation_runs import Bench
 from benchmarks.plots import line_plot
 from stages.core.artifacts.coco_json import Detections, read_results
+from stages.core.evaluation.ground_truth.types import ImageTruth
 from stages.core.evaluation.pgt_quality import pgt_quality
 from stages.core.evaluation.tasks import Ground
-from stages.core.evaluation.truth.types import ImageTruth
 from stages.pgt.adaptive import Rule, select
 from stages.pgt.config import PgtConfig
 from stages.retrain.config import RetrainConfig

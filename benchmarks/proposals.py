@@ -33,10 +33,11 @@ from stages.core.config import load_recipe
 from stages.core.datasets.catalog import data_root, open_split
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
+from stages.core.evaluation.ground_truth import ImageTruth
+from stages.core.evaluation.ground_truth.load import load_truth
 from stages.core.evaluation.recall import ProposalRecall, proposal_recall
-from stages.core.evaluation.truth import ImageTruth
-from stages.core.evaluation.truth.load import load_truth
-from stages.core.vision.segmenters import EncodedImage, Segmenter, load_segmenter
+from stages.core.segmenters.loading import load_segmenter
+from stages.core.segmenters.protocol import EncodedImage, Segmenter
 from stages.propose.candidates import Candidates
 from stages.propose.config import ProposeConfig
 from stages.propose.decoding import decode_candidates

@@ -31,9 +31,10 @@ from stages.core.datasets.images import load_image
 from stages.core.ops.boxes import pairwise_iou
 from stages.core.runtime.device import Precision, autocast
 from stages.core.runtime.seeding import numpy_generator
-from stages.core.vision.sam_attention import fuse_attention, library_attention
-from stages.core.vision.sam_loading import VIT_BUILDERS
-from stages.core.vision.segmenters import SamSegmenter, load_segmenter
+from stages.core.segmenters.loading import load_segmenter
+from stages.core.segmenters.sam_attention import fuse_attention, library_attention
+from stages.core.segmenters.sam_checkpoints import VIT_BUILDERS
+from stages.core.segmenters.sam_segmenter import SamSegmenter
 from stages.propose.config import ProposeConfig
 from stages.propose.decoding import decode_candidates
 from stages.propose.proposer import Proposer

@@ -25,18 +25,18 @@ from torch import Tensor
 from stages.core.artifacts.coco_json import read_dataset
 from stages.core.artifacts.manifest import read_manifest
 from stages.core.datasets.catalog import data_root, open_split
+from stages.core.detectors.settings import Augmentation
+from stages.core.detectors.training_data import PseudoTruthData
+from stages.core.detectors.two_stage.faster_rcnn import Detector, load_detector
+from stages.core.detectors.two_stage.roi_heads import roi_losses
 from stages.core.errors import ImageError
-from stages.core.evaluation.truth.load import load_truth
-from stages.core.evaluation.truth.types import ImageTruth
+from stages.core.evaluation.ground_truth.load import load_truth
+from stages.core.evaluation.ground_truth.types import ImageTruth
 from stages.core.ops.boxes import pairwise_iou
 from stages.core.runtime.device import resolve_device
+from stages.core.runtime.image_generators import image_streams
 from stages.core.runtime.seeding import derive_seed
-from stages.core.runtime.streams import image_streams
 from stages.core.spec import FailureLog
-from stages.core.training.detection_data import PseudoTruthData
-from stages.core.training.detector_settings import Augmentation
-from stages.core.vision.detectors import Detector, load_detector
-from stages.core.vision.roi_heads import roi_losses
 from stages.retrain.config import RetrainConfig
 from stages.retrain.roi_drop import DropRule, roi_drop
 

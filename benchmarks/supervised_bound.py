@@ -21,10 +21,10 @@ from stages.core.artifacts.coco_json import Detections, write_dataset
 from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
 from stages.core.config import StageConfig
 from stages.core.datasets.catalog import data_root, open_split
+from stages.core.evaluation.ground_truth.load import load_truth
+from stages.core.evaluation.ground_truth.types import ImageTruth
 from stages.core.evaluation.report import shown
 from stages.core.evaluation.tasks import load_ground, measure
-from stages.core.evaluation.truth.load import load_truth
-from stages.core.evaluation.truth.types import ImageTruth
 from stages.core.runtime.device import available_cores, resolve_device, resolve_precision
 from stages.core.runtime.execute import Request, execute
 from stages.core.spec import Stage

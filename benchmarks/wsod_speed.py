@@ -32,10 +32,10 @@ from stages.core.runtime.seeding import numpy_generator
 from stages.wsod import criterion
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags, mine, wsod_losses
-from stages.wsod.detector import WsodDetector
 from stages.wsod.fitting import build_optimizer
-from stages.wsod.mining import assign_labels
-from stages.wsod.mist import candidate_count
+from stages.wsod.miners.mist import candidate_count
+from stages.wsod.miners.seeds import assign_labels
+from stages.wsod.model.detector import WsodDetector
 
 MIB = float(2**20)
 SECTIONS = ("backbone", "roi", "mining", "loss", "backward", "optimiser")

@@ -24,10 +24,10 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def random_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random trunks: what the tests look at does not depend on pretraining."""
-    from stages.core.vision.backbones import build_trunk
+    from stages.core.backbones.timm_backbones import build_trunk
 
     def random_trunk(*arguments: Any, **options: Any) -> Any:
         return build_trunk(*arguments, **options | {"pretrained": False})
 
-    monkeypatch.setattr("stages.core.vision.detectors.build_trunk", random_trunk)
-    monkeypatch.setattr("stages.core.vision.detr.build_trunk", random_trunk)
+    monkeypatch.setattr("stages.core.detectors.two_stage.faster_rcnn.build_trunk", random_trunk)
+    monkeypatch.setattr("stages.core.detectors.detr.build_trunk", random_trunk)

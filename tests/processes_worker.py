@@ -15,14 +15,15 @@ import torch
 
 from stages.cam.config import CamConfig
 from stages.cam.stage import CamStage
+from stages.core.backbones.timm_backbones import build_trunk
 from stages.core.config import StageConfig
 from stages.core.datasets import shapes
 from stages.core.datasets.catalog import open_split
+from stages.core.detectors import detr
+from stages.core.detectors.two_stage import faster_rcnn
 from stages.core.runtime import processes
 from stages.core.runtime.seeding import seed_everything
 from stages.core.spec import Stage, StageContext
-from stages.core.vision import detectors, detr
-from stages.core.vision.backbones import build_trunk
 from stages.retrain.config import RetrainConfig
 from stages.retrain.stage import RetrainStage
 from stages.wsis.config import WsisConfig
@@ -110,7 +111,7 @@ def patch() -> None:
         return build_trunk(*arguments, **options | {"pretrained": False})
 
     torch.set_num_threads(1)
-    setattr(detectors, "build_trunk", random_trunk)  # noqa: B010
+    setattr(faster_rcnn, "build_trunk", random_trunk)  # noqa: B010
     setattr(detr, "build_trunk", random_trunk)  # noqa: B010
     setattr(shapes, "ensure_shapes", lambda root: root / "shapes")  # noqa: B010
 

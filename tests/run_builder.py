@@ -13,10 +13,10 @@ from stages.core.artifacts.manifest import Manifest, write_manifest
 from stages.core.artifacts.schemas import CAMS, PROMPTS, PROPOSALS
 from stages.core.artifacts.table import ImageRows, gather, write_table
 from stages.core.datasets.catalog import open_split
-from stages.core.datasets.shapes import write_shapes
+from stages.core.datasets.shapes.dataset import write_shapes
 from stages.core.datasets.split import WeakSplit
+from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.tasks import load_ground
-from stages.core.evaluation.truth import ImageTruth
 
 OUTPUTS = {
     "cam": ("cams.h5",),

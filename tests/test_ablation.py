@@ -13,9 +13,9 @@ from benchmarks.proposals import Measurement, Variant, curve, figures, summarise
 from stages.core.artifacts.schemas import PROMPTS
 from stages.core.artifacts.table import ImageRows, Table, gather
 from stages.core.config import load_recipe
+from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.recall import proposal_recall
-from stages.core.evaluation.truth import ImageTruth
-from stages.core.vision.segmenters import SamSegmenter
+from stages.core.segmenters.sam_segmenter import SamSegmenter
 from stages.propose.config import ProposeConfig
 from stages.propose.proposer import Proposer
 from tests.test_propose import PEAKS, boxes_of, picture, prompt_rows, random_sam

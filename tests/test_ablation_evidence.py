@@ -11,7 +11,7 @@ import pytest
 from benchmarks.ablation_evidence import Outcome, best_boxes, compare, deciding_boxes, main, outcome
 from stages.core.artifacts.coco_json import Detections, write_results
 from stages.core.datasets.catalog import open_split
-from stages.core.evaluation.truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageTruth
 from tests.datasets_builders import make_voc
 
 

@@ -13,10 +13,10 @@ from benchmarks.ablation import main, parse
 from benchmarks.ablation_runs import Bench, Options
 from stages.core.artifacts.coco_json import read_dataset, read_results
 from stages.core.artifacts.manifest import read_manifest
+from stages.core.backbones.timm_backbones import build_trunk
 from stages.core.datasets.catalog import open_split
 from stages.core.errors import MissingInputError, UsageError
 from stages.core.runtime.execute import Outcome, execute
-from stages.core.vision.backbones import build_trunk
 from stages.retrain.config import RetrainConfig
 from stages.wsod.config import WsodConfig
 from tests.datasets_builders import SCENES, Obj, make_voc
@@ -41,7 +41,7 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str,
         calls.append((outcome.out.relative_to(tmp_path / "out").as_posix(), outcome.status))
         return outcome
 
-    monkeypatch.setattr("stages.core.vision.detectors.build_trunk", random_trunk)
+    monkeypatch.setattr("stages.core.detectors.two_stage.faster_rcnn.build_trunk", random_trunk)
     monkeypatch.setattr("benchmarks.ablation_runs.available_cores", lambda: 0)
     monkeypatch.setattr("benchmarks.ablation_runs.execute", recorded)
     make_voc(tmp_path / "data", subsets=SUBSETS)

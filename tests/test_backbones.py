@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from stages.core.backbones.timm_backbones import EMBEDDED_NAME, batch_norms, build_trunk, embedded_weights
 from stages.core.errors import ConfigError, SchemaError
-from stages.core.vision.backbones import EMBEDDED_NAME, batch_norms, build_trunk, embedded_weights
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.core.ops.rle import decode_masks, encode_masks
-from stages.wsis.box_to_mask import (
+from stages.core.segmenters.box_to_mask import (
     FROM_BOX,
     FROM_PROMPT,
     FROM_SECOND_TRY,
@@ -103,7 +103,7 @@ def test_masks_of_boxes__few_are_drawn_at_once_on_large_images(
 ) -> None:
     boxes = [[float(i), 2, i + 8, 18] for i in range(5)]
     wanted = make(DrawingSegmenter(), boxes)
-    monkeypatch.setattr("stages.wsis.box_to_mask.PIXELS_AT_ONCE", pixels)
+    monkeypatch.setattr("stages.core.segmenters.box_to_mask.PIXELS_AT_ONCE", pixels)
     segmenter = DrawingSegmenter()
     found = make(segmenter, boxes)
     assert (segmenter.batches, segmenter.drawn) == ([5], drawn)

@@ -18,7 +18,7 @@ from stages.cam.viz import draw as draw_maps
 from stages.core.artifacts.schemas import CAMS, PROMPTS
 from stages.core.artifacts.table import read_table
 from stages.core.datasets.catalog import open_split
-from stages.core.datasets.shapes import write_shapes
+from stages.core.datasets.shapes.dataset import write_shapes
 from stages.core.errors import ConfigError, GroundTruthForbiddenError, SchemaError, StaleInputError
 from stages.core.spec import StageContext
 from stages.prompt.config import PromptConfig
@@ -41,7 +41,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def keep_small_set(monkeypatch: pytest.MonkeyPatch) -> None:
     """The catalog would replace this small set by the full one."""
-    monkeypatch.setattr("stages.core.datasets.shapes.ensure_shapes", lambda root: root / "shapes")
+    monkeypatch.setattr("stages.core.datasets.shapes.dataset.ensure_shapes", lambda root: root / "shapes")
 
 
 def context(data: Path, run: Path, subset: str, stage: str, **inputs: Path) -> StageContext:
@@ -54,7 +54,7 @@ def context(data: Path, run: Path, subset: str, stage: str, **inputs: Path) -> S
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stages.core.datasets.shapes.ensure_shapes", lambda root: root / "shapes")
+        patch.setattr("stages.core.datasets.shapes.dataset.ensure_shapes", lambda root: root / "shapes")
         CAM.run(TINY, context(data, run, "train", "cam"))
     return run / "cam" / "shapes_train"
 

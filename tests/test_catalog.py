@@ -212,7 +212,7 @@ def test_open_split__shapes_are_drawn_when_asked_for(tmp_path: Path, monkeypatch
         drawn.append(root)
         return make_voc(root, "shapes")
 
-    monkeypatch.setattr("stages.core.datasets.shapes.ensure_shapes", draw)
+    monkeypatch.setattr("stages.core.datasets.shapes.dataset.ensure_shapes", draw)
     assert len(open_split("shapes_train", tmp_path)) == 3
     make_voc(tmp_path, "shapeless")
     open_split("shapeless_train", tmp_path)

@@ -11,7 +11,7 @@ import pytest
 
 from stages.core.artifacts.manifest import read_manifest
 from stages.core.config import STAGE_NAMES
-from stages.core.datasets.shapes import write_shapes
+from stages.core.datasets.shapes.dataset import write_shapes
 from weaksam_cli import main as entry
 
 pytestmark = pytest.mark.chain

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stages.core.artifacts.coco_fields import RLE
 from stages.core.artifacts.coco_json import (
-    RLE,
     Detections,
     read_dataset,
     read_results,

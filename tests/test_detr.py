@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from stages.core.backbones.timm_backbones import build_trunk
+from stages.core.detectors import detr
+from stages.core.detectors.checkpoints import BOX_KINDS, open_detector
+from stages.core.detectors.detr import COSTS, Detr, build_detr, check_detr, least_side, relative_targets
+from stages.core.detectors.detr_losses import LayerOutput, SetOutput, layer_losses, match_queries, set_losses
+from stages.core.detectors.fitting import build_optimizer
+from stages.core.detectors.inference import detect
+from stages.core.detectors.spec import AnyKind, DetrKind, DetrSpec
+from stages.core.detectors.two_stage.faster_rcnn import save_detector
 from stages.core.errors import ConfigError, EnvironmentFault, SchemaError
-from stages.core.training.detector_fit import build_optimizer
-from stages.core.vision import detr
-from stages.core.vision.backbones import build_trunk
-from stages.core.vision.detector_files import BOX_KINDS, open_detector
-from stages.core.vision.detector_inference import detect
-from stages.core.vision.detector_spec import AnyKind, DetrKind, DetrSpec
-from stages.core.vision.detectors import save_detector
-from stages.core.vision.detr import COSTS, Detr, build_detr, check_detr, least_side, relative_targets
-from stages.core.vision.detr_losses import LayerOutput, SetOutput, layer_losses, match_queries, set_losses
 from stages.retrain.config import RetrainConfig
 from stages.retrain.roi_drop import DropMeter, DropRule
 

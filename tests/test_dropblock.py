@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from stages.core.training.adversary import Adversary
-from stages.wsod.dropblock import ConcreteDropBlock, block_mask, rescale, reverse_gradient
+from stages.wsod.model.dropblock import ConcreteDropBlock, block_mask, rescale, reverse_gradient
 
 
 @settings(max_examples=40, deadline=None)

@@ -17,9 +17,9 @@ from stages.core.artifacts.table import ImageRows, TableSchema, gather, write_ta
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import InputError, MissingInputError, SchemaError, StaleInputError, UsageError
+from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.suite import EVALUATION_NAME, config_fingerprint, evaluate_run
 from stages.core.evaluation.tasks import TASKS, evaluate, infer_task, load_ground
-from stages.core.evaluation.truth import ImageTruth
 from tests.datasets_builders import SCENES, Obj, make_voc
 
 TRAIN, TEST = "tiny_train", "tiny_test"

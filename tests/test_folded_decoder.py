@@ -7,7 +7,7 @@ import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import Tensor, nn
 
-from stages.core.vision.folded_decoder import FoldedMaskDecoder
+from stages.core.segmenters.folded_decoder import FoldedMaskDecoder
 
 GRID = (6, 6)
 
@@ -97,7 +97,7 @@ def test_decode__pieces_do_not_change_the_answer(monkeypatch: pytest.MonkeyPatch
     f = Fixture(nn.GELU, 4)
     sparse, dense = f.embed(1, 9)
     whole = f.folded.decode(f.embedding, f.encoder.get_dense_pe(), sparse, dense[:1], multimask=True)
-    monkeypatch.setattr("stages.core.vision.folded_decoder.CACHE_FLOATS", 2 * 32 * 36)
+    monkeypatch.setattr("stages.core.segmenters.folded_decoder.CACHE_FLOATS", 2 * 32 * 36)
     pieces = f.folded.decode(f.embedding, f.encoder.get_dense_pe(), sparse, dense[:1], multimask=True)
     assert torch.equal(pieces.prompt, whole.prompt)
     torch.testing.assert_close(pieces.logits_NHW, whole.logits_NHW, rtol=1e-4, atol=1e-4)

@@ -17,16 +17,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from stages.core.errors import EnvironmentFault, ImageError, SchemaError
-from stages.core.vision.checkpoint_checks import check_architecture
-from stages.core.vision.folded_decoder import SelectedMasks
-from stages.core.vision.hf_loading import family_of
-from stages.core.vision.segmenters import load_segmenter
+from stages.core.segmenters.box_to_mask import MaskRule, masks_of_boxes
+from stages.core.segmenters.checkpoint_checks import check_architecture
+from stages.core.segmenters.hf_checkpoints import family_of
+from stages.core.segmenters.loading import load_segmenter
+from stages.core.segmenters.protocol import SelectedMasks
 from stages.core.weights.table import PUBLISHED, segmenter_kind
 from stages.propose.config import ProposeConfig
 from stages.propose.decoding import decode_batch
 from stages.propose.grid import grid_points
 from stages.propose.prompting import build_prompts
-from stages.wsis.box_to_mask import MaskRule, masks_of_boxes
 from tests.hf_builders import BUILDERS, SIZE, save_tiny, tiny
 from tests.test_propose import prompt_rows
 from tests.test_segmenters import PROMPTS, picture

@@ -16,12 +16,12 @@ from pycocotools.coco import COCO
 from stages.core.artifacts.coco_json import Detections
 from stages.core.artifacts.manifest import Manifest, write_manifest
 from stages.core.datasets.photos import open_photos
+from stages.core.detectors.inference import detect
+from stages.core.detectors.spec import DetectorSpec, Kind
+from stages.core.detectors.two_stage.faster_rcnn import build_detector, load_detector, save_detector
 from stages.core.errors import InputError, MissingInputError
 from stages.core.ops.rle import decode_masks
-from stages.core.training.weights_io import save_weights
-from stages.core.vision.detector_inference import detect
-from stages.core.vision.detector_spec import DetectorSpec, Kind
-from stages.core.vision.detectors import build_detector, load_detector, save_detector
+from stages.core.weights.checkpoints import save_weights
 from tests.datasets_builders import make_image
 from tests.test_cli import run
 from weaksam_cli.photo_stage import PhotoFactory, PredictConfig, draw, picture_names, sure
@@ -202,7 +202,7 @@ def test_predict__earlier_output_is_kept_unless_overwritten(tmp_path: Path) -> N
 
 
 def test_predict__masks_from_a_prompted_segmenter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import stages.core.vision.segmenters as segmenters
+    import stages.core.segmenters.sam_segmenter as segmenters
     from tests.detector_builders import BoxSegmenter
 
     asked: list[tuple[str, Path | None]] = []

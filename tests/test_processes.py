@@ -15,17 +15,18 @@ import pytest
 from stages.core.artifacts.coco_json import Detections, write_dataset
 from stages.core.artifacts.schemas import PROPOSALS
 from stages.core.artifacts.table import ImageRows, gather, write_table
+from stages.core.backbones.timm_backbones import build_trunk
 from stages.core.datasets import shapes
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.images import image_size
-from stages.core.datasets.shapes import write_shapes
+from stages.core.datasets.shapes.dataset import write_shapes
+from stages.core.detectors import detr
+from stages.core.detectors.two_stage import faster_rcnn
 from stages.core.errors import UsageError
 from stages.core.ops.rle import encode_masks
 from stages.core.runtime import device
 from stages.core.runtime.processes import Launch, first_host, launch_facts
-from stages.core.training.weights_io import load_state
-from stages.core.vision import detectors, detr
-from stages.core.vision.backbones import build_trunk
+from stages.core.weights.checkpoints import load_state
 from tests import processes_worker
 from tests.processes_worker import EPOCHS, STAGES, run_all
 
@@ -186,7 +187,7 @@ def test_two_processes__faults_of_one_reach_both(tmp_path: Path) -> None:
 
 def test_fit__two_processes_give_the_losses_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shapes, "ensure_shapes", lambda root: root / "shapes")
-    for module in (detectors, detr):
+    for module in (faster_rcnn, detr):
         monkeypatch.setattr(module, "build_trunk", build_trunk)  # put back what the worker patches
     data = tmp_path / "data"
     write_inputs(data)

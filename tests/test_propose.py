@@ -20,19 +20,19 @@ from stages.core.config import load_recipe
 from stages.core.errors import EnvironmentFault
 from stages.core.ops.boxes import pairwise_iou
 from stages.core.ops.rle import decode_masks
-from stages.core.vision.sam_nano import build_sam_nano
-from stages.core.vision.segmenters import SamSegmenter
+from stages.core.segmenters.sam_nano import build_sam_nano
+from stages.core.segmenters.sam_segmenter import SamSegmenter
 from stages.propose.candidates import Candidates
 from stages.propose.config import ProposeConfig
 from stages.propose.decoding import BatchSize, decode_candidates
-from stages.propose.filtering import stability_scores, usable
 from stages.propose.grid import grid_points
+from stages.propose.logits.mask_boxes import drawn_boxes
+from stages.propose.logits.mask_quality import stability_scores, usable
 from stages.propose.merging import merge_candidates
 from stages.propose.prefetch import Prefetcher
 from stages.propose.prompting import Prompts, batches, build_prompts, valid_points
 from stages.propose.proposer import Proposer
 from stages.propose.refining import refine
-from stages.propose.sides import drawn_boxes
 
 Columns = dict[str, NDArray[Any]]
 OPEN = ProposeConfig(

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.core.vision.sam_nano import build_sam_nano
-from stages.core.vision.segmenters import SamSegmenter
-from stages.propose.filtering import settled_stability, stability_scores, usable
-from stages.propose.frame import LogitFrame
-from stages.propose.sides import drawn_boxes, mask_boxes
+from stages.core.segmenters.sam_nano import build_sam_nano
+from stages.core.segmenters.sam_segmenter import SamSegmenter
+from stages.propose.logits.interpolation import LogitFrame
+from stages.propose.logits.mask_boxes import drawn_boxes, mask_boxes
+from stages.propose.logits.mask_quality import settled_stability, stability_scores, usable
 
 
 def smooth_logits(count: int, size: int, seed: int) -> Tensor:

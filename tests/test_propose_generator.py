@@ -8,8 +8,10 @@ import torch
 
 from benchmarks.propose_speed import generator_boxes, matched_share
 from stages.core.config import load_recipe
-from stages.core.datasets.shape_scenes import draw_scene
-from stages.core.vision.segmenters import SamSegmenter, Segmenter, load_segmenter
+from stages.core.datasets.shapes.scenes import draw_scene
+from stages.core.segmenters.loading import load_segmenter
+from stages.core.segmenters.protocol import Segmenter
+from stages.core.segmenters.sam_segmenter import SamSegmenter
 from stages.propose.config import ProposeConfig
 from stages.propose.proposer import Proposer
 from tests.test_propose import boxes_of, prompt_rows

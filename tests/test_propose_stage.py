@@ -16,8 +16,8 @@ from stages.core.artifacts.schemas import PROMPTS, PROPOSALS
 from stages.core.artifacts.table import ImageRows, gather, read_table, write_table
 from stages.core.errors import PreemptedError, SchemaError, StaleInputError
 from stages.core.runtime import parts
+from stages.core.segmenters.sam_nano import ARCHITECTURE, build_sam_nano
 from stages.core.spec import StageContext
-from stages.core.vision.sam_nano import ARCHITECTURE, build_sam_nano
 from stages.propose.config import ProposeConfig
 from stages.propose.stage import STAGE
 from stages.propose.viz import draw

@@ -15,10 +15,10 @@ from torch import Tensor
 from stages.core.artifacts.coco_json import Detections, read_dataset, read_results, write_dataset
 from stages.core.config import build_config
 from stages.core.datasets.catalog import open_split
+from stages.core.detectors.checkpoints import recorded_view_sizes
 from stages.core.errors import ConfigError, InputError, SchemaError
 from stages.core.spec import StageContext
 from stages.core.training.loop import TrainingDivergedError
-from stages.core.vision.detector_files import recorded_view_sizes
 from stages.retrain.config import RetrainConfig
 from stages.retrain.roi_drop import DropMeter
 from stages.retrain.stage import RetrainStage
@@ -240,7 +240,7 @@ def test_retrain__not_finite_loss_names_step_and_images(
 ) -> None:
     at = context(tmp_path, "train", "retrain")
     at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
-    import stages.core.vision.roi_heads as roi_heads
+    import stages.core.detectors.two_stage.roi_heads as roi_heads
 
     def broken(*arguments: Any) -> tuple[Tensor, Tensor]:
         nan = torch.full((len(arguments[2]),), float("nan"), requires_grad=True)
@@ -276,7 +276,7 @@ def test_retrain__relative_thresholds_must_be_shares(drop: str, name: str) -> No
 
 
 def test_retrain__checkpoint_of_another_detector(tmp_path: Path) -> None:
-    from stages.core.vision.detectors import build_detector, save_detector
+    from stages.core.detectors.two_stage.faster_rcnn import build_detector, save_detector
 
     test = context(tmp_path, "test", "retrain", checkpoint=tmp_path / "s.safetensors")
     spec = WsisConfig(**MASKED).spec("mask-rcnn", 8)

@@ -12,9 +12,9 @@ import pytest
 
 from benchmarks.roi_drop_observation import Rois, error_by_loss, main, rule_figures, scaled
 from stages.core.artifacts.coco_json import Detections, write_dataset
+from stages.core.backbones.timm_backbones import build_trunk
 from stages.core.datasets.catalog import open_split
 from stages.core.runtime.execute import Request, execute
-from stages.core.vision.backbones import build_trunk
 from stages.retrain.config import RetrainConfig
 from stages.retrain.roi_drop import DropRule
 from stages.retrain.stage import STAGE
@@ -45,7 +45,7 @@ def test_main__a_toy_run(
     def random_trunk(*arguments: Any, **options: Any) -> Any:
         return build_trunk(*arguments, **options | {"pretrained": False})
 
-    monkeypatch.setattr("stages.core.vision.detectors.build_trunk", random_trunk)
+    monkeypatch.setattr("stages.core.detectors.two_stage.faster_rcnn.build_trunk", random_trunk)
     data, run = tmp_path / "data", tmp_path / "run"
     make_voc(data)
     split = open_split("tiny_train", data)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from stages.core.vision.roi_pooling import PyramidRoIPool
+from stages.core.detectors.two_stage.roi_pooling import PyramidRoIPool
 
 
 def test_pyramid_roi_pool__every_box_from_its_level_in_order() -> None:

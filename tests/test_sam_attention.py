@@ -9,8 +9,8 @@ import torch
 from segment_anything.modeling import ImageEncoderViT
 from torch import nn
 
-from stages.core.vision import sam_attention
-from stages.core.vision.sam_attention import fuse_attention, library_attention
+from stages.core.segmenters import sam_attention
+from stages.core.segmenters.sam_attention import fuse_attention, library_attention
 
 
 def encoder(use_rel_pos: bool = True) -> ImageEncoderViT:

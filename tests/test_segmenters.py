@@ -16,9 +16,9 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor
 
 from stages.core.errors import ConfigError, EnvironmentFault, ImageError, SchemaError, WeakSamError
-from stages.core.vision.sam_loading import load_nano, load_sam, read_published
-from stages.core.vision.sam_nano import ARCHITECTURE, build_sam_nano
-from stages.core.vision.segmenters import SamSegmenter
+from stages.core.segmenters.sam_checkpoints import load_nano, load_sam, read_published
+from stages.core.segmenters.sam_nano import ARCHITECTURE, build_sam_nano
+from stages.core.segmenters.sam_segmenter import SamSegmenter
 
 
 def tiny_vit_sam() -> Sam:

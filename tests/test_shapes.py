@@ -16,9 +16,9 @@ from defusedxml.ElementTree import parse
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from stages.core.datasets.shape_figures import CLASS_FIGURES, DISTRACTORS
-from stages.core.datasets.shape_scenes import CLASSES, MIN_AREA, draw_scene
-from stages.core.datasets.shapes import ensure_shapes, write_shapes
+from stages.core.datasets.shapes.dataset import ensure_shapes, write_shapes
+from stages.core.datasets.shapes.figures import CLASS_FIGURES, DISTRACTORS
+from stages.core.datasets.shapes.scenes import CLASSES, MIN_AREA, draw_scene
 from stages.core.errors import OutputExistsError
 
 COUNTS = {"train": 4, "val": 2, "test": 2}

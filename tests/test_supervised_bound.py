@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks.supervised_bound import Comparison, Options, compare, settings_of, write_truth
 from stages.core.artifacts.coco_json import read_dataset
+from stages.core.backbones.timm_backbones import build_trunk
 from stages.core.datasets.catalog import open_split
-from stages.core.vision.backbones import build_trunk
 from stages.retrain.config import RetrainConfig
 from stages.wsis.config import WsisConfig
 from tests.datasets_builders import SCENES, make_voc
@@ -43,7 +43,7 @@ def test_compare__trains_both_rooms_outside_the_run(tmp_path: Path, monkeypatch:
     def random_trunk(*arguments: Any, **options: Any) -> Any:
         return build_trunk(*arguments, **options | {"pretrained": False})
 
-    monkeypatch.setattr("stages.core.vision.detectors.build_trunk", random_trunk)
+    monkeypatch.setattr("stages.core.detectors.two_stage.faster_rcnn.build_trunk", random_trunk)
     tiny = {"retrain": RetrainConfig(**TINY, drop="off"), "wsis": WsisConfig(**MASKED, mask_source="given")}
     monkeypatch.setattr("benchmarks.supervised_bound.settings_of", lambda run, stage, train: tiny[stage])
     make_voc(tmp_path / "data", masks=True)

@@ -25,7 +25,7 @@ from stages.core.training.loop import (
     micro_batches,
 )
 from stages.core.training.schedule import warmup_cosine, warmup_steps
-from stages.core.training.weights_io import load_state, load_weights, read_metadata, save_weights
+from stages.core.weights.checkpoints import load_state, load_weights, read_metadata, save_weights
 from tests.fake_split import FakeSplit, weak
 
 ITEMS = tuple("abcdefghij")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from stages.core.artifacts.coco_json import Detections
 from stages.core.errors import SchemaError
-from stages.core.evaluation.truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.voc_ap import area_ap, eleven_point_ap, voc_ap
 from tests.evaluation_builders import found_boxes, random_case, true_image
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("random_trunks")
 
 
 def test_wsis__masks_fit_and_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import stages.core.vision.segmenters as segmenters
+    import stages.core.segmenters.sam_segmenter as segmenters
 
     segmenter = BoxSegmenter()
     monkeypatch.setattr(segmenters, "load_segmenter", lambda *arguments, **options: segmenter)
@@ -77,7 +77,7 @@ def test_wsis__given_masks_that_are_absent_or_of_another_size(tmp_path: Path) ->
 
 
 def test_wsis__masks_are_not_made_again_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import stages.core.vision.segmenters as segmenters
+    import stages.core.segmenters.sam_segmenter as segmenters
 
     segmenter = BoxSegmenter()
     monkeypatch.setattr(segmenters, "load_segmenter", lambda *arguments, **options: segmenter)

@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags, wsod_losses
-from stages.wsod.detector import ProposalOutputs
 from stages.wsod.losses import image_bce
-from stages.wsod.mining import Seeds, by_score, relative_scores
+from stages.wsod.miners.seeds import Seeds, by_score, relative_scores
+from stages.wsod.model.detector import ProposalOutputs
 
 Row = list[float]
 Seed = tuple[int, int, float]  # proposal, class, weight

@@ -10,18 +10,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from stages.core.backbones import vgg
+from stages.core.detectors import tta
+from stages.core.detectors.tta import View, mirror_boxes, views
 from stages.core.errors import ConfigError, EnvironmentFault
 from stages.core.runtime.device import autocast
-from stages.core.runtime.streams import image_streams
-from stages.core.vision import views as core_views
-from stages.core.vision.views import View, mirror_boxes, views
-from stages.wsod import detector, inference, vgg
+from stages.core.runtime.image_generators import image_streams
+from stages.wsod import inference
 from stages.wsod.batches import pad_image, render, shift_lighting, unrender_boxes
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags, wsod_losses
 from stages.wsod.detection import ScoredProposals, detect, score_proposals, weigh
-from stages.wsod.detector import ProposalOutputs, WsodDetector
 from stages.wsod.fitting import build_optimizer, build_schedule
+from stages.wsod.model import detector
+from stages.wsod.model.detector import ProposalOutputs, WsodDetector
 from stages.wsod.proposals import Proposals, clean
 from stages.wsod.tta import average
 
@@ -330,7 +332,7 @@ def test_detect_image__views_larger_than_memory_are_left_out(
         return plain(model, pixels, boxes, view, *rest)
 
     monkeypatch.setattr(inference, "_score_view", limited)
-    monkeypatch.setattr(core_views, "_too_large", {})
+    monkeypatch.setattr(tta, "_too_large", {})
     pixels = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8)
     boxes = torch.tensor([[2.0, 2, 30, 40], [10, 5, 60, 44]])
     with caplog.at_level("WARNING", "weaksam"):

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from stages.core.ops.mil import bag_index
 from stages.wsod.losses import Reduction, image_bce, refinement_loss, regression_loss, row_shares
-from stages.wsod.oicr import RefinementHeads
-from stages.wsod.wsddn import TwoStreamHead
+from stages.wsod.miners.oicr import RefinementHeads
+from stages.wsod.model.wsddn import TwoStreamHead
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from stages.core.ops.boxes import pairwise_iou
-from stages.wsod import mining
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import mine
-from stages.wsod.mining import Seeds, assign_labels, by_score, relative_scores
-from stages.wsod.mist import candidate_count, multi_instance
-from stages.wsod.oicr import near_top, top1
+from stages.wsod.miners import seeds
+from stages.wsod.miners.mist import candidate_count, multi_instance
+from stages.wsod.miners.oicr import near_top, top1
+from stages.wsod.miners.seeds import Seeds, assign_labels, by_score, relative_scores
 
 Found = set[tuple[int, int, float]]
 
@@ -195,7 +195,7 @@ def test_mining__blocks_do_not_matter(entries: int, monkeypatch: pytest.MonkeyPa
     boxes, scores, classes = problem(5, 90)
     whole = multi_instance(scores, classes, boxes, portion=0.5)
     labels = assign_labels(boxes, whole)
-    monkeypatch.setattr(mining, "BLOCK_ENTRIES", {"cpu": entries})
+    monkeypatch.setattr(seeds, "BLOCK_ENTRIES", {"cpu": entries})
     cut = multi_instance(scores, classes, boxes, portion=0.5)
     assert torch.equal(cut.valid_S, whole.valid_S)
     again = assign_labels(boxes, cut)

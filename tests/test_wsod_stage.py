@@ -21,11 +21,11 @@ from stages.core.errors import InputError, PreemptedError, SchemaError
 from stages.core.runtime.execute import Request, execute
 from stages.core.spec import StageContext
 from stages.core.training.loop import TrainingDivergedError
-from stages.core.training.weights_io import save_weights
+from stages.core.weights.checkpoints import save_weights
 from stages.wsod import fitting, stage, viz
 from stages.wsod.batches import WeakData
 from stages.wsod.config import WsodConfig
-from stages.wsod.detector import WsodDetector
+from stages.wsod.model.detector import WsodDetector
 from stages.wsod.proposals import ProposalSource
 from stages.wsod.stage import WsodStage
 from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc

@@ -146,7 +146,7 @@ def _coco(path: Path) -> dict[str, Any]:
 def _weights(path: Path) -> dict[str, Any]:
     from safetensors import safe_open
 
-    from stages.core.training.weights_io import read_metadata
+    from stages.core.weights.checkpoints import read_metadata
 
     metadata = read_metadata(path)
     with safe_open(path, framework="pt") as file:

@@ -24,16 +24,16 @@ from stages.core.artifacts.table import ImageRows, Table
 from stages.core.config import StageConfig
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
+from stages.core.detectors.checkpoints import detector_kind, open_detector
+from stages.core.detectors.inference import detect
 from stages.core.ops.rle import decode_masks
 from stages.core.runtime.device import Precision
 from stages.core.runtime.environment import package_version
 from stages.core.runtime.parts import ImageFunction, map_images
+from stages.core.segmenters.box_to_mask import MaskRule, masks_of_boxes
 from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
-from stages.core.vision.detector_files import detector_kind, open_detector
-from stages.core.vision.detector_inference import detect
 from stages.core.viz.drawing import draw_boxes, enlarged, overlay_masks, save_png
 from stages.core.viz.palette import class_color
-from stages.wsis.box_to_mask import MaskRule, masks_of_boxes
 from stages.wsis.config import WsisConfig
 from stages.wsis.pseudo_masks import mask_rule, run_lengths
 
@@ -204,7 +204,7 @@ def _as_found(pixels: Pixels, found: Detections) -> Detections:
 
 
 def _load_segmenter(config: PredictConfig, device: str) -> Any:
-    from stages.core.vision.segmenters import load_segmenter
+    from stages.core.segmenters.loading import load_segmenter
 
     settings = config.prompting()
     weights = settings.segmenter_checkpoint

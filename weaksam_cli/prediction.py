@@ -89,9 +89,9 @@ def predict(
     Needs neither tags nor a data set.
     """
     from stages.core.datasets.photos import PHOTOS, open_photos
+    from stages.core.detectors.checkpoints import detector_classes
     from stages.core.runtime.device import available_cores, resolve_device, resolve_precision
     from stages.core.runtime.execute import Request, execute
-    from stages.core.vision.detector_files import detector_classes
     from weaksam_cli.photo_stage import PredictConfig, PredictStage
 
     checkpoint = detector if detector is not None else find_detector(run, stage)
@@ -181,8 +181,8 @@ def view_sizes(checkpoint: Path, given: str | None) -> tuple[int, ...]:
     Raises:
         UsageError: text that is no list of sizes, or sizes that are nowhere recorded.
     """
+    from stages.core.detectors.checkpoints import recorded_view_sizes
     from stages.core.errors import UsageError
-    from stages.core.vision.detector_files import recorded_view_sizes
 
     if given is not None:
         parts = [part.strip() for part in given.split(",")]

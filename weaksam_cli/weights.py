@@ -124,7 +124,7 @@ def verify(
         same = f"the published file ({known_of(entry)} agree)"
         origin = same if problem is None else f"not the published file ({problem.what})"
     # After the bytes: this imports torch.
-    from stages.core.vision.checkpoint_checks import check_architecture
+    from stages.core.segmenters.checkpoint_checks import check_architecture
 
     parameters = check_architecture(entry.kind, path)
     typer.echo(f"{path}: weights of {entry.kind}, {parameters / 1e6:.1f} M parameters")

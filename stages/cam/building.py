@@ -11,7 +11,7 @@ from stages.cam.config import CamConfig
 from stages.cam.conv_classifier import build_conv, gives_feature_maps
 from stages.cam.maps import MapRule, TagClassifier
 from stages.core.errors import ConfigError, SchemaError
-from stages.core.training.weights_io import load_weights, read_metadata, save_weights
+from stages.core.weights.checkpoints import load_weights, read_metadata, save_weights
 
 KIND = "multi-class-token classifier"
 ARCHITECTURE = (

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from stages.cam.attention import RecordedBlocks, locality_bias
 from stages.cam.config import CamConfig
 from stages.cam.fusion import AttentionFusion, FineLogits, Fusion
+from stages.core.backbones.timm_backbones import Trunk, build_trunk
 from stages.core.errors import ConfigError, EnvironmentFault, did_you_mean
-from stages.core.vision.backbones import Trunk, build_trunk
 
 
 @dataclass

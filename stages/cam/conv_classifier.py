@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.cam.classifier import ClassifierOutput
-from stages.core.vision.backbones import Trunk, build_trunk
+from stages.core.backbones.timm_backbones import Trunk, build_trunk
 
 STRIDES = (16,)
 

@@ -77,7 +77,7 @@ class CamStage:
 def _adopt(context: StageContext, config: CamConfig) -> Path:
     """Return the given checkpoint; on a train split its copy becomes the split's own, for the test splits."""
     from stages.cam.building import load_classifier, save_classifier
-    from stages.core.training.weights_io import read_metadata
+    from stages.core.weights.checkpoints import read_metadata
 
     given = context.input("checkpoint")
     if context.split.role == "test":

@@ -26,14 +26,14 @@ from stages.core.artifacts.files import read_json, write_json
 from stages.core.datasets.images import load_image
 from stages.core.errors import ImageError
 from stages.core.runtime.device import autocast, torch_threads
+from stages.core.runtime.image_generators import draw_per_image
 from stages.core.runtime.processes import gather, is_main, own_share, wait_for_all
 from stages.core.runtime.seeding import derive_seed, numpy_generator
-from stages.core.runtime.streams import draw_per_image
 from stages.core.spec import Counts, StageContext
 from stages.core.training.loop import FitSettings, Trainer, steps_per_epoch
-from stages.core.training.readable import ReadableImages
+from stages.core.training.readable_images import ReadableImages
 from stages.core.training.schedule import warmup_cosine
-from stages.core.training.weights_io import load_state, save_state
+from stages.core.weights.checkpoints import load_state, save_state
 
 MIN_HELD_OUT = 8
 """Fewer held-out images cannot rank epochs; the last epoch is taken then."""

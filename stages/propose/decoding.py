@@ -18,13 +18,13 @@ from torch import Tensor
 from stages.core.artifacts.schemas import SOURCE_BITS
 from stages.core.errors import EnvironmentFault
 from stages.core.ops.rle import encode_masks
-from stages.core.vision.segmenters import EncodedImage, Segmenter
+from stages.core.segmenters.protocol import EncodedImage, Segmenter
 from stages.propose.candidates import Candidates
 from stages.propose.config import ProposeConfig
-from stages.propose.filtering import settled_stability, usable
-from stages.propose.frame import LogitFrame
+from stages.propose.logits.interpolation import LogitFrame
+from stages.propose.logits.mask_boxes import mask_boxes
+from stages.propose.logits.mask_quality import settled_stability, usable
 from stages.propose.prompting import Array, Prompts, batches
-from stages.propose.sides import mask_boxes
 
 PIXELS_PER_CHUNK = 2**25
 """Full-size mask pixels held at once when masks are stored: 128 MiB of logits."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from stages.core.artifacts.table import ImageRows
 from stages.core.runtime.device import Precision, autocast
-from stages.core.vision.segmenters import Segmenter
+from stages.core.segmenters.protocol import Segmenter
 from stages.propose.candidates import Candidates
 from stages.propose.config import ProposeConfig
 from stages.propose.decoding import BatchSize, decode_candidates, encode_kept_masks

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from stages.core.vision.segmenters import EncodedImage, Segmenter
+from stages.core.segmenters.protocol import EncodedImage, Segmenter
 from stages.propose.candidates import Candidates
 from stages.propose.config import ProposeConfig
 from stages.propose.decoding import BatchSize, decode_candidates

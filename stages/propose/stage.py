@@ -20,7 +20,7 @@ from stages.propose.config import ProposeConfig
 from stages.propose.prompting import valid_points
 
 if TYPE_CHECKING:
-    from stages.core.vision.segmenters import Segmenter
+    from stages.core.segmenters.protocol import Segmenter
 
 IMAGES_AHEAD = 2
 """Images decoded in advance on a GPU."""
@@ -102,7 +102,7 @@ class _Factory:
 
     def __call__(self) -> ImageFunction:
         from stages.core.datasets.images import load_image
-        from stages.core.vision.segmenters import load_segmenter
+        from stages.core.segmenters.loading import load_segmenter
         from stages.propose.prefetch import Prefetcher
         from stages.propose.proposer import Proposer
 

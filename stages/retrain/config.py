@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from stages.core.training.detector_settings import DetectorSettings
-from stages.core.vision.detector_spec import DetectorSpec, DetrSpec
+from stages.core.detectors.settings import DetectorSettings
+from stages.core.detectors.spec import DetectorSpec, DetrSpec
 
 
 class RetrainConfig(DetectorSettings):

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from stages.core.artifacts.coco_json import Detections, read_dataset, write_results
 from stages.core.config import StageConfig
+from stages.core.detectors.checkpoints import BOX_KINDS, AnyDetector, open_detector, recorded_view_sizes
+from stages.core.detectors.detr import check_detr, require_transformers
+from stages.core.detectors.fitting import total_steps, train_detector
+from stages.core.detectors.inference import detect_split
+from stages.core.detectors.spec import DetrSpec
+from stages.core.detectors.training_data import PseudoTruthData
+from stages.core.detectors.two_stage.faster_rcnn import save_detector
 from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
-from stages.core.training.detection_data import PseudoTruthData
-from stages.core.training.detector_fit import total_steps, train_detector
-from stages.core.vision.detector_files import BOX_KINDS, AnyDetector, open_detector, recorded_view_sizes
-from stages.core.vision.detector_inference import detect_split
-from stages.core.vision.detector_spec import DetrSpec
-from stages.core.vision.detectors import save_detector
-from stages.core.vision.detr import check_detr, require_transformers
 from stages.retrain.config import RetrainConfig
 from stages.retrain.roi_drop import DropMeter, DropRule
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.core.training.detector_settings import DetectorSettings
+from stages.core.detectors.settings import DetectorSettings
 
 
 class WsisConfig(DetectorSettings):

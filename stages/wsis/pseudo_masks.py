@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.core.artifacts.coco_json import RLE, Detections, read_dataset
+from stages.core.artifacts.coco_fields import RLE
+from stages.core.artifacts.coco_json import Detections, read_dataset
 from stages.core.artifacts.detection_rows import DETECTION_ROWS, from_table, to_rows
 from stages.core.artifacts.table import ImageRows
 from stages.core.datasets.images import image_size, load_image
@@ -16,8 +17,15 @@ from stages.core.datasets.split import WeakSplit
 from stages.core.errors import SchemaError
 from stages.core.ops.rle import encode_masks
 from stages.core.runtime.parts import ImageFunction, map_images
+from stages.core.segmenters.box_to_mask import (
+    FROM_BOX,
+    FROM_SECOND_TRY,
+    BoxMask,
+    MaskRule,
+    mask_box,
+    masks_of_boxes,
+)
 from stages.core.spec import Counts, StageContext
-from stages.wsis.box_to_mask import FROM_BOX, FROM_SECOND_TRY, BoxMask, MaskRule, mask_box, masks_of_boxes
 from stages.wsis.config import WsisConfig
 
 
@@ -50,7 +58,7 @@ class MaskFactory:
         truth = read_dataset(self.pgt, self.split)
         if self.config.mask_source == "given":
             return lambda image_id: self._given(image_id, truth.get(image_id, Detections.empty()))
-        from stages.core.vision.segmenters import load_segmenter
+        from stages.core.segmenters.loading import load_segmenter
 
         weights = self.config.segmenter_checkpoint
         segmenter = load_segmenter(self.config.segmenter, Path(weights) if weights else None, self.device)

@@ -9,13 +9,13 @@ from typing import ClassVar
 
 from stages.core.artifacts.coco_json import read_dataset, write_dataset, write_results
 from stages.core.config import StageConfig
+from stages.core.detectors.checkpoints import recorded_view_sizes
+from stages.core.detectors.fitting import total_steps, train_detector
+from stages.core.detectors.inference import detect_split
+from stages.core.detectors.training_data import PseudoTruthData
+from stages.core.detectors.two_stage.faster_rcnn import load_detector, save_detector
 from stages.core.runtime.processes import is_main
 from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
-from stages.core.training.detection_data import PseudoTruthData
-from stages.core.training.detector_fit import total_steps, train_detector
-from stages.core.vision.detector_files import recorded_view_sizes
-from stages.core.vision.detector_inference import detect_split
-from stages.core.vision.detectors import load_detector, save_detector
 from stages.core.weights.cache import require_weights
 from stages.wsis.config import WsisConfig
 from stages.wsis.pseudo_masks import check_given, make_pseudo_masks

@@ -13,11 +13,11 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from stages.core.datasets.split import WeakSplit
+from stages.core.detectors.tta import View, mirror_boxes
 from stages.core.errors import InputError
 from stages.core.runtime.seeding import derive_seed, numpy_generator
 from stages.core.spec import FailureLog
-from stages.core.training.readable import ReadableImages
-from stages.core.vision.views import View, mirror_boxes
+from stages.core.training.readable_images import ReadableImages
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags
 from stages.wsod.proposals import ProposalSource

@@ -14,11 +14,11 @@ from torch import Tensor
 from stages.core.ops.boxes import encode_deltas
 from stages.core.ops.mil import bag_index, bag_sum, image_scores, two_stream_scores
 from stages.wsod.config import WsodConfig
-from stages.wsod.detector import ProposalOutputs
 from stages.wsod.losses import image_bce, refinement_loss, regression_loss, row_shares
-from stages.wsod.mining import Seeds, Targets, assign_labels, by_score, relative_scores
-from stages.wsod.mist import multi_instance
-from stages.wsod.oicr import near_top, top1
+from stages.wsod.miners.mist import multi_instance
+from stages.wsod.miners.oicr import near_top, top1
+from stages.wsod.miners.seeds import Seeds, Targets, assign_labels, by_score, relative_scores
+from stages.wsod.model.detector import ProposalOutputs
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 """Published scale of regression targets."""

@@ -17,7 +17,7 @@ from stages.core.ops.boxes import clip_boxes, decode_deltas
 from stages.core.ops.mil import bag_index, two_stream_scores
 from stages.core.ops.nms import class_wise_nms
 from stages.wsod.criterion import DELTA_WEIGHTS
-from stages.wsod.detector import ProposalOutputs
+from stages.wsod.model.detector import ProposalOutputs
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from stages.core.spec import StageContext
 from stages.core.training.adversary import Adversary
 from stages.core.training.loop import FitSettings, Trainer, steps_per_epoch
 from stages.core.training.schedule import Schedule, warmup_cosine, warmup_steps
-from stages.core.training.weights_io import load_weights, read_metadata, save_weights
+from stages.core.weights.checkpoints import load_weights, read_metadata, save_weights
 from stages.wsod.batches import WeakData, WsodBatch
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import wsod_losses
-from stages.wsod.detector import WsodDetector
+from stages.wsod.model.detector import WsodDetector
 
 SGD_MOMENTUM = 0.9
 KIND = "wsod"

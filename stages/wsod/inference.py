@@ -14,16 +14,16 @@ from stages.core.artifacts.detection_rows import DETECTION_ROWS, from_table, to_
 from stages.core.artifacts.table import ImageRows
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
+from stages.core.detectors.tta import View, look, views
 from stages.core.errors import EnvironmentFault, InputError
 from stages.core.runtime.device import Precision, autocast
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import StageContext
-from stages.core.vision.views import View, look, views
 from stages.wsod.batches import pad_image, render, unrender_boxes
 from stages.wsod.config import WsodConfig
 from stages.wsod.detection import ScoredProposals, detect, score_proposals, weigh
-from stages.wsod.detector import WsodDetector
 from stages.wsod.fitting import load_detector
+from stages.wsod.model.detector import WsodDetector
 from stages.wsod.proposals import Proposals, ProposalSource
 from stages.wsod.tta import average
 

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypedDict
 
-if TYPE_CHECKING:
-    from stages.core.artifacts.coco_json import RLE
+
+class RLE(TypedDict):
+    """COCO compressed run lengths: ``size`` is [height, width], ``counts`` ASCII text."""
+
+    size: list[int]
+    counts: str
 
 
 def is_finite(value: Any) -> bool:

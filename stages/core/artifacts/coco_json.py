@@ -10,22 +10,14 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.core.artifacts.coco_fields import box_xywh, mask_of, score_of
+from stages.core.artifacts.coco_fields import RLE, box_xywh, mask_of, score_of
 from stages.core.artifacts.files import read_json, write_json
 from stages.core.errors import SchemaError
-
-
-class RLE(TypedDict):
-    """COCO compressed run lengths: ``size`` is [height, width], ``counts`` ASCII text."""
-
-    size: list[int]
-    counts: str
-
 
 Entry = dict[str, Any]
 """One result or annotation of a file."""

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.core.artifacts.coco_json import RLE, Detections
+from stages.core.artifacts.coco_fields import RLE
+from stages.core.artifacts.coco_json import Detections
 from stages.core.artifacts.table import ImageRows, Table, TableSchema
 
 DETECTION_ROWS = TableSchema(

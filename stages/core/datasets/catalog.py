@@ -174,7 +174,7 @@ def _cuts(name: str) -> list[tuple[str, str]]:
 def _find(name: str, data_root: Path, layout: Layout | None) -> Dataset | None:
     if name in EMBEDDED:
         # Drawing needs OpenCV; the other data sets should not pay for that.
-        from stages.core.datasets.shapes import ensure_shapes
+        from stages.core.datasets.shapes.dataset import ensure_shapes
 
         ensure_shapes(data_root)
     return _found(name, data_root, layout)

@@ -3,7 +3,7 @@
 Crowd annotations give tags: a tag says that the image *shows* the class, and a crowd of people plainly
 does; calling such an image a negative example of "person" would be false. (VOC's ``difficult`` objects are
 another matter: there the class itself cannot be told.) Boxes and masks are not kept; they are read by
-``evaluation/truth/coco.py``.
+``evaluation/ground_truth/coco.py``.
 """
 
 from __future__ import annotations

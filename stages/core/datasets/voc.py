@@ -2,7 +2,7 @@
 
 The tags of an image are the names of its objects. Objects marked ``difficult`` are left out, as is
 customary in weakly supervised detection: their class cannot be told without context. Everything else in
-the file (sizes, boxes, parts) is not looked at here; the boxes are read by ``evaluation/truth/voc.py``.
+the file (sizes, boxes, parts) is not looked at here; the boxes are read by ``evaluation/ground_truth/voc.py``.
 """
 
 from __future__ import annotations

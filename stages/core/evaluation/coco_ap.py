@@ -19,9 +19,9 @@ import numpy as np
 
 from stages.core.artifacts.coco_json import Detections
 from stages.core.errors import EnvironmentFault
+from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.matching import check_detections, class_mean
 from stages.core.evaluation.overlap import FloatArray, require_masks
-from stages.core.evaluation.truth import ImageTruth
 
 COCO_IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 SIZES = ("small", "medium", "large")

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from stages.core.artifacts.coco_json import Detections
 from stages.core.artifacts.table import Table
 from stages.core.errors import SchemaError
+from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.overlap import BoolArray, FloatArray, box_overlap
-from stages.core.evaluation.truth import ImageTruth
 
 IntArray = NDArray[np.int64]
 Overlap = Callable[[Detections, ImageTruth], FloatArray]

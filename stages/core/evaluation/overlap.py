@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 
 from stages.core.artifacts.coco_json import Detections
 from stages.core.errors import InputError, SchemaError
-from stages.core.evaluation.truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.ops.boxes import pairwise_iou
 
 FloatArray = NDArray[np.float64]

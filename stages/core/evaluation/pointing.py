@@ -22,6 +22,7 @@ from stages.core.artifacts.cams import stored_map
 from stages.core.artifacts.schemas import MAP_KINDS
 from stages.core.artifacts.table import Table
 from stages.core.errors import SchemaError
+from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.matching import (
     IntArray,
     check_images,
@@ -30,7 +31,6 @@ from stages.core.evaluation.matching import (
     images_with_rows,
 )
 from stages.core.evaluation.overlap import FloatArray, points_on_objects
-from stages.core.evaluation.truth import ImageTruth
 
 CROSS = MAP_KINDS.index("cross")
 

@@ -15,9 +15,9 @@ import numpy as np
 from stages.core.artifacts.schemas import MAP_KINDS
 from stages.core.artifacts.table import Table
 from stages.core.errors import SchemaError
+from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.matching import IntArray, check_images, ignored_objects, images_with_rows
 from stages.core.evaluation.overlap import points_on_objects
-from stages.core.evaluation.truth import ImageTruth
 
 
 @dataclass(frozen=True)

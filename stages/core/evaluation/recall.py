@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.core.errors import SchemaError
+from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.matching import check_images, ignored_objects
 from stages.core.evaluation.overlap import FloatArray, box_iou
-from stages.core.evaluation.truth import ImageTruth
 
 IOU_THRESHOLDS = (0.5, 0.75, 0.9)
 CURVE_COUNTS = (10, 20, 50, 100, 200, 500, 1000)

@@ -32,6 +32,7 @@ from stages.core.datasets.split import WeakSplit
 from stages.core.errors import InputError, MissingInputError, SchemaError, UsageError, did_you_mean
 from stages.core.evaluation.coco_ap import coco_ap
 from stages.core.evaluation.corloc import corloc
+from stages.core.evaluation.ground_truth import ImageTruth, load_truth
 from stages.core.evaluation.mask_ap import MASK_IOUS, images_with_masks, mask_ap
 from stages.core.evaluation.overlap import FloatArray, mask_overlap
 from stages.core.evaluation.pgt_quality import pgt_quality
@@ -39,7 +40,6 @@ from stages.core.evaluation.pointing import pointing_accuracy
 from stages.core.evaluation.prompt_quality import prompt_quality
 from stages.core.evaluation.recall import IOU_THRESHOLDS, SIZE_BOUNDS, proposal_recall
 from stages.core.evaluation.report import Report
-from stages.core.evaluation.truth import ImageTruth, load_truth
 from stages.core.evaluation.voc_ap import voc_ap
 
 __all__ = ["TASKS", "Ground", "Report", "evaluate", "infer_task", "load_ground", "measure"]

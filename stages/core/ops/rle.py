@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from stages.core.artifacts.coco_json import RLE
+from stages.core.artifacts.coco_fields import RLE
 
 
 def encode_masks(masks_NHW: NDArray[Any]) -> list[RLE]:

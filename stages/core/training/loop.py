@@ -22,14 +22,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stages.core.errors import OutputExistsError, PreemptedError, WeakSamError
 from stages.core.runtime import processes
+from stages.core.runtime.image_generators import image_streams
 from stages.core.runtime.seeding import derive_seed, numpy_generator
-from stages.core.runtime.streams import image_streams
 from stages.core.spec import StageContext
 from stages.core.training.adversary import Adversary
 from stages.core.training.batch_norm import release, running_statistics, synchronise
 from stages.core.training.ema import ModelEma
 from stages.core.training.schedule import Schedule
-from stages.core.training.weights_io import load_state, save_state
+from stages.core.weights.checkpoints import load_state, save_state
 
 BatchT = TypeVar("BatchT")
 Losses = dict[str, Tensor]

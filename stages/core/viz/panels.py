@@ -16,13 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.core.artifacts.cams import stored_map
-from stages.core.artifacts.coco_json import RLE, Detections, read_dataset, read_results
+from stages.core.artifacts.coco_fields import RLE
+from stages.core.artifacts.coco_json import Detections, read_dataset, read_results
 from stages.core.artifacts.schemas import CAMS, MAP_KINDS, PROMPTS, PROPOSALS, SOURCE_BITS
 from stages.core.artifacts.table import Table, read_table
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import WeakSamError
-from stages.core.evaluation.truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.ops.rle import decode_masks
 from stages.core.viz.drawing import (
     Picture,

@@ -20,8 +20,8 @@ from stages.core.artifacts.files import write_text
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import ImageError, InputError, MissingInputError
+from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.tasks import load_ground
-from stages.core.evaluation.truth import ImageTruth
 from stages.core.viz.charts import Chart, duration, line_chart, number
 from stages.core.viz.drawing import encode_jpeg
 from stages.core.viz.palette import SOURCE_COLORS, Color, class_color

@@ -1,0 +1,1 @@
+"""The programme that makes the weights of sam-nano; not part of the package."""

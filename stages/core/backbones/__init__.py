@@ -1,0 +1,1 @@
+"""Backbones: images to feature maps at several strides, from timm and VGG16."""

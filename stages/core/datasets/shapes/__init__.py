@@ -1,0 +1,1 @@
+"""The embedded `shapes` set, drawn on demand."""

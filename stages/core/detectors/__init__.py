@@ -1,0 +1,1 @@
+"""Detectors of every architecture: specification, training, checkpoint, inference, test-time augmentation."""

@@ -1,0 +1,125 @@
+"""Training of a detector on pseudo ground truth: optimiser, schedule, step.
+
+Shared by the rooms `retrain` and `wsis`, which differ in the targets they bring and in the RoI weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from stages.core.detectors.checkpoints import AnyDetector, build
+from stages.core.detectors.settings import DetectorSettings
+from stages.core.detectors.spec import DetectorSpec, DetrSpec
+from stages.core.detectors.training_data import DetectionBatch, PseudoTruthData
+from stages.core.runtime.device import autocast, torch_threads
+from stages.core.spec import StageContext
+from stages.core.training.loop import FitSettings, Trainer, steps_per_epoch
+from stages.core.training.schedule import Schedule, warmup_cosine, warmup_steps
+
+SGD_MOMENTUM = 0.9
+BeforeStep = Callable[[int], None]
+AfterStep = Callable[[int], dict[str, Tensor]]
+
+
+def total_steps(settings: DetectorSettings, images: int) -> int:
+    """Optimiser steps of the whole training on that many images."""
+    return settings.epochs * steps_per_epoch(images, settings.batch_size, settings.accumulate)
+
+
+def train_detector(
+    settings: DetectorSettings,
+    spec: DetectorSpec | DetrSpec,
+    data: PseudoTruthData,
+    context: StageContext,
+    *,
+    prepare: Callable[[AnyDetector], None] = lambda model: None,
+    before_step: BeforeStep = lambda step: None,
+    after_step: AfterStep = lambda images: {},
+) -> AnyDetector:
+    """Train a detector on the context's split, resuming from `<out>/state` if asked to.
+
+    Args:
+        settings: how to train.
+        spec: what to build.
+        data: pseudo ground truth.
+        context: device, seed, progress, metrics.
+        prepare: called once on the new model, e.g. to set its RoI weights.
+        before_step: called with the number of the optimiser step.
+        after_step: called with the number of images of the micro-batch; extra scalars for the log, means over these
+            images, their names starting with `_`.
+
+    Returns:
+        The trained model (the weight average if there is one), in eval mode.
+
+    Raises:
+        TrainingDivergedError: a loss is not finite; names the step and the images.
+    """
+    torch.manual_seed(context.seed)  # fresh layers
+    model = build(spec, context.split.classes).to(context.device)
+    prepare(model)
+
+    def batch_losses(batch: DetectionBatch, number: int) -> dict[str, Tensor]:
+        before_step(number)
+        on_device = batch.to(context.device)
+        with autocast(context.device, context.precision):
+            losses: dict[str, Tensor] = model(on_device.images, on_device.targets)
+        return losses | after_step(len(batch.images))
+
+    steps = total_steps(settings, len(data.ids))
+    with torch_threads(settings.threads):
+        trainer = Trainer(
+            context=context,
+            model=model,
+            optimizer=build_optimizer(model, settings),
+            schedule=build_schedule(settings, steps),
+            items=data.ids,
+            load=data.load,
+            losses=batch_losses,
+            settings=FitSettings(
+                epochs=settings.epochs,
+                batch_size=settings.batch_size,
+                accumulate=settings.accumulate,
+                clip_norm=settings.clip_norm or None,
+                ema_decay=settings.ema_decay or None,
+                label="train",
+            ),
+        )
+        return cast(AnyDetector, trainer.fit())
+
+
+def build_optimizer(model: nn.Module, settings: DetectorSettings) -> torch.optim.Optimizer:
+    """Optimiser over what is trainable: the trunk at its own rate, vectors (biases) without weight decay."""
+    rate = settings.lr * settings.batch_size * settings.accumulate / settings.lr_batch
+    groups = []
+    for in_trunk in (True, False):
+        for decays in (True, False):
+            members = [
+                parameter
+                for name, parameter in model.named_parameters()
+                if parameter.requires_grad
+                and ("backbone.trunk." in name) == in_trunk
+                and (parameter.ndim > 1) == decays
+            ]
+            if members:
+                groups.append(
+                    {
+                        "params": members,
+                        "lr": rate * (settings.trunk_lr_factor if in_trunk else 1.0),
+                        "weight_decay": settings.weight_decay if decays else 0.0,
+                    }
+                )
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=SGD_MOMENTUM)
+    return torch.optim.AdamW(groups, lr=rate)
+
+
+def build_schedule(settings: DetectorSettings, steps: int) -> Schedule:
+    """Learning-rate factor per optimiser step."""
+    warmup = round(settings.warmup * steps)
+    if settings.schedule == "cosine":
+        return warmup_cosine(steps, warmup)
+    return warmup_steps([round(share * steps) for share in settings.milestones], warmup=warmup)

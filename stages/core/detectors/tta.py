@@ -1,0 +1,158 @@
+"""Test-time augmentation: the views of an image, which of them memory holds, and one answer made of many.
+
+Shared by every detector. The detector of `wsod` scores the same proposals in every view, so its answers are averaged
+box by box (docs/method.md, section 5.9); detectors that find their own boxes are merged by a per-class suppression
+(section 7.6).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from stages.core.detectors.checkpoints import AnyDetector
+from stages.core.errors import EnvironmentFault
+
+T = TypeVar("T")
+SET_NMS_IOU: Final = 0.6
+"""Suppression across views for detectors that need none within one (DINO's; docs/method.md, section 7.6)."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One look at an image: resized to a short side, perhaps mirrored."""
+
+    size: int
+    """Short side, pixels."""
+    flip: bool = False
+
+
+def views(test_size: int, sizes: Sequence[int], enabled: bool) -> tuple[View, ...]:
+    """The plain view, or with augmentation every distinct size with and without flip."""
+    if not enabled:
+        return (View(test_size),)
+    return tuple(View(size, flip) for size in sorted({test_size, *sizes}) for flip in (False, True))
+
+
+def mirror_boxes(boxes_xyxy: Tensor, width: float) -> Tensor:
+    """Boxes (..., 4) of the horizontally mirrored image; applying it twice gives them back."""
+    x1, y1, x2, y2 = boxes_xyxy.unbind(-1)
+    return torch.stack((width - x2, y1, width - x1, y2), dim=-1)
+
+
+def look(planned: Sequence[View], plain: int, device: str, see: Callable[[View], T]) -> list[T]:
+    """What every view shows.
+
+    A view that memory cannot hold is left out, with a warning, and so are larger ones from then on. The plain view
+    is never given up for good: the next image may be smaller.
+
+    Args:
+        planned: views, smallest first.
+        plain: short side of the view without augmentation, pixels.
+        device: where the views are seen.
+        see: one view's answer.
+
+    Returns:
+        one answer per view that was seen; empty if memory held none.
+    """
+    seen: list[T] = []
+    for view in planned:
+        if view.size >= _too_large.get(device, view.size + 1):
+            continue
+        try:
+            seen.append(see(view))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            _leave_out(view, device, plain=view.size == plain)
+    return seen
+
+
+_too_large: dict[str, int] = {}
+"""Device -> smallest short side of a view that its memory could not hold."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch means that memory is too small: CUDA has a class for it, the CPU a message."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _leave_out(view: View, device: str, *, plain: bool) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    if plain:
+        return  # of this image; another may be smaller
+    if view.size < _too_large.get(device, view.size + 1):
+        _too_large[device] = view.size
+        logging.getLogger("weaksam").warning(
+            "detect: memory cannot hold views of %d pixels; test-time augmentation goes on without these and larger"
+            " ones, and its figures are not those of all views",
+            view.size,
+        )
+
+
+def detect_in_views(
+    model: AnyDetector, image_3HW: Tensor, sizes: Sequence[int], device: str
+) -> dict[str, Tensor]:
+    """Detections of one image from several sizes, each plain and mirrored, merged.
+
+    Every view is suppressed by itself and mapped back; then all go through one suppression per class, at the
+    detector's own IoU, and the best `max_detections` stay. Every view is resized from the image itself, not from the
+    plain view, and larger ones may be longer by as much as they are higher.
+
+    Args:
+        model: in evaluation mode; its own test size is one of the views.
+        image_3HW: RGB in [0, 1].
+        sizes: short sides, pixels.
+        device: where the model is.
+
+    Returns:
+        `boxes` (n, 4), `labels` (n,) from 1, `scores` (n,) descending and, with a mask head, `masks` (n, 1, H, W),
+        all in the image's own pixels.
+
+    Raises:
+        EnvironmentFault: memory holds none of the views.
+    """
+    spec = model.spec
+    width = image_3HW.shape[-1]
+
+    def see(view: View) -> dict[str, Tensor]:
+        with resized(model, view.size):
+            found: dict[str, Tensor] = model([image_3HW.flip(-1) if view.flip else image_3HW])[0]
+        if view.flip:
+            found["boxes"] = mirror_boxes(found["boxes"], width)
+            if "masks" in found:
+                found["masks"] = found["masks"].flip(-1)
+        return found
+
+    seen = look(views(spec.test_size, sizes, enabled=True), spec.test_size, device, see)
+    if not seen:
+        raise EnvironmentFault(
+            f"memory cannot hold an image of {spec.test_size} pixels",
+            where="test_size",
+            remedy="use a smaller test_size, another --device, or --precision bf16",
+        )
+    found = {name: torch.cat([one[name] for one in seen]) for name in seen[0]}
+    iou = spec.nms_iou if spec.nms_iou < 1 else SET_NMS_IOU
+    kept = batched_nms(found["boxes"].float(), found["scores"].float(), found["labels"], iou)
+    return {name: rows[kept[: spec.max_detections]] for name, rows in found.items()}
+
+
+@contextmanager
+def resized(model: AnyDetector, size: int) -> Iterator[None]:
+    """Let a detector see its images at another short side."""
+    transform, spec = model.transform, model.spec
+    before = transform.min_size, transform.max_size
+    transform.min_size = (size,)
+    transform.max_size = max(spec.max_size, round(spec.max_size * size / spec.test_size))
+    try:
+        yield
+    finally:
+        transform.min_size, transform.max_size = before

@@ -1,0 +1,238 @@
+"""Builders of Faster R-CNN and Mask R-CNN, and the file format they are kept in.
+
+The parts are torchvision's (anchors, region proposals, heads, resizing); the backbone is any trunk of
+`stages.core.backbones.timm_backbones` under a feature pyramid, so that one specification serves R50-FPN at 800 px
+on GPUs and the embedded Lite0 at 256 px on a CPU. A checkpoint holds its specification and class names: it
+can be rebuilt from the file alone.
+
+Heads of version 2 are those of torchvision's `fasterrcnn_resnet50_fpn_v2` (Li et al., "Benchmarking Detection Transfer
+Learning with Vision Transformers", 2021): normalised pyramid, two convolutions before the region proposals, four
+convolutions and one layer before the class. They are normalised in groups (Wu and He, 2018) in the place of batches,
+so that what is learnt from an image does not depend on the others of its batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from stages.core.backbones.batch_norm_folding import fold_batch_norms
+from stages.core.backbones.feature_pyramid import PyramidBackbone
+from stages.core.backbones.timm_backbones import build_trunk
+from stages.core.detectors.spec import ALIASES, AnyKind, DetectorSpec, DetrSpec, Kind
+from stages.core.detectors.two_stage.region_proposals import ImageMeanRPN, ImageSampler, padded_groups
+from stages.core.detectors.two_stage.roi_heads import RoiWeights, TopKMatcher, WeightedRoIHeads
+from stages.core.detectors.two_stage.roi_pooling import PyramidRoIPool
+from stages.core.errors import ConfigError, SchemaError
+from stages.core.runtime.image_generators import chosen_images
+from stages.core.weights.checkpoints import load_weights, read_metadata, save_weights
+
+SpecT = TypeVar("SpecT", DetectorSpec, DetrSpec)
+BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+
+
+class Detector(GeneralizedRCNN):  # type: ignore[misc]
+    """torchvision's two-stage detector, with the hook of `WeightedRoIHeads` in reach.
+
+    Attributes:
+        spec: what it was built from.
+        classes: class names, 0-based; torchvision's label is the index + 1.
+        whole_batch: train on a batch at once, padded to its largest image, for RoI weights that compare the RoIs of
+            different images. Otherwise images of one padded size go together, and what is said of an image depends
+            on it alone.
+    """
+
+    whole_batch: bool = False
+
+    spec: DetectorSpec
+    classes: tuple[str, ...]
+    roi_heads: WeightedRoIHeads
+
+    def drop_with(self, weights: RoiWeights, compares: bool = False) -> None:
+        """Weight sampled RoIs by RoI drop from now on.
+
+        Args:
+            weights: the hook.
+            compares: whether it compares the RoIs of different images.
+        """
+        self.roi_heads.roi_weights, self.whole_batch = weights, compares
+
+    def keep_from(self, score: float) -> None:
+        """Give detections from this score on, instead of from the specification's."""
+        self.roi_heads.score_thresh = score
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
+        """Losses in training, each a mean over images; detections in evaluation; arguments as in torchvision."""
+        if not self.training or targets is None or self.whole_batch:
+            return super().forward(images, targets)
+        losses: dict[str, Tensor] = {}
+        for rows in padded_groups(images):
+            with chosen_images(rows):
+                own = super().forward([images[row] for row in rows], [targets[row] for row in rows])
+            for name, value in own.items():
+                part = value * (len(rows) / len(images))
+                losses[name] = losses[name] + part if name in losses else part
+        return losses
+
+
+def build_detector(spec: DetectorSpec, classes: Sequence[str], pretrained: bool = True) -> Detector:
+    """Build a detector, its trunk with ImageNet weights unless `pretrained` is False.
+
+    Raises:
+        ConfigError: levels and anchors do not fit, or `frozen_through` is no stride of the trunk.
+        ConfigError, EnvironmentFault, SchemaError: see `build_trunk`.
+    """
+    extra_level = _check_levels(spec)
+    trunk = build_trunk(
+        ALIASES.get(spec.backbone, spec.backbone), spec.strides, pretrained=pretrained, frozen_bn=True
+    )
+    trunk.freeze_to(spec.frozen_through)
+    fold_batch_norms(trunk)
+    norm = group_norm if spec.heads == "v2" else None
+    backbone = PyramidBackbone(trunk, spec.fpn_channels, extra_level, norm)
+    transform = GeneralizedRCNNTransform(
+        spec.test_size, spec.max_size, list(trunk.mean), list(trunk.std), _skip_resize=True
+    )  # training images arrive resized, see detection_data
+    model = Detector(backbone, _build_rpn(spec), _build_heads(spec, len(classes) + 1), transform)
+    model.spec, model.classes = spec, tuple(classes)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
+
+
+def _check_levels(spec: DetectorSpec) -> bool:
+    """Return whether the anchors ask for a pooled extra level."""
+    levels, anchors = len(spec.strides), len(spec.anchor_sizes)
+    if anchors not in (levels, levels + 1):
+        raise ConfigError(
+            f"{anchors} anchor sizes for {levels} pyramid levels",
+            where="anchor_sizes",
+            remedy=f"give {levels} sizes, or {levels + 1} for one pooled extra level",
+        )
+    if spec.frozen_through and spec.frozen_through not in spec.strides:
+        raise ConfigError(
+            f"the trunk has no map at stride {spec.frozen_through}",
+            where="frozen_through",
+            remedy=f"use 0 or one of {list(spec.strides)}",
+        )
+    return anchors > levels
+
+
+def _build_rpn(spec: DetectorSpec) -> nn.Module:
+    anchors = AnchorGenerator(
+        tuple((size,) for size in spec.anchor_sizes), (spec.anchor_ratios,) * len(spec.anchor_sizes)
+    )
+    convolutions = 2 if spec.heads == "v2" else 1
+    head = RPNHead(spec.fpn_channels, len(spec.anchor_ratios), convolutions)
+    half = max(1, spec.rpn_candidates // 2)
+    before, after = {"training": spec.rpn_candidates, "testing": half}, {"training": half, "testing": half}
+    rpn: nn.Module = ImageMeanRPN(anchors, head, 0.7, 0.3, 256, 0.5, before, after, 0.7)
+    rpn.fg_bg_sampler = ImageSampler(256, 0.5)
+    return rpn
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Group normalisation with the usual 32 groups, or as many as divide the channels."""
+    return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+def _build_heads(spec: DetectorSpec, outputs: int) -> WeightedRoIHeads:
+    second, channels = spec.heads == "v2", spec.fpn_channels
+    masks: dict[str, nn.Module] = {}
+    if spec.kind == "mask-rcnn":
+        width = spec.mask_channels
+        masks = {
+            "mask_roi_pool": PyramidRoIPool(spec.strides, 14),
+            "mask_head": MaskRCNNHeads(channels, (width,) * 4, 1, group_norm if second else None),
+            "mask_predictor": MaskRCNNPredictor(width, width, outputs),
+        }
+    heads = WeightedRoIHeads(
+        PyramidRoIPool(spec.strides, 7),
+        FastRCNNConvFCHead((channels, 7, 7), [channels] * 4, [spec.head_width], group_norm)
+        if second
+        else TwoMLPHead(channels * 49, spec.head_width),
+        FastRCNNPredictor(spec.head_width, outputs),
+        0.5,
+        0.5,
+        spec.rois_per_image,
+        0.25,
+        BOX_WEIGHTS,
+        spec.score_threshold,
+        spec.nms_iou,
+        spec.max_detections,
+        **masks,
+    )
+    heads.fg_bg_sampler = ImageSampler(spec.rois_per_image, 0.25)
+    heads.box_loss = spec.box_loss
+    if spec.matcher == "top-k":
+        heads.proposal_matcher = TopKMatcher(spec.match_top_k)
+    return heads
+
+
+def save_detector(
+    path: Path, model: nn.Module, spec: DetectorSpec | DetrSpec, classes: Sequence[str]
+) -> None:
+    """Write weights, specification and class names as one safetensors file."""
+    metadata: dict[str, Any] = {
+        "model": spec.kind,
+        "classes": list(classes),
+        "spec": spec.model_dump(mode="json"),
+    }
+    save_weights(path, model, metadata)
+
+
+def load_detector(path: Path, kind: Kind, classes: Sequence[str] | None = None) -> Detector:
+    """Rebuild a detector from its file alone, in eval mode.
+
+    Args:
+        path: a file of `save_detector`.
+        kind: what it must be.
+        classes: the class list it must have been trained for, in order; None takes the file's.
+
+    Raises:
+        MissingInputError: no such file.
+        SchemaError: another kind of model, other classes, or a specification or tensors that do not fit.
+    """
+    spec, own_classes = read_spec(path, DetectorSpec, kind, classes)
+    model = build_detector(spec, own_classes, pretrained=False)
+    load_weights(path, model)
+    model.eval()
+    return model
+
+
+def read_spec(
+    path: Path, spec_class: type[SpecT], kind: AnyKind, classes: Sequence[str] | None = None
+) -> tuple[SpecT, list[str]]:
+    """Specification and class names of a checkpoint.
+
+    Args:
+        path: a file of `save_detector`.
+        spec_class: what the specification must be.
+        kind, classes: see `load_detector`.
+
+    Raises:
+        MissingInputError, SchemaError: see `load_detector`.
+    """
+    metadata = read_metadata(path)
+    expect: Mapping[str, Any] = {"model": kind} | ({} if classes is None else {"classes": list(classes)})
+    for key, value in expect.items():
+        if metadata.get(key) != value:
+            raise SchemaError(
+                f"was trained for {key} {metadata.get(key)!r}, {value!r} is needed",
+                where=path,
+                remedy="use the checkpoint trained on this data set's train split",
+            )
+    try:
+        return spec_class.model_validate(metadata.get("spec")), metadata["classes"]
+    except ValidationError as error:
+        raise SchemaError(f"holds no usable detector specification ({error})", where=path) from error

@@ -1,0 +1,77 @@
+"""Region proposals and sampling in which an image does not depend on the others of its batch.
+
+torchvision divides the losses of a batch by its anchors and draws samples from one generator. Here the loss is a mean
+over images, and what is drawn for an image is drawn from the image's own stream: a batch cut up among processes or
+passes gives the same gradient as the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection.rpn import RegionProposalNetwork
+
+from stages.core.runtime.image_generators import chosen_images, generators
+
+PAD_MULTIPLE = 32
+"""What torchvision's transform pads a batch to, pixels."""
+
+
+class ImageSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]
+    """torchvision's sampler of positives and negatives with one generator per image."""
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Masks of the positives and of the negatives chosen in each image; arguments as in torchvision."""
+        own = generators(len(matched_idxs), matched_idxs[0].device)
+        chosen = [
+            self._image(labels, None if own is None else own[row]) for row, labels in enumerate(matched_idxs)
+        ]
+        return [positive for positive, _ in chosen], [negative for _, negative in chosen]
+
+    def _image(self, labels_A: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        positives = torch.where(labels_A >= 1)[0]
+        negatives = torch.where(labels_A == 0)[0]
+        wanted = min(len(positives), int(self.batch_size_per_image * self.positive_fraction))
+        masks = []
+        for rows, count in ((positives, wanted), (negatives, self.batch_size_per_image - wanted)):
+            order = torch.randperm(len(rows), generator=generator, device=rows.device)
+            mask = torch.zeros_like(labels_A, dtype=torch.uint8)
+            mask[rows[order[:count]]] = 1
+            masks.append(mask)
+        return masks[0], masks[1]
+
+
+class ImageMeanRPN(RegionProposalNetwork):  # type: ignore[misc]
+    """torchvision's region proposal network with losses that are means over images."""
+
+    def compute_loss(
+        self,
+        objectness: Tensor,
+        pred_bbox_deltas: Tensor,
+        labels: list[Tensor],
+        regression_targets: list[Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Objectness and box loss; arguments as in torchvision, anchors of image 0 first."""
+        counts = [len(own) for own in labels]
+        found = []
+        for row, (scores, deltas) in enumerate(
+            zip(torch.split(objectness, counts), torch.split(pred_bbox_deltas, counts), strict=True)
+        ):
+            with chosen_images([row]):
+                found.append(super().compute_loss(scores, deltas, [labels[row]], [regression_targets[row]]))
+        return (
+            torch.stack([objectness for objectness, _ in found]).mean(),
+            torch.stack([box for _, box in found]).mean(),
+        )
+
+
+def padded_groups(images: Sequence[Tensor]) -> list[list[int]]:
+    """Rows of the (3, H, W) images that need the same padding, group by group in order of their first."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, image in enumerate(images):
+        height, width = image.shape[-2:]
+        groups.setdefault((-(-height // PAD_MULTIPLE), -(-width // PAD_MULTIPLE)), []).append(row)
+    return list(groups.values())

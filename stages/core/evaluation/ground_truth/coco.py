@@ -1,0 +1,107 @@
+"""True boxes and masks of COCO-layout data sets. The single home of COCO's xywh for ground truth.
+
+Polygons and both kinds of run lengths become compressed run lengths of the whole image. Boxes are those of
+the file, also where a mask would give a slightly different one, because that is what COCO evaluates.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.core.artifacts.coco_fields import box_xywh, is_finite, mask_of
+from stages.core.datasets.catalog import SplitSource
+from stages.core.datasets.coco import read_document
+from stages.core.datasets.split import WeakSplit
+from stages.core.errors import SchemaError
+from stages.core.evaluation.ground_truth import rle as run_lengths
+from stages.core.evaluation.ground_truth.types import RLE, ImageTruth
+
+Annotation = dict[str, Any]
+
+
+class CocoTruthReader:
+    """Reads images of one COCO file, which is parsed once per process while it does not change.
+
+    Raises:
+        SchemaError: two annotations share an id.
+    """
+
+    def __init__(self, source: SplitSource, split: WeakSplit) -> None:
+        assert source.subset.index is not None
+        self._path = source.subset.index
+        self._split = split
+        self._class_of = {category: i for i, category in enumerate(split.category_ids)}
+        state = self._path.stat()
+        self._by_image = _by_image(os.fspath(self._path), state.st_mtime_ns, state.st_size)
+
+    def read(self, image_id: str, height: int, width: int) -> ImageTruth:
+        """True objects of an image of this size in pixels, in the order of the file.
+
+        Raises:
+            SchemaError: a box that is not four finite numbers with width and height >= 0, or a mask that
+                is malformed or of another size.
+        """
+        found = self._by_image.get(self._split.coco_id(image_id), ())
+        boxes = np.array([self._box(entry) for entry in found], dtype=np.float64).reshape(-1, 4)
+        has_masks = all(entry.get("segmentation") for entry in found)
+        masks = [self._mask(entry, height, width) for entry in found] if has_masks else None
+        areas = [
+            _area(entry, box, None if masks is None else masks[i])
+            for i, (entry, box) in enumerate(zip(found, boxes, strict=True))
+        ]
+        return ImageTruth(
+            width=width,
+            height=height,
+            boxes_xyxy=boxes,
+            classes=np.array([self._class_of[entry["category_id"]] for entry in found], dtype=np.int64),
+            difficult=np.array([bool(entry.get("ignore", 0)) for entry in found], dtype=np.bool_),
+            crowd=np.array([bool(entry.get("iscrowd", 0)) for entry in found], dtype=np.bool_),
+            masks=masks,
+            areas=np.array(areas, dtype=np.float64),
+        )
+
+    def _box(self, entry: Annotation) -> tuple[float, float, float, float]:
+        try:
+            x, y, width, height = box_xywh(entry)
+        except ValueError as error:
+            raise self._error(entry, str(error)) from error
+        return x, y, x + width, y + height
+
+    def _mask(self, entry: Annotation, height: int, width: int) -> RLE:
+        try:
+            return mask_of(entry["segmentation"], height, width)
+        except ValueError as error:
+            raise self._error(entry, str(error)) from error
+
+    def _error(self, entry: Annotation, what: str) -> SchemaError:
+        return SchemaError(
+            f"annotation {entry.get('id')!r} {what}", where=self._path, remedy="export it again"
+        )
+
+
+def _area(entry: Annotation, box_xyxy: np.ndarray[Any, np.dtype[np.float64]], mask: RLE | None) -> float:
+    if is_finite(entry.get("area")):
+        return float(entry["area"])
+    if mask is not None:
+        return run_lengths.area(mask)
+    return float((box_xyxy[2] - box_xyxy[0]) * (box_xyxy[3] - box_xyxy[1]))
+
+
+# One file only: the annotations of COCO train2017 take some gigabytes.
+@functools.lru_cache(maxsize=1)
+def _by_image(path: str, mtime_ns: int, size: int) -> dict[int, list[Annotation]]:
+    grouped: dict[int, list[Annotation]] = {}
+    seen: set[Any] = set()
+    for position, entry in enumerate(read_document(Path(path))["annotations"]):
+        number = entry.get("id")
+        if type(number) is not int or number in seen:
+            why = "lacks an integer id" if type(number) is not int else f"repeats the id {number}"
+            raise SchemaError(f"annotation {position} {why}", where=path, remedy="give every one its own id")
+        seen.add(number)
+        grouped.setdefault(entry["image_id"], []).append(entry)
+    return grouped

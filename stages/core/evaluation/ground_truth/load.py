@@ -1,0 +1,60 @@
+"""From a split's name to its true boxes and masks. Image sizes come from the image files, never from annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+from stages.core.datasets.catalog import locate, open_split
+from stages.core.datasets.images import image_size
+from stages.core.datasets.layouts import Layout
+from stages.core.errors import ImageError, MissingInputError
+from stages.core.evaluation.ground_truth.coco import CocoTruthReader
+from stages.core.evaluation.ground_truth.types import ImageTruth, Truth, TruthProblem
+from stages.core.evaluation.ground_truth.voc import VocTruthReader
+
+
+def load_truth(
+    split_name: str, data_root: Path, *, layout: Layout | None = None, ids: Collection[str] | None = None
+) -> Truth:
+    """Read the true objects of a split's images.
+
+    Args:
+        split_name: ``<dataset>_<subset>``, a train or a test split.
+        data_root: Folder of data sets.
+        layout: Read this layout where a folder holds several.
+        ids: Only these images of the split; default all of ``open_split(...).ids``.
+
+    Returns:
+        The truth. Images whose file or annotation is missing or unreadable are in ``problems`` instead.
+
+    Raises:
+        MissingInputError: no such split, or one of folder layout, which has tags only.
+        SchemaError: annotations that cannot be right; the message names file and object.
+        UsageError, ConfigError: as ``open_split``.
+    """
+    source = locate(split_name, data_root, layout)
+    if source.dataset.layout == "folder":
+        raise MissingInputError(
+            f"split {split_name} has image tags only, no boxes or masks to evaluate against",
+            where=source.subset.index or source.dataset.root,
+            remedy="evaluate on a split in VOC or COCO layout",
+        )
+    split = open_split(split_name, data_root, layout=layout)
+    reader: VocTruthReader | CocoTruthReader
+    reader = (
+        VocTruthReader(source, split) if source.dataset.layout == "voc" else CocoTruthReader(source, split)
+    )
+    images: dict[str, ImageTruth] = {}
+    problems: list[TruthProblem] = []
+    for image_id in split.ids:
+        if ids is not None and image_id not in ids:
+            continue
+        try:
+            images[image_id] = reader.read(image_id, *image_size(split.image_path(image_id)))
+        except (ImageError, FileNotFoundError) as error:
+            reason = (
+                error.what if isinstance(error, ImageError) else f"annotation {error.filename} does not exist"
+            )
+            problems.append(TruthProblem(image_id, reason))
+    return Truth(split_name, split.classes, split.category_ids, images, tuple(problems))

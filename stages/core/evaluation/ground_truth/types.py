@@ -1,0 +1,68 @@
+"""What the truth about a split looks like: boxes, classes, flags and masks per image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.core.artifacts.coco_fields import RLE
+
+__all__ = ["RLE", "ImageTruth", "Truth", "TruthProblem"]
+
+
+@dataclass(frozen=True)
+class ImageTruth:
+    """The true objects of one image.
+
+    Attributes:
+        width: Pixels, from the image file after EXIF.
+        height: Pixels, from the image file after EXIF.
+        boxes_xyxy: float64 (n, 4), 0-based half-open pixels.
+        classes: int64 (n,), 0-based.
+        difficult: bool (n,), VOC's flag (COCO layout: the ``ignore`` some converters write).
+        crowd: bool (n,), COCO's ``iscrowd``.
+        masks: n run-length masks of the whole image, or None where the data set has none.
+        areas: float64 (n,) square pixels as COCO counts them: the annotation's ``area``, else that of
+            the mask, else that of the box. None in truth made by hand.
+    """
+
+    width: int
+    height: int
+    boxes_xyxy: NDArray[np.float64]
+    classes: NDArray[np.int64]
+    difficult: NDArray[np.bool_]
+    crowd: NDArray[np.bool_]
+    masks: list[RLE] | None = None
+    areas: NDArray[np.float64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+
+@dataclass(frozen=True)
+class TruthProblem:
+    """An image of the split that cannot be scored, and why."""
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The true objects of a split.
+
+    Attributes:
+        split: Split name.
+        classes: Class names by index.
+        category_ids: COCO category ids, aligned with ``classes``.
+        images: Image id -> objects, in the order of the split's ids; images without objects included.
+        problems: Images left out because their file is missing or cannot be read.
+    """
+
+    split: str
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    images: dict[str, ImageTruth]
+    problems: tuple[TruthProblem, ...] = field(default=())

@@ -1,0 +1,1 @@
+"""Boxes and quality of masks, read off low-resolution logits without drawing the masks."""

@@ -1,0 +1,1 @@
+"""Miners: from the scores of one branch to the pseudo labels of the next."""

@@ -1,0 +1,1 @@
+"""The weakly supervised detector: two-stream head, refinement heads, DropBlock."""

@@ -1,0 +1,185 @@
+"""The weakly supervised detector: trunk, fused feature map, RoI pooling, two fully connected layers, heads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import roi_pool
+
+from stages.core.backbones import vgg
+from stages.core.backbones.batch_norm_folding import fold_batch_norms
+from stages.core.backbones.timm_backbones import Trunk, build_trunk
+from stages.core.ops.roi_align import roi_align
+from stages.core.runtime.image_generators import ImageDropout
+from stages.wsod.config import WsodConfig
+from stages.wsod.miners.oicr import RefinementHeads
+from stages.wsod.model.dropblock import ConcreteDropBlock
+from stages.wsod.model.wsddn import TwoStreamHead
+
+
+@dataclass(frozen=True)
+class ProposalOutputs:
+    """What the heads say about all proposals of a batch, image after image; float32 in mixed precision, too."""
+
+    cls_logits_NC: Tensor
+    """Class stream; with a background column, that is column 0."""
+    det_logits_NC: Tensor
+    """Detection stream, the same columns."""
+    refine_logits: list[Tensor]
+    """Per branch (N, C + 1), column 0 background; empty for wsddn."""
+    deltas: list[Tensor]
+    """Per branch (N, C + 1, 4), or empty."""
+    dropped: Tensor | None = None
+    """Share of feature cells that Concrete DropBlock hid."""
+
+
+class FusedMap(nn.Module):
+    """Sum of 1x1-projected maps at the resolution of the finest."""
+
+    def __init__(self, channels: Sequence[int], out_channels: int) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Conv2d(c, out_channels, kernel_size=1) for c in channels)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        """Fuse maps (B, c_i, H_i, W_i), finest first, into (B, out_channels, H_0, W_0)."""
+        projected = [lateral(feats) for lateral, feats in zip(self.laterals, maps, strict=True)]
+        fused: Tensor = projected[0]
+        for coarse in projected[1:]:
+            fused = fused + F.interpolate(coarse, size=fused.shape[-2:], mode="bilinear", align_corners=False)
+        return F.relu(fused)
+
+
+class WsodDetector(nn.Module):
+    """Scores (and moves) given proposals; learns from image tags alone.
+
+    Args:
+        config: Architecture settings; training settings are not read.
+        num_classes: Number of classes C.
+        pretrained: False where weights will be loaded anyway.
+    """
+
+    def __init__(self, config: WsodConfig, num_classes: int, pretrained: bool = True) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.pool, self.pool_size = config.pool, config.pool_size
+        self.trunk, fc_state = _build_trunk(config, pretrained)
+        self.trunk.freeze_to(config.freeze_stride, "wsod.freeze_stride")
+        self.stride = self.trunk.strides[0]
+        fuse = config.fused_channels > 0
+        self.fuse = FusedMap(self.trunk.channels, config.fused_channels) if fuse else None
+        channels = config.fused_channels if fuse else self.trunk.channels[0]
+        self.dropblock = (
+            ConcreteDropBlock(
+                channels,
+                config.dropblock_drop,
+                weight=config.dropblock_weight,
+                form=config.dropblock_form,
+            )
+            if config.dropblock
+            else None
+        )
+        self.neck = nn.Sequential(
+            nn.Linear(channels * self.pool_size**2, config.hidden),
+            nn.ReLU(),
+            ImageDropout(config.dropout),
+            nn.Linear(config.hidden, config.hidden),
+            nn.ReLU(),
+            ImageDropout(config.dropout),
+        )
+        _load_fc(self.neck, fc_state)
+        self.two_stream = TwoStreamHead(config.hidden, num_classes, config.background_column, config.init_std)
+        branches = 0 if config.method == "wsddn" else config.branches
+        self.refinement = RefinementHeads(
+            config.hidden, num_classes, branches, config.uses_regression, config.init_std
+        )
+        statistics = torch.tensor((self.trunk.mean, self.trunk.std)).reshape(2, 1, 3, 1, 1)
+        self.register_buffer("statistics", statistics, persistent=False)
+        self.statistics: Tensor
+
+    def features(self, images_BCHW: Tensor) -> Tensor:
+        """Feature map (B, channels, H / stride, W / stride) of uint8 or float images in [0, 255]."""
+        mean, std = self.statistics
+        images = (images_BCHW.float() / 255 - mean) / std
+        maps: list[Tensor] = self.trunk(images)
+        return self.fuse(maps) if self.fuse is not None else maps[0]
+
+    def pooled(self, feats_BCHW: Tensor, boxes_xyxy: Sequence[Tensor]) -> Tensor:
+        """RoI features (N, size, size, channels) for input-pixel boxes, one tensor per image."""
+        if self.pool == "align":
+            return roi_align(feats_BCHW, boxes_xyxy, self.pool_size, self.stride)
+        # In float32, as `roi_align` does: half precision would round the boxes.
+        pooled: Tensor = roi_pool(feats_BCHW.float(), list(boxes_xyxy), self.pool_size, 1.0 / self.stride)
+        return pooled.permute(0, 2, 3, 1).to(feats_BCHW.dtype)
+
+    def heads(self, pooled_NSSC: Tensor, counts: Sequence[int]) -> ProposalOutputs:
+        """Scores and deltas of pooled proposals, `counts[b]` of image b."""
+        dropped = None
+        if self.dropblock is not None:
+            pooled_NSSC, dropped = self.dropblock(pooled_NSSC)
+        feats_ND = pooled_NSSC.flatten(1)
+        for layer in self.neck:
+            feats_ND = layer(feats_ND, counts) if isinstance(layer, ImageDropout) else layer(feats_ND)
+        cls_logits, det_logits = self.two_stream(feats_ND)
+        refine_logits, deltas = self.refinement(feats_ND)
+        # Softmaxes over hundreds of proposals, mining and scores need more than the 8 bits of bf16.
+        return ProposalOutputs(
+            cls_logits.float(),
+            det_logits.float(),
+            [logits.float() for logits in refine_logits],
+            [values.float() for values in deltas],
+            dropped,
+        )
+
+    def forward(self, images: Tensor | Sequence[Tensor], boxes_xyxy: Sequence[Tensor]) -> ProposalOutputs:
+        """Score the boxes (n_b, 4), half-open input pixels, of each image.
+
+        images: (B, 3, H, W), or a list of (3, H, W), in [0, 255], RGB. Images of one size go through the trunk
+        together; none is padded to the size of another, so that what is said of an image depends on it alone.
+        """
+        parts: dict[int, Tensor] = {}
+        for rows in same_size(images):
+            feats_BCHW = self.features(torch.stack([images[row] for row in rows]))
+            boxes = [boxes_xyxy[row] for row in rows]
+            pooled = torch.split(self.pooled(feats_BCHW, boxes), [len(own) for own in boxes])
+            parts |= dict(zip(rows, pooled, strict=True))
+        pooled_NSSC = torch.cat([parts[row] for row in range(len(images))])
+        return self.heads(pooled_NSSC, [len(own) for own in boxes_xyxy])
+
+
+def same_size(images: Tensor | Sequence[Tensor]) -> list[list[int]]:
+    """Rows of the images that share a size, group by group in order of their first."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row, image in enumerate(images):
+        groups.setdefault(tuple(image.shape), []).append(row)
+    return list(groups.values())
+
+
+def _build_trunk(config: WsodConfig, pretrained: bool) -> tuple[Trunk, dict[str, Tensor]]:
+    source: bool | Path = pretrained and config.pretrained
+    if source and config.weights is not None:
+        source = Path(config.weights)
+    if config.trunk == vgg.NAME:
+        return vgg.build_vgg16_d8(source, config.final_relu)
+    trunk = build_trunk(config.trunk, config.out_strides, source, frozen_bn=config.frozen_bn)
+    if config.frozen_bn:
+        fold_batch_norms(trunk)
+    else:
+        trunk.probe()
+    return trunk, {}
+
+
+def _load_fc(neck: nn.Sequential, state: dict[str, Tensor]) -> None:
+    """Start the neck from VGG's fc6 and fc7 when their shapes fit (7x7 bins of 512 channels, width 4096)."""
+    for position in (0, 3):
+        layer = neck[position]
+        weight = state.get(f"{position}.weight")
+        if weight is None or not isinstance(layer, nn.Linear) or layer.weight.shape != weight.shape:
+            return
+        with torch.no_grad():
+            layer.weight.copy_(vgg.fc6_for_rows(weight) if position == 0 else weight)
+            layer.bias.copy_(state[f"{position}.bias"])
