@@ -42,6 +42,7 @@ from benchmarks.ablation_rows import (
 )
 from benchmarks.ablation_runs import OWN_TEACHER, TEACHERS, Bench, Options
 from benchmarks.ablation_sweeps import Sweep, drop_grid, drop_sweep, pgt_sweeps, rule_of
+from benchmarks.plots import new_figure
 from stages.core.artifacts.files import write_json, write_text
 from stages.core.datasets.catalog import data_root, list_splits, main_splits, open_split
 from stages.core.detectors.detr import require_transformers
@@ -260,6 +261,8 @@ def ablate(options: Options, given: argparse.Namespace) -> list[str]:
     trained = list(sweep_rows(bench).values()) if sweeping and given.sweep_drop is not None else []
     for row in (*rows, *trained, *(PGT_ROWS if sweeping else ())):
         bench.check(row)
+    if sweeping:
+        new_figure()
     measured, problems = run_table(bench, rows)
     lines = summarise(rows, measured)
     sweeps: dict[str, Sweep] = {}

@@ -1,19 +1,39 @@
-"""Line plots as PNG files, drawn with Pillow: the benchmarks need no plotting package."""
+"""Line and bar plots as PNG files, by matplotlib: `pip install "weaksam[bench]"`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil, floor, log10
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont
+from stages.core.errors import EnvironmentFault
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
 Points = Sequence[tuple[float, float]]
-SIZE, LEFT, TOP, RIGHT, BOTTOM = (900, 570), 70, 60, 290, 60
-COLOURS = (
-    "#1b6ca8", "#d1495b", "#2e8b57", "#e08e0b", "#6a4c93", "#555555", "#17a2a2", "#b0578d", "#8a6d3b", "#000000",
-    "#7fb800", "#ff7f9e",
-)  # fmt: skip
+SIZE_INCHES = (9.0, 5.7)
+GRID_COLOR = "#e0e0e0"
+
+
+def new_figure() -> tuple[Figure, Axes]:
+    """Return an empty figure and its axes; called before a long measurement it checks that plots can be drawn.
+
+    Raises:
+        EnvironmentFault: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise EnvironmentFault(
+            "matplotlib is not installed", remedy='pip install "weaksam[bench]"'
+        ) from error
+    figure = Figure(figsize=SIZE_INCHES, dpi=100, layout="constrained")
+    axes = figure.subplots()
+    axes.set_axisbelow(True)
+    return figure, axes
 
 
 def line_plot(
@@ -27,67 +47,79 @@ def line_plot(
     y_range: tuple[float, float] = (0.0, 1.0),
     errors: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """Draw named lines from the least to the largest x.
+    """Draw named lines.
 
     Args:
         path: PNG file; its folder is made.
         title: Above the plot.
         x_label: Below it.
-        y_label: At its upper left corner.
+        y_label: Beside it.
         lines: Name -> points; a name without points is left out.
         logarithmic: Whether the x axis is, which needs positive x.
         y_range: Lowest and highest y.
         errors: Name -> half the height of a bar at every point.
+
+    Raises:
+        EnvironmentFault: matplotlib is not installed.
     """
-    picture = Image.new("RGB", SIZE, "white")
-    draw = ImageDraw.Draw(picture)
-    font, small = ImageFont.load_default(17), ImageFont.load_default(13)
-    lines = {name: points for name, points in lines.items() if points}
-    xs = [x for points in lines.values() for x, _ in points]
-    width, height = SIZE[0] - LEFT - RIGHT, SIZE[1] - TOP - BOTTOM
-    bottom, top = y_range
+    figure, axes = new_figure()
+    for name, points in lines.items():
+        if points:
+            xs, ys = zip(*points, strict=True)
+            axes.errorbar(
+                xs, ys, yerr=(errors or {}).get(name), label=name, marker="o", markersize=4, capsize=2
+            )
+    if logarithmic:
+        # Plain numbers (1, 2, 5, 10, ...) instead of powers of ten.
+        axes.set_xscale("log", subs=())
+        axes.xaxis.set_major_locator(_ticks_1_2_5())
+        axes.xaxis.set_major_formatter("{x:g}")
+    axes.set(title=title, xlabel=x_label, ylabel=y_label, ylim=y_range)
+    axes.grid(color=GRID_COLOR)
+    figure.legend(loc="outside right upper", frameon=False)
+    _save(figure, path)
 
-    def along(x: float) -> float:
-        return log10(x) if logarithmic else x
 
-    low = along(min(xs))
-    high = max(along(max(xs)), low + 0.004)
+def bar_plot(
+    path: Path,
+    title: str,
+    x_label: str,
+    y_label: str,
+    bars: Sequence[tuple[str, float | None, str]],
+    *,
+    reference: tuple[str, float],
+) -> None:
+    """Draw bars from 0 to at most 1 and a dashed line to compare them with.
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        return LEFT + width * (along(x) - low) / (high - low), TOP + height * (top - y) / (top - bottom)
+    Args:
+        path: PNG file; its folder is made.
+        title: Above the plot.
+        x_label: Below it.
+        y_label: Beside it.
+        bars: Label of the x axis, height in [0, 1] (None: no bar), text above the bar.
+        reference: Name and height of the dashed line.
 
-    for tick in linear_ticks(bottom, top):
-        y = place(min(xs), tick)[1]
-        draw.line((LEFT, y, LEFT + width, y), fill="#dddddd")
-        draw.text((LEFT - 8, y), f"{tick:.3g}", fill="black", font=small, anchor="rm")
-    decades: list[float] = [t * 10**power for power in range(5) for t in (1, 2, 5)]
-    for tick in decades if logarithmic else linear_ticks(low, high):
-        if low <= along(tick) <= high:
-            x = place(tick, bottom)[0]
-            draw.line((x, TOP, x, TOP + height), fill="#eeeeee")
-            draw.text((x, TOP + height + 6), f"{tick:g}", fill="black", font=small, anchor="ma")
-    for number, (name, points) in enumerate(lines.items()):
-        colour = COLOURS[number % len(COLOURS)]
-        draw.line([place(x, y) for x, y in points], fill=colour, width=3, joint="curve")
-        for (x, y), half in zip(points, (errors or {}).get(name, [0.0] * len(points)), strict=True):
-            draw.line((*place(x, min(y + half, top)), *place(x, max(y - half, bottom))), fill=colour)
-            across, down = place(x, y)
-            draw.ellipse((across - 3, down - 3, across + 3, down + 3), fill=colour)
-        down = TOP + 14 + 24 * number
-        draw.line((LEFT + width + 14, down, LEFT + width + 40, down), fill=colour, width=3)
-        draw.text((LEFT + width + 46, down), name, fill="black", font=small, anchor="lm")
-    draw.rectangle((LEFT, TOP, LEFT + width, TOP + height), outline="black")
-    draw.text((LEFT, 8), title, fill="black", font=font)
-    draw.text((LEFT + width / 2, SIZE[1] - 12), x_label, fill="black", font=font, anchor="mb")
-    draw.text((LEFT - 50, TOP - 6), y_label, fill="black", font=small, anchor="lb")
+    Raises:
+        EnvironmentFault: matplotlib is not installed.
+    """
+    figure, axes = new_figure()
+    drawn = axes.bar([label for label, _, _ in bars], [height or 0.0 for _, height, _ in bars])
+    axes.bar_label(drawn, [text for _, _, text in bars], padding=2, fontsize="small", backgroundcolor="white")
+    name, height = reference
+    axes.axhline(height, color="black", linestyle="--", label=name)
+    axes.set(title=title, xlabel=x_label, ylabel=y_label, ylim=(0.0, 1.08))
+    axes.grid(color=GRID_COLOR, axis="y")
+    axes.legend(loc="upper left")
+    _save(figure, path)
+
+
+def _ticks_1_2_5() -> LogLocator:
+    from matplotlib.ticker import LogLocator
+
+    return LogLocator(base=10, subs=(1.0, 2.0, 5.0))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a PNG without matplotlib's version in it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
-
-
-def linear_ticks(low: float, high: float) -> list[float]:
-    """Round numbers from `low` to `high`, three to seven of them."""
-    rough = (high - low) / 5
-    power = 10.0 ** floor(log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= 0.8 * rough)
-    first = ceil(low / step - 1e-9)
-    return [round(step * i, 10) for i in range(first, floor(high / step + 1e-9) + 1)]
+    figure.savefig(path, metadata={"Software": None})

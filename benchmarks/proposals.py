@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.plots import line_plot
+from benchmarks.plots import line_plot, new_figure
 from stages.core.artifacts.schemas import PROMPTS, SOURCE_BITS
 from stages.core.artifacts.table import Table, read_table
 from stages.core.config import load_recipe
@@ -217,6 +217,8 @@ def main() -> None:
         return
     if not options.run:
         parser.error("--run is needed")
+    if options.plot:
+        new_figure()
     truth = load_truth(options.split, root).images
     segmenter = load_segmenter(options.segmenter, options.checkpoint, options.device)
     measurement = Measurement(segmenter, variants(options.settings, options.grids), options.device)

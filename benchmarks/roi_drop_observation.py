@@ -4,7 +4,7 @@ Takes the detector of a finished `retrain` run, samples RoIs of its training ima
 and computes their two raw losses against the pseudo boxes. The truth, opened here alone, says which RoIs are
 labelled wrongly: those without a true box of their pseudo class at an IoU of 0.5. Prints the error rate by normalised
 loss, and for the drop rules the dropped share and how precise the drops are; writes the losses of every RoI, a JSON of
-the figures and a picture.
+the figures and a plot per loss (extra `bench`).
 
     python -m benchmarks.roi_drop_observation --run runs/shapes --split shapes_train
 """
@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.plots import bar_plot, new_figure
 from stages.core.artifacts.coco_json import read_dataset
 from stages.core.artifacts.manifest import read_manifest
 from stages.core.datasets.catalog import data_root, open_split
@@ -189,35 +190,17 @@ def rules(config: RetrainConfig) -> dict[str, DropRule]:
     return found | {f"percentile {q:g}": DropRule("percentile", q, q) for q in QUANTILES}
 
 
-def picture(bins: Sequence[Bin], base_rate: float, title: str) -> str:
-    """SVG bars of the error rate by normalised loss; the line is the rate over all RoIs."""
-    width, height, left, floor = 460, 260, 48, 210
-    step = (width - left - 16) / len(bins)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif" '
-        f'font-size="11"><rect width="100%" height="100%" fill="white"/><text x="{left}" y="18">{title}</text>'
-    ]
-    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
-        y = floor - 180 * tick
-        parts.append(f'<path d="M{left} {y:.1f}H{width - 16}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for number, one in enumerate(bins):
-        x, rate = left + number * step, one.error_rate or 0.0
-        parts.append(
-            f'<rect x="{x + 2:.1f}" y="{floor - 180 * rate:.1f}" width="{step - 4:.1f}" height="{180 * rate:.1f}" '
-            f'fill="#4477aa"/><text x="{x + step / 2:.1f}" y="{floor + 14}" text-anchor="middle">{one.high:g}</text>'
-            f'<text x="{x + step / 2:.1f}" y="{floor + 27}" text-anchor="middle" fill="#777">{one.rois}</text>'
-        )
-    y = floor - 180 * base_rate
-    parts.append(f'<path d="M{left} {y:.1f}H{width - 16}" stroke="#cc3311" stroke-dasharray="4"/>')
-    parts.append(
-        f'<text x="{left}" y="{height - 6}">normalised loss up to; below, RoIs; dashed, all RoIs</text></svg>'
-    )
-    return "".join(parts)
+def plot(path: Path, bins: Sequence[Bin], base_rate: float, loss: str) -> None:
+    """Draw the error rate by normalised loss as bars, with the number of RoIs above each."""
+    bars = [(f"{one.high:g}", one.error_rate, str(one.rois)) for one in bins]
+    bar_plot(
+        path, f"Wrong RoIs by {loss} loss (above each bar: RoIs)", f"normalized {loss} loss up to", "error rate",
+        bars, reference=("all RoIs", base_rate),
+    )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the tables; write `rois.csv`, `observation.json` and one picture per loss."""
+    """Print the tables; write `rois.csv`, `observation.json` and one plot per loss."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -230,6 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--limit", type=int, help="only the first N images with pseudo boxes")
     options = parser.parse_args(arguments)
+    new_figure()
     out = options.out or options.run / "roi_drop_observation"
     out.mkdir(parents=True, exist_ok=True)
     rois, config = collect(
@@ -241,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in LOSSES:
         bins = error_by_loss(rois.loss(name), rois.wrong)
         figures[name] = [asdict(one) for one in bins]
-        (out / f"{name}.svg").write_text(picture(bins, base, f"error rate by {name} loss"), encoding="utf-8")
+        plot(out / f"{name}.png", bins, base, name)
         rates = "  ".join("   –" if one.error_rate is None else f"{one.error_rate:4.0%}" for one in bins)
         print(f"error rate by {name:14s} loss, ten equal steps: {rates}")
     found = [rule_figures(rois, name, rule) for name, rule in rules(config).items()]

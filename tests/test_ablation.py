@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from PIL import Image
 
-from benchmarks.plots import line_plot
 from benchmarks.proposals import Measurement, Variant, curve, figures, summarise, variants
 from stages.core.artifacts.schemas import PROMPTS
 from stages.core.artifacts.table import ImageRows, Table, gather
@@ -89,11 +85,3 @@ def test_curve__ends_where_the_boxes_end() -> None:
         {"a": np.array([[0.0, 0, 10, 10]])}, truth(), (1, 2, 5, 10, 20, 50, 100, 150, 200, 500, 1000, 2000)
     )
     assert curve(recall) == [(1, 0.5)]
-
-
-def test_line_plot__draws_every_line(tmp_path: Path) -> None:
-    lines = {"one": [(1.0, 0.1), (10.0, 0.5)], "two": [(2.0, 0.3), (200.0, 0.9)]}
-    line_plot(tmp_path / "new" / "plot.png", "title", "x", "y", lines)
-    colours = np.unique(np.asarray(Image.open(tmp_path / "new" / "plot.png")).reshape(-1, 3), axis=0).tolist()
-    assert [0x1B, 0x6C, 0xA8] in colours
-    assert [0xD1, 0x49, 0x5B] in colours

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from benchmarks.ablation import rows_of, run_rows
 from benchmarks.ablation_rows import (
@@ -33,7 +32,6 @@ from benchmarks.ablation_sweeps import (
     pseudo_boxes,
     true_tags,
 )
-from benchmarks.plots import line_plot, linear_ticks
 from stages.core.artifacts.coco_json import Detections
 from stages.core.datasets.catalog import open_split
 from stages.core.errors import InputError, PreemptedError, UsageError
@@ -294,36 +292,6 @@ def test_sweep__table_and_picture(tmp_path: Path) -> None:
     assert (tmp_path / "tau_s.png").is_file()
     Sweep("tau_s", "tiny_train", "", {"paper": {}}).plot(tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "ticks"),
-    [
-        (0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
-        (0.5, 1.0, [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]),
-        (1.0, 8.0, [2.0, 4.0, 6.0, 8.0]),
-        (0.41, 0.53, [0.42, 0.44, 0.46, 0.48, 0.5, 0.52]),
-    ],
-)
-def test_linear_ticks__are_round(low: float, high: float, ticks: list[float]) -> None:
-    assert linear_ticks(low, high) == pytest.approx(ticks)
-
-
-def test_line_plot__linear_axis_places_zero_at_the_left_and_the_range_at_the_edges(tmp_path: Path) -> None:
-    line_plot(
-        tmp_path / "a.png",
-        "t",
-        "x",
-        "y",
-        {"a": [(0.0, 0.4), (0.5, 0.5)]},
-        logarithmic=False,
-        y_range=(0.4, 0.6),
-    )
-    pixels = np.asarray(Image.open(tmp_path / "a.png"))
-    found = np.argwhere((pixels[:, :600] == (0x1B, 0x6C, 0xA8)).all(axis=-1))
-    assert found[:, 1].min() < 80  # x = 0
-    assert found[:, 0].max() > 500  # y = 0.4, the lowest
-    assert 270 < found[:, 0].min() < 295  # y = 0.5, half way up
 
 
 def test_pgt_rows__are_rules_of_the_stage(tmp_path: Path) -> None:
