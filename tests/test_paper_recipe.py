@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from stages.core.config import load_recipe
+from stages.core.config import build_config, load_recipe
+from stages.wsis.config import WsisConfig
 
 PUBLISHED_MASKS: dict[str, Any] = {
     "backbone": "resnet50-fpn",
@@ -41,8 +42,9 @@ PUBLISHED_MASKS: dict[str, Any] = {
 
 def test_paper_recipe__holds_every_published_value() -> None:
     section = load_recipe("paper")["wsis"]
-    as_yaml = {k: list(value) if isinstance(value, tuple) else value for k, value in PUBLISHED_MASKS.items()}
-    assert {key: section.get(key) for key in as_yaml} == as_yaml
+    found = build_config(WsisConfig, [("recipe paper", section)])
+    assert {key: getattr(found, key) for key in PUBLISHED_MASKS} == PUBLISHED_MASKS
+    assert set(PUBLISHED_MASKS) <= set(section), "said by the recipe, not left to the defaults"
 
 
 def test_paper_recipe__masks_and_proposals_come_from_the_published_segmenter() -> None:

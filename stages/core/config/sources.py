@@ -1,9 +1,8 @@
-"""Settings: one strict, frozen pydantic model per stage and the order in which its values are found.
+"""Where values come from: recipes, files, the environment and ``--set``, each read into a section per stage.
 
-Precedence, lowest first: default < recipe < ``--config`` file < ``WEAKSAM_<STAGE>__<KEY>`` < ``--set``
-< flag. Recipes and config files are YAML with one section per stage, so that one file describes a
-whole chain; unknown sections and keys are errors with close matches. A recipe may say ``base: NAME`` and then
-states only what differs from that recipe.
+Recipes and config files are YAML with one section per stage, so that one file describes a whole chain; unknown
+sections are errors with close matches. A recipe may say ``base: NAME`` and then states only what differs from that
+recipe. Values stay the text that was written: what it means is decided by the setting's type (``values``).
 """
 
 from __future__ import annotations
@@ -12,10 +11,9 @@ import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stages.core.errors import ConfigError, MissingInputError, did_you_mean
 
@@ -23,13 +21,15 @@ STAGE_NAMES = ("cam", "prompt", "propose", "wsod", "pgt", "retrain", "wsis")
 ENV_PREFIX = "WEAKSAM_"
 
 Section = dict[str, Any]
-ConfigT = TypeVar("ConfigT", bound="StageConfig")
 
 
-class StageConfig(BaseModel):
-    """Base of every stage's settings: immutable, no unknown keys, every field described."""
+class _TextLoader(yaml.SafeLoader):
+    """YAML whose scalars all stay text: ``off`` is a word, ``0123`` keeps its zero; ``<<`` still merges."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+        start: [(tag, rule) for tag, rule in resolvers if tag == "tag:yaml.org,2002:merge"]
+        for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -45,10 +45,31 @@ def load_recipe(name_or_path: str) -> dict[str, Section]:
         ConfigError: unknown recipe, section or malformed YAML; recipes that are based on one another in a circle.
         MissingInputError: no such file.
     """
+    sections: dict[str, Section] = {}
+    for _, layer in recipe_layers(name_or_path):
+        sections = merged(sections, layer)
+    return sections
+
+
+def recipe_layers(name_or_path: str) -> list[tuple[str, dict[str, Section]]]:
+    """Read a recipe and those it is based on, lowest first, each with the name that messages give it.
+
+    Raises:
+        ConfigError, MissingInputError: as :func:`load_recipe`.
+    """
     return _inherited(name_or_path, ())
 
 
-def _inherited(name_or_path: str, descendants: tuple[str, ...]) -> dict[str, Section]:
+def merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one mapping over another, group by group."""
+    both = dict(lower)
+    for name, value in upper.items():
+        below = both.get(name)
+        both[name] = merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return both
+
+
+def _inherited(name_or_path: str, descendants: tuple[str, ...]) -> list[tuple[str, dict[str, Section]]]:
     is_path = name_or_path.endswith((".yaml", ".yml"))
     if is_path:
         name_or_path = os.path.normpath(name_or_path)
@@ -69,14 +90,14 @@ def _inherited(name_or_path: str, descendants: tuple[str, ...]) -> dict[str, Sec
     content = _parse_mapping(text, where)
     base = content.pop("base", None)
     own = _checked_sections(content, where)
+    layer = (f"recipe {name_or_path}", own)
     if base is None:
-        return own
+        return [layer]
     if not isinstance(base, str):
         raise ConfigError("base must be the name or the path of one recipe", where=where)
     if is_path and base.endswith((".yaml", ".yml")):
         base = str(Path(name_or_path).parent / base)  # beside the recipe that names it
-    inherited = _inherited(base, (*descendants, name_or_path))
-    return {stage: {**inherited.get(stage, {}), **own.get(stage, {})} for stage in {**inherited, **own}}
+    return [*_inherited(base, (*descendants, name_or_path)), layer]
 
 
 def load_config_file(path: Path) -> dict[str, Section]:
@@ -104,10 +125,10 @@ def _read_text(path: Path) -> str:
 
 def _parse_mapping(text: str, where: str) -> dict[str, Any]:
     try:
-        loaded = yaml.safe_load(text)
+        loaded = yaml.load(text, Loader=_TextLoader)
     except yaml.YAMLError as error:
         raise ConfigError(f"not valid YAML: {error}", where=where) from error
-    if loaded is None:
+    if loaded in (None, ""):
         return {}
     if not isinstance(loaded, dict):
         raise ConfigError("expected a mapping with one section per stage", where=where)
@@ -115,83 +136,63 @@ def _parse_mapping(text: str, where: str) -> dict[str, Any]:
 
 
 def _checked_sections(content: dict[str, Any], where: str) -> dict[str, Section]:
+    sections: dict[str, Section] = {}
     for name, section in content.items():
         if name not in STAGE_NAMES:
             raise ConfigError(
                 f"unknown section '{name}'", where=where, remedy=did_you_mean(str(name), STAGE_NAMES)
             )
+        if section == "":  # a heading with nothing below it
+            section = {}
         if not isinstance(section, dict):
             raise ConfigError(f"section '{name}' must be a mapping of settings", where=where)
-    return content
+        sections[name] = section
+    return sections
 
 
 def environment_section(stage: str, environ: Mapping[str, str] | None = None) -> Section:
-    """Settings of ``stage`` from variables named ``WEAKSAM_<STAGE>__<KEY>``; values are read as YAML."""
+    """Settings of ``stage`` from variables named ``WEAKSAM_<STAGE>__<KEY>``; ``__`` is also the dot of a group.
+
+    Raises:
+        ConfigError: a variable of that form that names no stage.
+    """
     environ = os.environ if environ is None else environ
-    prefix = f"{ENV_PREFIX}{stage.upper()}__"
-    return {
-        name[len(prefix) :].lower(): _yaml_value(text, name)
-        for name, text in sorted(environ.items())
-        if name.startswith(prefix)
-    }
+    section: Section = {}
+    for name, text in sorted(environ.items()):
+        owner, separator, key = name.removeprefix(ENV_PREFIX).lower().partition("__")
+        if not name.startswith(ENV_PREFIX) or not separator:
+            continue
+        if owner not in STAGE_NAMES:
+            raise ConfigError(f"unknown stage '{owner}'", where=name, remedy=did_you_mean(owner, STAGE_NAMES))
+        if owner == stage:
+            section = merged(section, nested(key.split("__"), text))
+    return section
 
 
 def parse_assignments(assignments: Iterable[str], stage: str) -> Section:
-    """Turn ``--set key=value`` (or ``stage.key=value``) into a section; values are read as YAML.
+    """Turn ``--set key=value`` (or ``stage.key=value``, ``group.key=value``) into a section.
 
-    Assignments of other stages are passed over, so that one list serves a whole chain.
+    Assignments of other stages are skipped, so that one list serves a whole chain.
 
     Raises:
-        ConfigError: no ``=``, or an unknown stage before the dot.
+        ConfigError: no ``=``, or no key before it.
     """
     section: Section = {}
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
-        if not equals or not key.strip():
+        path = key.strip().replace("-", "_").split(".")
+        if not equals or not all(path):
             raise ConfigError(f"expected KEY=VALUE, got '{assignment}'", where="--set")
-        owner, dot, name = key.strip().rpartition(".")
-        if dot and owner not in STAGE_NAMES:
-            raise ConfigError(
-                f"unknown stage '{owner}'", where="--set", remedy=did_you_mean(owner, STAGE_NAMES)
-            )
-        if not dot or owner == stage:
-            section[name.replace("-", "_")] = _yaml_value(text, "--set " + key)
+        if path[0] in STAGE_NAMES and len(path) > 1:
+            if path[0] != stage:
+                continue
+            path = path[1:]
+        section = merged(section, nested(path, text))
     return section
 
 
-def _yaml_value(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"'{text}' is not a YAML value", where=where) from error
-
-
-def build_config(model: type[ConfigT], layers: Iterable[tuple[str, Section]]) -> ConfigT:
-    """Merge layers of settings, lowest precedence first, and validate the result.
-
-    Args:
-        model: The stage's settings class.
-        layers: Pairs of a source name for messages (``recipe shapes``, ``--set``) and its values.
-
-    Raises:
-        ConfigError: unknown key (with close matches), wrong type, value out of range; the message
-            names the key and the layer it came from.
-    """
-    merged: Section = {}
-    source: dict[str, str] = {}
-    for layer, section in layers:
-        for key, value in section.items():
-            if key not in model.model_fields:
-                raise ConfigError(
-                    f"unknown setting '{key}'", where=layer, remedy=did_you_mean(key, model.model_fields)
-                )
-            merged[key], source[key] = value, layer
-    try:
-        return model.model_validate(merged)
-    except ValidationError as error:
-        lines = []
-        for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"]) or "(settings)"
-            origin = source.get(key.split(".")[0], "defaults")
-            lines.append(f"'{key}' from {origin}: {problem['msg']}, got {problem.get('input')!r}")
-        raise ConfigError("; ".join(lines), where=model.__name__) from error
+def nested(path: Iterable[str], value: Any) -> Section:
+    """A section with one value: ``("detr", "num_queries")`` is ``{"detr": {"num_queries": value}}``."""
+    for name in reversed(list(path)):
+        value = {name: value}
+    return dict(value)
