@@ -83,7 +83,7 @@ def rows_of(bench: Bench, parts: Sequence[str], patterns: Sequence[str], detr: s
     kept = [row for row in rows if any(fnmatch(row.key, pattern) for pattern in patterns)]
     if rows and not kept:
         known = ", ".join(row.key for row in rows)
-        raise UsageError(f"no row matches {' '.join(patterns)}", where="--rows", remedy=f"rows: {known}")
+        raise UsageError(f"no row matches {' '.join(patterns)}", where="--rows", hint=f"rows: {known}")
     return kept
 
 
@@ -133,7 +133,7 @@ def sweep_rows(bench: Bench) -> dict[str, Row]:
         raise UsageError(
             "the thresholds of RoI drop are swept on a validation split, and none is known",
             where="--sweep-drop",
-            remedy="name one with --val; the test split is not for choosing settings",
+            hint="name one with --val; the test split is not for choosing settings",
         )
     base = RetrainConfig.model_validate(bench.settings("retrain").model_dump())
     return {row.key: row for steps in drop_grid(base, rule_of(bench)).values() for _, row in steps}
@@ -168,7 +168,7 @@ def check_val(options: Options, *, given: bool) -> Options:
             raise UsageError(
                 f"{options.val} shares {shared} images with {other}, so nothing can be chosen on it",
                 where="--val",
-                remedy="name a split of other images",
+                hint="name a split of other images",
             )
         if shared:
             return replace(options, val=None)
@@ -211,7 +211,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, argparse.Nam
     given.parts = tuple(part.strip() for part in given.only.split(","))
     for part in given.parts:
         if part not in PARTS:
-            raise UsageError(f"'{part}' is no part", where="--only", remedy=f"parts: {', '.join(PARTS)}")
+            raise UsageError(f"'{part}' is no part", where="--only", hint=f"parts: {', '.join(PARTS)}")
     data = data_root(given.data)
     train, test = main_splits(given.dataset, data)
     own_val = f"{given.dataset}_val"
@@ -231,7 +231,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, argparse.Nam
     )
     if not options.test:
         raise MissingInputError(
-            f"{given.dataset} has no test split", where="--test", remedy="name a split with boxes"
+            f"{given.dataset} has no test split", where="--test", hint="name a split with boxes"
         )
     return check_val(options, given=given.val is not None), given
 

@@ -263,5 +263,5 @@ def _need(path: Path, stage: str) -> None:
         raise MissingInputError(
             f"the run has no finished {stage} for this split",
             where=path,
-            remedy="bring the run that far (make wsod DATASET=...), or name another with --run",
+            hint="bring the run that far (make wsod DATASET=...), or name another with --run",
         )

@@ -27,9 +27,7 @@ def new_figure() -> tuple[Figure, Axes]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise EnvironmentFault(
-            "matplotlib is not installed", remedy='pip install "weaksam[bench]"'
-        ) from error
+        raise EnvironmentFault("matplotlib is not installed", hint='pip install "weaksam[bench]"') from error
     figure = Figure(figsize=SIZE_INCHES, dpi=100, layout="constrained")
     axes = figure.subplots()
     axes.set_axisbelow(True)

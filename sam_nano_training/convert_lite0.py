@@ -30,7 +30,7 @@ def source_path() -> Path:
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise EnvironmentFault(
-            f"package {PACKAGE} is not installed", remedy='run: pip install "weaksam[offline]"'
+            f"package {PACKAGE} is not installed", hint='run: pip install "weaksam[offline]"'
         )
     return Path(spec.origin).parent / SOURCE_FILE
 

@@ -139,6 +139,6 @@ def test_build_trunk__deepest_map_of_a_model_that_offers_some_of_its_levels(
         ("resnet18", (), "ascending"),
     ],
 )
-def test_build_trunk__bad_request_names_the_remedy(name: str, strides: tuple[int, ...], message: str) -> None:
+def test_build_trunk__bad_request_names_the_hint(name: str, strides: tuple[int, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_trunk(name, strides, pretrained=False)

@@ -40,6 +40,6 @@ def test_fold_batch_norms__same_features_no_norms_left(name: str) -> None:
 )
 def test_fold_batch_norms__a_backbone_for_one_size_is_refused(name: str) -> None:
     trunk = build_trunk(name, (16,), pretrained=False, frozen_bn=True).train()
-    with pytest.raises(ConfigError, match=rf"{name}: takes images of one size only \(.+\)(.|\n)*remedy"):
+    with pytest.raises(ConfigError, match=rf"{name}: takes images of one size only \(.+\)(.|\n)*hint"):
         fold_batch_norms(trunk)
     assert trunk.training

@@ -328,7 +328,7 @@ def test_build_conv__coarse_maps_alone() -> None:
         ({"backbone": "nope"}, "unknown backbone"),
     ],
 )
-def test_build_classifier__bad_settings_name_the_remedy(changes: dict[str, object], message: str) -> None:
+def test_build_classifier__bad_settings_name_the_hint(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_classifier(SMALL.model_copy(update=changes), 3, pretrained=False)
 

@@ -285,7 +285,7 @@ def test_execute__unwritable_output(request_: Request, monkeypatch: pytest.Monke
     with pytest.raises(EnvironmentFault, match="cannot write") as caught:
         execute(FirstStage(), ToyConfig(), request_)
     assert os.strerror(number) in str(caught.value)
-    assert caught.value.remedy
+    assert caught.value.hint
 
 
 def test_execute__sharding_a_training_stage(request_: Request) -> None:

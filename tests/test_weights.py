@@ -156,7 +156,7 @@ def test_fetch__a_later_call_goes_on_where_an_earlier_one_gave_up(server: Server
     server.resources["sam.pth"].dies_after = [3000, 0, 0, 0, 0]
     with pytest.raises(EnvironmentFault, match=r"ends before the file does.*kept") as caught:
         fetch(line(server), pause=0.0)
-    assert "goes on where it stopped" in (caught.value.remedy or "")
+    assert "goes on where it stopped" in (caught.value.hint or "")
     assert cached(line(server)) is None, "half a file must not take the name"
     assert len(stale_parts()) == 1
     server.resources["sam.pth"].dies_after = []

@@ -36,7 +36,7 @@ def doctor(
         if not problems:
             typer.echo(f"{'verdict':>14}: ready")
     if problems:
-        raise EnvironmentFault(f"{len(problems)} problem(s) found", remedy="see the lines above")
+        raise EnvironmentFault(f"{len(problems)} problem(s) found", hint="see the lines above")
 
 
 def diagnose(data: Path) -> tuple[dict[str, Any], list[str]]:

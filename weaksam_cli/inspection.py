@@ -48,9 +48,7 @@ def describe(path: Path, image: str | None = None) -> dict[str, Any]:
     if path.is_dir():
         return _manifest(path)
     if not path.is_file():
-        raise MissingInputError(
-            "no such file or folder", where=path, remedy="give an artifact of a run folder"
-        )
+        raise MissingInputError("no such file or folder", where=path, hint="give an artifact of a run folder")
     if path.name == "manifest.json":
         return _manifest(path.parent)
     if path.suffix == ".h5":
@@ -62,7 +60,7 @@ def describe(path: Path, image: str | None = None) -> dict[str, Any]:
     raise SchemaError(
         f"'{path.suffix}' is not an artifact's suffix",
         where=path,
-        remedy="expected .h5, .json or .safetensors",
+        hint="expected .h5, .json or .safetensors",
     )
 
 
@@ -96,7 +94,7 @@ def _table(path: Path, image: str | None) -> dict[str, Any]:
     table = read_table(path, schema)
     if image is not None:
         if image not in table:
-            raise InputError(f"no image '{image}'", where=path, remedy=did_you_mean(image, table.ids))
+            raise InputError(f"no image '{image}'", where=path, hint=did_you_mean(image, table.ids))
         rows = table.rows(image)
         return {"image": image, **table.image_row(image), "columns": {k: v.tolist() for k, v in rows.items()}}
     counts = np.diff(table.offsets)

@@ -123,11 +123,11 @@ def _report(error: Exception) -> None:
             sys.exit(int(error.exit_code))  # help was asked for by giving no argument, and has been shown
         _fail(error.format_message(), int(error.exit_code))
     if isinstance(error, MemoryError):
-        _fail("out of memory\n  remedy: fewer --workers, a smaller batch or image size", 5)
+        _fail("out of memory\n  hint: fewer --workers, a smaller batch or image size", 5)
     where = traceback.extract_tb(error.__traceback__)[-1]
     _fail(
         f"a bug in weaksam: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})\n"
-        "  remedy: `weaksam --debug ...` shows the traceback; please report it",
+        "  hint: `weaksam --debug ...` shows the traceback; please report it",
         1,
     )
 

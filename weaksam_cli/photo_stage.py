@@ -219,7 +219,7 @@ def _failed(context: StageContext) -> list[dict[str, str]]:
     """Images without an entry, and why; the folder they lie in is the user's business."""
     entries = []
     for image_id, reason in sorted(context.failures.entries.items()):
-        short = reason.removeprefix(f"{context.split.image_path(image_id)}: ").partition("  remedy: ")[0]
+        short = reason.removeprefix(f"{context.split.image_path(image_id)}: ").partition("  hint: ")[0]
         entries.append({"file_name": image_id, "reason": short.strip()})
     return entries
 

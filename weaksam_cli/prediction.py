@@ -142,31 +142,29 @@ def find_detector(run: Path | None, stage: str) -> Path:
         raise UsageError(
             f"'{stage}' trains no detector that needs an image alone",
             where="--stage",
-            remedy=did_you_mean(stage, CHECKPOINTS),
+            hint=did_you_mean(stage, CHECKPOINTS),
         )
     if run is None:
         runs = sorted(
             {str(path.parents[2]) for path in Path("runs").glob(f"*/{stage}/*/{CHECKPOINTS[stage]}")}
         )
         known = f" (here: {', '.join(runs)})" if runs else ""
-        raise UsageError(
-            "which detector?", where="predict", remedy=f"give --run RUN{known} or --detector FILE"
-        )
+        raise UsageError("which detector?", where="predict", hint=f"give --run RUN{known} or --detector FILE")
     found = sorted((run / stage).glob(f"*/{CHECKPOINTS[stage]}"))
     finished = [path for path in found if (path.parent / "manifest.json").is_file()]
     if len(finished) > 1:
         names = ", ".join(path.as_posix() for path in finished)
-        raise UsageError(f"several detectors: {names}", where=run, remedy="choose one with --detector FILE")
+        raise UsageError(f"several detectors: {names}", where=run, hint="choose one with --detector FILE")
     if not finished:
         other = next(
             (s for s in CHECKPOINTS if s != stage and any((run / s).glob(f"*/{CHECKPOINTS[s]}"))), None
         )
-        hint = f", or use --stage {other}" if other else ""
+        alternative = f", or use --stage {other}" if other else ""
         state = "has not finished" if found else "was not run"
         raise MissingInputError(
             f"{stage} {state} in this run",
             where=run,
-            remedy=f"run `weaksam {stage} --split <dataset>_train --run {run}` first{hint}",
+            hint=f"run `weaksam {stage} --split <dataset>_train --run {run}` first{alternative}",
         )
     return finished[0]
 
@@ -188,7 +186,7 @@ def view_sizes(checkpoint: Path, given: str | None) -> tuple[int, ...]:
         parts = [part.strip() for part in given.split(",")]
         if not all(part.isdecimal() and int(part) > 0 for part in parts):
             raise UsageError(
-                f"'{given}' is no list of sizes", where="--tta-sizes", remedy="give pixels, e.g. 480,576,688"
+                f"'{given}' is no list of sizes", where="--tta-sizes", hint="give pixels, e.g. 480,576,688"
             )
         return tuple(int(part) for part in parts)
     if sizes := recorded_view_sizes(checkpoint):
@@ -196,7 +194,7 @@ def view_sizes(checkpoint: Path, given: str | None) -> tuple[int, ...]:
     raise UsageError(
         "the sizes that the detector was trained at are not recorded beside it",
         where=checkpoint,
-        remedy="name the short sides of the views, e.g. --tta-sizes 480,576,688",
+        hint="name the short sides of the views, e.g. --tta-sizes 480,576,688",
     )
 
 

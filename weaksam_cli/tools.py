@@ -67,7 +67,7 @@ def evaluate(
     else:
         if split is None:
             raise UsageError(
-                "an artifact is measured against a split", where="--split", remedy="add --split NAME"
+                "an artifact is measured against a split", where="--split", hint="add --split NAME"
             )
         from stages.core.evaluation.tasks import evaluate as evaluate_artifact
 

@@ -109,7 +109,7 @@ def verify(
     path = cached_weights(name) if checkpoint is None else checkpoint
     if not path.exists():
         raise EnvironmentFault(
-            "no such file or folder", where=path, remedy=f"check the path, or weaksam weights get {name}"
+            "no such file or folder", where=path, hint=f"check the path, or weaksam weights get {name}"
         )
     strict = checkpoint is None or published
     origin = "its hub snapshot" if entry.hub else ""
@@ -119,7 +119,7 @@ def verify(
             raise SchemaError(
                 f"not the published file of {name}: {problem.what}",
                 where=path,
-                remedy=f"weaksam weights get {name} --force",
+                hint=f"weaksam weights get {name} --force",
             )
         same = f"the published file ({known_of(entry)} agree)"
         origin = same if problem is None else f"not the published file ({problem.what})"

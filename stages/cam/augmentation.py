@@ -46,7 +46,7 @@ class CropAugmentation:
                 raise ConfigError(
                     f"'{config.randaugment}' is no policy ({error})",
                     where="randaugment",
-                    remedy="use e.g. rand-m9-mstd0.5-inc1",
+                    hint="use e.g. rand-m9-mstd0.5-inc1",
                 ) from error
         self.eraser = RandomErasing(config.erasing, mode="pixel", device="cpu")  # type: ignore[no-untyped-call]
 

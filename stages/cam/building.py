@@ -38,7 +38,7 @@ def build_classifier(config: CamConfig, num_classes: int, pretrained: bool) -> T
         raise ConfigError(
             f"cross_layers {config.cross_layers} of a classifier with {depth} layers",
             where="cam.cross_layers",
-            remedy=f"layers are counted from 0: use values below {depth}, or none for all",
+            hint=f"layers are counted from 0: use values below {depth}, or none for all",
         )
     return model
 
@@ -78,7 +78,7 @@ def load_classifier(path: Path, config: CamConfig, classes: Sequence[str]) -> Ta
         raise SchemaError(
             f"holds {metadata.get('kind')!r}, {KIND!r} expected",
             where=path,
-            remedy="give a checkpoint of cam",
+            hint="give a checkpoint of cam",
         )
     saved = CamConfig.model_validate(config.model_dump() | architecture)
     model = build_classifier(saved, len(classes), pretrained=False)

@@ -228,14 +228,14 @@ def build_vit(
     """
     if not timm.is_model(name):
         raise ConfigError(
-            f"unknown model {name!r}", remedy=did_you_mean(name, timm.list_models(["*vit*patch*", "deit*"]))
+            f"unknown model {name!r}", hint=did_you_mean(name, timm.list_models(["*vit*patch*", "deit*"]))
         )
     vit = _create(name, pretrained, drop_path)
     if not _is_plain(vit):
         raise ConfigError(
             f"{name!r} is not a plain vision transformer with a class token",
             where="cam.model",
-            remedy="use a DeiT, ViT, DINOv2 or EVA-02 of timm, a convolutional network of timm, or hybrid",
+            hint="use a DeiT, ViT, DINOv2 or EVA-02 of timm, a convolutional network of timm, or hybrid",
         )
     token_D = vit.cls_token[0, 0]
     if vit.pos_embed is not None and not vit.no_embed_class:
@@ -259,7 +259,7 @@ def _create(name: str, pretrained: bool, drop_path: float) -> Any:
             raise
         raise EnvironmentFault(
             f"pretrained weights of {name!r} cannot be had ({type(error).__name__}: {error})",
-            remedy="connect once so that timm caches them, or use the embedded classifier (model: hybrid)",
+            hint="connect once so that timm caches them, or use the embedded classifier (model: hybrid)",
         ) from error
 
 

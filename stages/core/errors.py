@@ -18,28 +18,28 @@ class WeakSamError(Exception):
     Args:
         what: What is wrong and why, one sentence.
         where: The file, flag or key concerned.
-        remedy: What to do next.
+        hint: What to do next.
     """
 
     exit_code: ClassVar[int] = 1
 
-    def __init__(self, what: str, *, where: str | Path | None = None, remedy: str | None = None) -> None:
+    def __init__(self, what: str, *, where: str | Path | None = None, hint: str | None = None) -> None:
         self.what = what
         self.where = None if where is None else str(where)
-        self.remedy = remedy
+        self.hint = hint
         super().__init__(str(self))
 
     def __str__(self) -> str:
         message = self.what if self.where is None else f"{self.where}: {self.what}"
-        return message if self.remedy is None else f"{message}\n  remedy: {self.remedy}"
+        return message if self.hint is None else f"{message}\n  hint: {self.hint}"
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments are lost by the default pickling; worker processes need them back.
-        return (_rebuild, (type(self), self.what, self.where, self.remedy))
+        return (_rebuild, (type(self), self.what, self.where, self.hint))
 
 
-def _rebuild(cls: type[WeakSamError], what: str, where: str | None, remedy: str | None) -> WeakSamError:
-    return cls(what, where=where, remedy=remedy)
+def _rebuild(cls: type[WeakSamError], what: str, where: str | None, hint: str | None) -> WeakSamError:
+    return cls(what, where=where, hint=hint)
 
 
 class UsageError(WeakSamError):

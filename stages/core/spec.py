@@ -118,7 +118,7 @@ class StageContext:
             MissingInputError: the stage's role does not bring this input and no path was given.
         """
         if name not in self.inputs:
-            raise MissingInputError(f"no {name} given", where=f"--{name}", remedy=f"give --{name} PATH")
+            raise MissingInputError(f"no {name} given", where=f"--{name}", hint=f"give --{name} PATH")
         return self.inputs[name]
 
     def progress(self, iterable: Iterable[T], total: int, label: str) -> Iterator[T]:

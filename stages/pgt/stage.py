@@ -34,14 +34,14 @@ class PgtStage:
             raise UsageError(
                 f"{context.split.name} is a test split: its tags are not for training",
                 where="--split",
-                remedy=f"use {context.split.train_split}",
+                hint=f"use {context.split.train_split}",
             )
         for name in config.exempt:
             if name not in context.split.classes:
                 raise ConfigError(
                     f"'{name}' is not a class of {context.split.name}",
                     where="exempt",
-                    remedy=did_you_mean(name, context.split.classes),
+                    hint=did_you_mean(name, context.split.classes),
                 )
         found = read_results(context.input("detections"), context.split)
         total = sum(len(boxes) for boxes in found.values())
@@ -97,7 +97,7 @@ class PgtStage:
             raise InputError(
                 "no image has a detection of one of its tags, so there is no pseudo ground truth",
                 where=context.input("detections"),
-                remedy="look at the detections (weaksam evaluate --task detections), or train wsod longer",
+                hint="look at the detections (weaksam evaluate --task detections), or train wsod longer",
             )
 
 

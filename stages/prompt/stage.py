@@ -57,7 +57,7 @@ def _read_cams(context: StageContext) -> Table:
     table = read_table(path, CAMS)
     if context.split.ids and not any(image_id in table for image_id in context.split.ids):
         raise StaleInputError(
-            f"holds no image of {context.split.name}", where=path, remedy="give this split's maps"
+            f"holds no image of {context.split.name}", where=path, hint="give this split's maps"
         )
     return table
 

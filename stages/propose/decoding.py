@@ -50,10 +50,8 @@ class BatchSize:
                 return work(self.size)
             except torch.cuda.OutOfMemoryError as error:
                 if self.size == 1:
-                    remedy = "use a smaller segmenter, a larger GPU, or --device cpu"
-                    raise EnvironmentFault(
-                        "one prompt does not fit into GPU memory", remedy=remedy
-                    ) from error
+                    hint = "use a smaller segmenter, a larger GPU, or --device cpu"
+                    raise EnvironmentFault("one prompt does not fit into GPU memory", hint=hint) from error
             self.size //= 2
             torch.cuda.empty_cache()
             self._log.warning("out of GPU memory: going on with %d points per batch", self.size)

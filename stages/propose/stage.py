@@ -84,7 +84,7 @@ class ProposeStage:
         table = read_table(path, PROMPTS)
         if context.split.ids and not any(i in table for i in context.split.ids):
             raise StaleInputError(
-                f"holds no image of {context.split.name}", where=path, remedy="give the prompts of this split"
+                f"holds no image of {context.split.name}", where=path, hint="give the prompts of this split"
             )
         return table
 
@@ -129,7 +129,7 @@ def _compile(segmenter: Segmenter) -> None:
     compile_encoder = getattr(segmenter, "compile", None)
     if compile_encoder is None:
         raise ConfigError(
-            f"{segmenter.name} cannot be compiled", where="compile", remedy="leave out --set compile=true"
+            f"{segmenter.name} cannot be compiled", where="compile", hint="leave out --set compile=true"
         )
     compile_encoder()
 
@@ -142,7 +142,7 @@ def _check_size(table: Table, image_id: str, size: tuple[int, int], where: Path)
         raise StaleInputError(
             f"the prompts of image '{image_id}' were made on {known['image_w']}x{known['image_h']} pixels, "
             f"the image now has {size[1]}x{size[0]}",
-            where=where.name, remedy="run cam and prompt again",
+            where=where.name, hint="run cam and prompt again",
         )  # fmt: skip
 
 

@@ -90,7 +90,7 @@ class MaskFactory:
                 raise SchemaError(
                     f"holds a mask of size {mask['size']} for image {image_id}, which is {list(size)}",
                     where=self.pgt,
-                    remedy="make the masks for the images of this split",
+                    hint="make the masks for the images of this split",
                 )
         return to_rows(boxes, *size)
 
@@ -110,7 +110,7 @@ def check_given(image_id: str, boxes: Detections, path: Path) -> None:
         raise SchemaError(
             f"holds boxes without masks for image {image_id}",
             where=path,
-            remedy="use --mask-source prompt, or a file with a segmentation for every box",
+            hint="use --mask-source prompt, or a file with a segmentation for every box",
         )
 
 

@@ -75,7 +75,7 @@ class WeakData:
             raise InputError(
                 f"no image of split {split.name} has both a tag and a proposal",
                 where="--proposals",
-                remedy="look at the proposals, or lower wsod.min_side",
+                hint="look at the proposals, or lower wsod.min_side",
             )
         self._images = ReadableImages(split, self.ids, failures)
         strength = config.photometric

@@ -148,7 +148,7 @@ def trained_with(path: Path) -> WsodConfig:
         raise SchemaError(
             f"holds a '{metadata.get('kind')}', a wsod detector expected",
             where=path,
-            remedy="point --checkpoint at a detector.safetensors of the wsod stage",
+            hint="point --checkpoint at a detector.safetensors of the wsod stage",
         )
     try:
         return WsodConfig.model_validate(metadata["config"])

@@ -107,7 +107,7 @@ def score_views(
         raise EnvironmentFault(
             f"memory cannot hold an image of {config.test_size} pixels with {len(boxes_xyxy)} proposals",
             where="wsod.test_size",
-            remedy="lower wsod.test_size or wsod.max_proposals, or use another --device or --precision bf16",
+            hint="lower wsod.test_size or wsod.max_proposals, or use another --device or --precision bf16",
         )
     return scored
 

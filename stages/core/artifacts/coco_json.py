@@ -124,12 +124,12 @@ def read_results(path: Path, split: LabelSpace) -> dict[str, Detections]:
             raise SchemaError(
                 f"{what} has category {entry.get('category_id')!r}, unknown to split {split.name}",
                 where=path,
-                remedy="use detections made for this data set's class list",
+                hint="use detections made for this data set's class list",
             )
         try:
             row = _Row(box_xywh(entry), class_of[number], score_of(entry), _result_mask(entry))
         except ValueError as error:
-            raise SchemaError(f"{what} {error}", where=path, remedy=_AGAIN) from error
+            raise SchemaError(f"{what} {error}", where=path, hint=_AGAIN) from error
         grouped[image_id].append(row)
     return {image_id: _detections(rows) for image_id, rows in grouped.items()}
 
@@ -151,7 +151,7 @@ def _image_of(entry: Any, key: str, split: LabelSpace, known: Container[str], pa
     """The image that a field names."""
     number = _integer(entry, key) if isinstance(entry, dict) else None
     if number is None:
-        raise SchemaError(f"{what} is not a COCO entry with an integer {key}", where=path, remedy=_AGAIN)
+        raise SchemaError(f"{what} is not a COCO entry with an integer {key}", where=path, hint=_AGAIN)
     try:
         image_id = split.id_of(number)
     except KeyError:
@@ -160,7 +160,7 @@ def _image_of(entry: Any, key: str, split: LabelSpace, known: Container[str], pa
         raise SchemaError(
             f"{what} names image {number}, which is not in split {split.name}",
             where=path,
-            remedy="use a file made for this split (and the same --limit)",
+            hint="use a file made for this split (and the same --limit)",
         )
     return image_id
 
@@ -273,13 +273,13 @@ def read_dataset(path: Path, split: LabelSpace) -> dict[str, Detections]:
         image_id = _image_of(entry, "image_id", split, grouped, path, what)
         if (number := _integer(entry, "category_id")) not in class_of:
             raise SchemaError(
-                f"{what} has unknown category {entry.get('category_id')!r}", where=path, remedy=_AGAIN
+                f"{what} has unknown category {entry.get('category_id')!r}", where=path, hint=_AGAIN
             )
         try:
             mask = _annotation_mask(entry, *sizes[image_id])
             row = _Row(box_xywh(entry), class_of[number], score_of(entry, 1.0), mask)
         except ValueError as error:
-            raise SchemaError(f"{what} {error}", where=path, remedy=_AGAIN) from error
+            raise SchemaError(f"{what} {error}", where=path, hint=_AGAIN) from error
         grouped[image_id].append(row)
     return {image_id: _detections(rows) for image_id, rows in grouped.items()}
 
@@ -291,14 +291,14 @@ def _classes_by_category(categories: Sequence[Any], split: LabelSpace, path: Pat
         raise SchemaError(
             f"holds classes {names[:5]}…, split {split.name} has {list(split.classes)[:5]}…",
             where=path,
-            remedy="use pseudo ground truth made for this data set",
+            hint="use pseudo ground truth made for this data set",
         )
     numbers = [_integer(category, "id") for category in categories]
     if None in numbers or len(set(numbers)) < len(numbers):
         raise SchemaError(
             f"its categories have the ids {numbers[:5]}…",
             where=path,
-            remedy="give each an integer of its own",
+            hint="give each an integer of its own",
         )
     return {number: split.classes.index(str(name)) for number, name in zip(numbers, names, strict=True)}
 

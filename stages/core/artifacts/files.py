@@ -48,7 +48,7 @@ def disk_faults(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        remedies = {
+        hints = {
             errno.ENOSPC: "free some space, or write elsewhere with --run or --out, then --resume",
             errno.EDQUOT: "free some of your quota, or write elsewhere with --run or --out, then --resume",
             errno.EROFS: "write elsewhere with --run or --out",
@@ -56,10 +56,10 @@ def disk_faults(path: Path) -> Iterator[None]:
             errno.EPERM: "write elsewhere with --run or --out, or ask for permission",
             errno.ENOTDIR: "a file stands where a folder is needed: move it, or write elsewhere with --run or --out",
         }
-        if error.errno not in remedies:
+        if error.errno not in hints:
             raise
         raise EnvironmentFault(
-            f"cannot write ({os.strerror(error.errno or 0)})", where=path, remedy=remedies[error.errno]
+            f"cannot write ({os.strerror(error.errno or 0)})", where=path, hint=hints[error.errno]
         ) from error
 
 
@@ -85,10 +85,10 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise MissingInputError("no such file", where=path, remedy="run the stage that writes it") from error
+        raise MissingInputError("no such file", where=path, hint="run the stage that writes it") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SchemaError(
-            f"not valid JSON ({error})", where=path, remedy="run the stage that writes it again"
+            f"not valid JSON ({error})", where=path, hint="run the stage that writes it again"
         ) from error
 
 

@@ -91,7 +91,7 @@ def check_input(path: Path, run: Path, producer: str) -> str:
         StaleInputError: the file or something upstream changed.
     """
     if not path.is_file():
-        raise MissingInputError("no such file", where=path, remedy=f"run `weaksam {producer}` first")
+        raise MissingInputError("no such file", where=path, hint=f"run `weaksam {producer}` first")
     digest = file_sha256(path)
     folder = path.parent
     if not (folder / MANIFEST_NAME).is_file():
@@ -99,19 +99,19 @@ def check_input(path: Path, run: Path, producer: str) -> str:
             raise MissingInputError(
                 f"the {producer} stage has not finished here (no {MANIFEST_NAME})",
                 where=folder,
-                remedy=f"run `weaksam {producer}` with --resume",
+                hint=f"run `weaksam {producer}` with --resume",
             )
         return digest
     manifest = read_manifest(folder)
-    remedy = f"run `weaksam {manifest.stage}` again (--overwrite)"
+    hint = f"run `weaksam {manifest.stage}` again (--overwrite)"
     if manifest.outputs.get(path.name) != digest:
-        raise StaleInputError("the file differs from what its manifest recorded", where=path, remedy=remedy)
+        raise StaleInputError("the file differs from what its manifest recorded", where=path, hint=hint)
     own_run = run if folder.is_relative_to(run) else folder.parent.parent  # <run>/<stage>/<split>
-    _check_upstream(manifest, folder, own_run, remedy)
+    _check_upstream(manifest, folder, own_run, hint)
     return digest
 
 
-def _check_upstream(manifest: Manifest, folder: Path, run: Path, remedy: str) -> None:
+def _check_upstream(manifest: Manifest, folder: Path, run: Path, hint: str) -> None:
     for name, record in manifest.inputs.items():
         upstream = run / record.path
         if not (upstream.parent / MANIFEST_NAME).is_file():
@@ -119,5 +119,5 @@ def _check_upstream(manifest: Manifest, folder: Path, run: Path, remedy: str) ->
         now = read_manifest(upstream.parent).outputs.get(upstream.name)
         if now is not None and now != record.sha256:
             raise StaleInputError(
-                f"made from another {name} ({record.path} has changed since)", where=folder, remedy=remedy
+                f"made from another {name} ({record.path} has changed since)", where=folder, hint=hint
             )

@@ -232,19 +232,19 @@ def read_table(path: Path, schema: TableSchema) -> Table:
     """
     if not path.is_file():
         raise MissingInputError(
-            f"no {schema.name} file here", where=path, remedy=f"run the stage that writes {path.name}"
+            f"no {schema.name} file here", where=path, hint=f"run the stage that writes {path.name}"
         )
-    remedy = "run the stage that writes it again, or point at the right file"
+    hint = "run the stage that writes it again, or point at the right file"
     try:
         with h5py.File(path, "r") as file:
             found = (file.attrs.get("weaksam_artifact"), int(file.attrs.get("schema_version", -1)))
             if found[0] != schema.name:
-                raise SchemaError(f"holds '{found[0]}', '{schema.name}' expected", where=path, remedy=remedy)
+                raise SchemaError(f"holds '{found[0]}', '{schema.name}' expected", where=path, hint=hint)
             if found[1] != schema.version:
                 raise SchemaError(
                     f"schema version {found[1]}, this weaksam reads {schema.version}",
                     where=path,
-                    remedy=remedy,
+                    hint=hint,
                 )
             table = Table(
                 ids=tuple(raw.decode() for raw in file["ids"][()].tolist()),
@@ -258,7 +258,7 @@ def read_table(path: Path, schema: TableSchema) -> Table:
             )
     except (OSError, KeyError, ValueError) as error:
         raise SchemaError(
-            f"cannot be read as a {schema.name} table ({error})", where=path, remedy=remedy
+            f"cannot be read as a {schema.name} table ({error})", where=path, hint=hint
         ) from error
     _check_lengths(table, schema, path)
     return table
@@ -276,5 +276,5 @@ def _check_lengths(table: Table, schema: TableSchema, path: Path) -> None:
             wrong.append(pool)
     if wrong:
         raise SchemaError(
-            f"lengths do not fit together: {wrong}", where=path, remedy="run the stage that writes it again"
+            f"lengths do not fit together: {wrong}", where=path, hint="run the stage that writes it again"
         )

@@ -98,7 +98,7 @@ class Trunk(nn.Module):
             raise ConfigError(
                 f"cannot tell which layers of {self.name} lie up to stride {stride}: it has no '{reached[-1]}'",
                 where=setting,
-                remedy=f"train all layers (0), name another stride (of {known}), or take another backbone",
+                hint=f"train all layers (0), name another stride (of {known}), or take another backbone",
             )
         for parameter in frozen:
             parameter.requires_grad_(False)
@@ -119,7 +119,7 @@ class Trunk(nn.Module):
             raise ConfigError(
                 f"takes images of one size only ({str(error) or type(error).__name__})",
                 where=self.name,
-                remedy="use a backbone for images of any size, such as a convolutional network",
+                hint="use a backbone for images of any size, such as a convolutional network",
             ) from error
         finally:
             self.train(was_training)
@@ -196,7 +196,7 @@ def _feature_indices(architecture: str, out_strides: tuple[int, ...]) -> tuple[i
         raise ConfigError(f"out_strides must be ascending and distinct, got {out_strides}")
     if not timm.is_model(architecture):
         known = [*timm.list_models(), EMBEDDED_NAME]
-        raise ConfigError(f"unknown backbone {architecture!r}", remedy=did_you_mean(architecture, known))
+        raise ConfigError(f"unknown backbone {architecture!r}", hint=did_you_mean(architecture, known))
     with torch.device("meta"):
         try:
             body: Any = timm.create_model(architecture, features_only=True, feature_cls="getter")
@@ -208,7 +208,7 @@ def _feature_indices(architecture: str, out_strides: tuple[int, ...]) -> tuple[i
     if missing:
         raise ConfigError(
             f"backbone {architecture!r} has no feature map at strides {missing}",
-            remedy=f"its strides are {sorted(deepest)}",
+            hint=f"its strides are {sorted(deepest)}",
         )
     return tuple(deepest[stride] for stride in out_strides)
 
@@ -241,7 +241,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _readable_hub_errors(name: str, from_hub: bool) -> Iterator[None]:
-    """Turn the many ways a download can fail into one message with a remedy."""
+    """Turn the many ways a download can fail into one message with a hint."""
     try:
         yield
     except Exception as error:
@@ -249,5 +249,5 @@ def _readable_hub_errors(name: str, from_hub: bool) -> Iterator[None]:
             raise
         raise EnvironmentFault(
             f"pretrained weights of backbone {name!r} cannot be had ({type(error).__name__}: {error})",
-            remedy=f"connect once so that timm caches them, give a safetensors file, or use {EMBEDDED_NAME}",
+            hint=f"connect once so that timm caches them, give a safetensors file, or use {EMBEDDED_NAME}",
         ) from error

@@ -90,5 +90,5 @@ def _network(pretrained: bool | Path) -> Any:
         raise EnvironmentFault(
             f"ImageNet weights of VGG16 cannot be had ({error})",
             where=torch.hub.get_dir(),
-            remedy="connect once so that torchvision caches them, or give weights=FILE",
+            hint="connect once so that torchvision caches them, or give weights=FILE",
         ) from error

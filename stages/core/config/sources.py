@@ -80,7 +80,7 @@ def _inherited(name_or_path: str, descendants: tuple[str, ...]) -> list[tuple[st
         raise ConfigError(
             f"no recipe is called '{name_or_path}'",
             where=f"base of {descendants[-1]}" if descendants else "--recipe",
-            remedy=did_you_mean(name_or_path, recipe_names()),
+            hint=did_you_mean(name_or_path, recipe_names()),
         )
     if is_path:
         text, where = _read_text(Path(name_or_path)), name_or_path
@@ -117,7 +117,7 @@ def _read_text(path: Path) -> str:
         raise MissingInputError(
             f"the config file cannot be read ({error.strerror})",
             where=path,
-            remedy="give an existing YAML file",
+            hint="give an existing YAML file",
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError("the config file is not UTF-8 text", where=path) from error
@@ -140,7 +140,7 @@ def _checked_sections(content: dict[str, Any], where: str) -> dict[str, Section]
     for name, section in content.items():
         if name not in STAGE_NAMES:
             raise ConfigError(
-                f"unknown section '{name}'", where=where, remedy=did_you_mean(str(name), STAGE_NAMES)
+                f"unknown section '{name}'", where=where, hint=did_you_mean(str(name), STAGE_NAMES)
             )
         if section == "":  # a heading with nothing below it
             section = {}
@@ -163,7 +163,7 @@ def environment_section(stage: str, environ: Mapping[str, str] | None = None) ->
         if not name.startswith(ENV_PREFIX) or not separator:
             continue
         if owner not in STAGE_NAMES:
-            raise ConfigError(f"unknown stage '{owner}'", where=name, remedy=did_you_mean(owner, STAGE_NAMES))
+            raise ConfigError(f"unknown stage '{owner}'", where=name, hint=did_you_mean(owner, STAGE_NAMES))
         if owner == stage:
             section = merged(section, nested(key.split("__"), text))
     return section

@@ -97,7 +97,7 @@ def locate(name: str, data_root: Path, layout: Layout | None = None) -> SplitSou
         raise MissingInputError(
             f"data set '{seen.name}' has no split '{name}'",
             where=seen.root,
-            remedy=did_you_mean(name, options),
+            hint=did_you_mean(name, options),
         )
     raise _nothing_found(name, data_root, layout)
 
@@ -138,7 +138,7 @@ def main_splits(dataset: str, data_root: Path) -> tuple[str, str]:
         raise MissingInputError(
             f"no data set is called '{dataset}'",
             where=data_root,
-            remedy=did_you_mean(dataset, [*EMBEDDED, *names]),
+            hint=did_you_mean(dataset, [*EMBEDDED, *names]),
         )
     tests = [name for name, subset in found.subsets.items() if subset.role == "test"]
     preferred = [
@@ -152,7 +152,7 @@ def main_splits(dataset: str, data_root: Path) -> tuple[str, str]:
         raise MissingInputError(
             f"data set '{dataset}' has no train split",
             where=found.root,
-            remedy="name a subset train*, or see dataset.yaml",
+            hint="name a subset train*, or see dataset.yaml",
         )
     return f"{dataset}_{train}", f"{dataset}_{test}" if test else ""
 
@@ -166,7 +166,7 @@ def _cuts(name: str) -> list[tuple[str, str]]:
         raise UsageError(
             f"'{name}' is not the name of a split",
             where="--split",
-            remedy="write <dataset>_<subset>: voc07_trainval",
+            hint="write <dataset>_<subset>: voc07_trainval",
         )
     return cuts
 
@@ -198,7 +198,7 @@ def _role(name: str, dataset: Dataset, subset: Subset) -> Role:
         raise ConfigError(
             f"nothing says whether '{name}' is a train or a test split",
             where=dataset.root / FILE_NAME,
-            remedy="name it train*, val* or test*, or write its role into dataset.yaml",
+            hint="name it train*, val* or test*, or write its role into dataset.yaml",
         )
     return subset.role
 
@@ -221,7 +221,7 @@ def _nothing_found(name: str, data_root: Path, layout: Layout | None) -> Missing
         return MissingInputError(
             f"the data folder does not exist, so split '{name}' cannot be found",
             where=data_root,
-            remedy=f"set ${DATA_VARIABLE} or give --data; shapes_train and shapes_test need no data",
+            hint=f"set ${DATA_VARIABLE} or give --data; shapes_train and shapes_test need no data",
         )
     kind = "a" if layout is None else f"a {layout}-layout"
     for dataset_name, _ in _cuts(name):
@@ -229,9 +229,9 @@ def _nothing_found(name: str, data_root: Path, layout: Layout | None) -> Missing
             return MissingInputError(
                 f"this folder is not {kind} data set that is understood, so there is no split '{name}'",
                 where=data_root / dataset_name,
-                remedy="expected ImageSets/Main/<subset>.txt, annotations/instances_<subset>.json, <subset>.csv "
+                hint="expected ImageSets/Main/<subset>.txt, annotations/instances_<subset>.json, <subset>.csv "
                 "with the columns file_name,tags, or a dataset.yaml",
             )
     return MissingInputError(
-        f"there is no split '{name}'", where=data_root, remedy=did_you_mean(name, list_splits(data_root))
+        f"there is no split '{name}'", where=data_root, hint=did_you_mean(name, list_splits(data_root))
     )

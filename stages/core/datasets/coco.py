@@ -91,7 +91,7 @@ def read_document(path: Path) -> dict[str, Any]:
         raise MissingInputError("the annotation file does not exist", where=path) from error
     except (ValueError, RecursionError) as error:
         raise SchemaError(
-            f"not valid JSON ({error})", where=path, remedy="download or export it again"
+            f"not valid JSON ({error})", where=path, hint="download or export it again"
         ) from error
     if not isinstance(loaded, dict):
         raise SchemaError(f"expected a COCO data set (an object), found {type(loaded).__name__}", where=path)
@@ -119,7 +119,7 @@ def tags_of(document: Mapping[str, Any], path: Path) -> CocoTags:
             )
     categories = _by_id(document["categories"], "category", "name", path)
     if not categories:
-        raise SchemaError("no category is declared", where=path, remedy="export it with its categories")
+        raise SchemaError("no category is declared", where=path, hint="export it with its categories")
     shown: dict[int, set[int]] = {}
     for position, entry in enumerate(document["annotations"]):
         image, category = check_annotation(entry, position, file_names, categories, path)
@@ -161,12 +161,12 @@ def _by_id(entries: Sequence[Any], kind: str, key: str, path: Path) -> dict[int,
             raise SchemaError(
                 f"{kind} {position} lacks an integer 'id' or a text '{key}'",
                 where=path,
-                remedy="export it again",
+                hint="export it again",
             )
         number, text = entry["id"], entry[key]
         if number in found:
             raise SchemaError(
-                f"{kind} id {number} is used twice", where=path, remedy="give every one its own id"
+                f"{kind} id {number} is used twice", where=path, hint="give every one its own id"
             )
         if text in owner:
             raise SchemaError(f"{kind} ids {owner[text]} and {number} share the {key} '{text}'", where=path)
@@ -187,16 +187,16 @@ def class_list(
     id_of = {name: number for number, name in categories.items()}
     for name in declared:
         if name not in id_of:
-            remedy = did_you_mean(name, id_of)
+            hint = did_you_mean(name, id_of)
             raise SchemaError(
-                f"the declared class '{name}' is not one of its categories", where=path, remedy=remedy
+                f"the declared class '{name}' is not one of its categories", where=path, hint=hint
             )
     for name in id_of:
         if name not in declared:
             raise SchemaError(
                 f"category '{name}' is not one of the declared classes",
                 where=path,
-                remedy=f"{did_you_mean(name, declared)} Otherwise add it to 'classes:' in dataset.yaml",
+                hint=f"{did_you_mean(name, declared)} Otherwise add it to 'classes:' in dataset.yaml",
             )
     return tuple(id_of[name] for name in declared), declared
 

@@ -86,7 +86,7 @@ def read_declared(name: str, root: Path, layout: Layout | None = None) -> Datase
             raise ConfigError(
                 f"'{key}' goes with train_split '{target}', which is not a train subset here",
                 where=path,
-                remedy=did_you_mean(target, trains),
+                hint=did_you_mean(target, trains),
             )
     annotations = root / (declared.annotations or "Annotations") if declared.format == "voc" else None
     return Dataset(name, root, declared.format, subsets, annotations=annotations, classes=classes)
@@ -102,7 +102,7 @@ def _parse(path: Path) -> DeclaredDataset:
     try:
         return DeclaredDataset.model_validate(loaded)
     except ValidationError as error:
-        raise ConfigError(_explain(error), where=path, remedy=_remedy(error)) from error
+        raise ConfigError(_explain(error), where=path, hint=_hint(error)) from error
 
 
 def _explain(error: ValidationError) -> str:
@@ -120,7 +120,7 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(lines)
 
 
-def _remedy(error: ValidationError) -> str | None:
+def _hint(error: ValidationError) -> str | None:
     for problem in error.errors():
         if problem["type"] == "extra_forbidden":
             inside = DeclaredSubset if "subsets" in problem["loc"] else DeclaredDataset

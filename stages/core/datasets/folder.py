@@ -71,7 +71,7 @@ def class_names(dataset: Dataset) -> tuple[str, ...]:
         raise MissingInputError(
             "no class can be learned: no train CSV holds a tag",
             where=dataset.root,
-            remedy="fill the column 'tags' of a train CSV, or declare 'classes:' in dataset.yaml",
+            hint="fill the column 'tags' of a train CSV, or declare 'classes:' in dataset.yaml",
         )
     return tuple(sorted(names))
 
@@ -108,7 +108,7 @@ def _columns(header: list[str], tags_needed: bool, path: Path) -> tuple[int, int
             raise SchemaError(
                 f"the first line has no column '{name}'",
                 where=path,
-                remedy=f"begin the file with the line file_name,tags ({did_you_mean(name, header)})",
+                hint=f"begin the file with the line file_name,tags ({did_you_mean(name, header)})",
             )
     return header.index("file_name"), header.index("tags") if "tags" in header else None
 
@@ -118,7 +118,7 @@ def _row(cells: list[str], header: list[str], columns: tuple[int, int | None], l
         raise SchemaError(
             f"line {line} has {len(cells)} columns, the first line {len(header)}",
             where=path,
-            remedy="separate tags with ; or |, and put names that contain a comma in double quotes",
+            hint="separate tags with ; or |, and put names that contain a comma in double quotes",
         )
     file_name = cells[columns[0]].strip()
     parts = PurePosixPath(file_name)
@@ -137,7 +137,7 @@ def _by_id(rows: Iterable[Row], where: Path) -> dict[str, Row]:
         if image_id in found:
             first = found[image_id].file_name
             what = "is listed twice" if first == row.file_name else f"and '{first}' have the same id"
-            raise SchemaError(f"'{row.file_name}' {what}", where=where, remedy="remove or rename one of them")
+            raise SchemaError(f"'{row.file_name}' {what}", where=where, hint="remove or rename one of them")
         found[image_id] = row
     return found
 

@@ -88,10 +88,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise ImageError("the image file does not exist", where=path) from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            "not an image of a known format", where=path, remedy=f"convert it to one of {', '.join(FORMATS)}"
+            "not an image of a known format", where=path, hint=f"convert it to one of {', '.join(FORMATS)}"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"absurd size: {error}", where=path, remedy=_SHRINK) from error
+        raise ImageError(f"absurd size: {error}", where=path, hint=_SHRINK) from error
     except OSError as error:
         # Pillow has no class for truncation, only a message; errors of the file system carry strerror.
         raise ImageError(f"cannot be read ({error.strerror or error})", where=path) from error
@@ -106,7 +106,7 @@ def _check_size(size: tuple[int, int], path: Path) -> None:
     width, height = size
     if width < 1 or height < 1 or width * height > MAX_PIXELS:
         raise ImageError(
-            f"absurd size: {width} x {height} pixels, at most {MAX_PIXELS} in all", where=path, remedy=_SHRINK
+            f"absurd size: {width} x {height} pixels, at most {MAX_PIXELS} in all", where=path, hint=_SHRINK
         )
 
 

@@ -54,7 +54,7 @@ def _images_of(text: str, excluded: Sequence[Path]) -> set[Path]:
         return {_absolute(path)}
     elif not glob.has_magic(text):
         raise MissingInputError(
-            "no such image or folder", where=text, remedy="give image files, folders or quoted patterns"
+            "no such image or folder", where=text, hint="give image files, folders or quoted patterns"
         )
     else:
         found = set()
@@ -68,9 +68,9 @@ def _images_of(text: str, excluded: Sequence[Path]) -> set[Path]:
             raise InputError(
                 f"no image found but in {folders}, which is left out: results are written there",
                 where=text,
-                remedy="write them elsewhere, e.g. --out predictions",
+                hint="write them elsewhere, e.g. --out predictions",
             )
-        raise InputError("no image found", where=text, remedy=f"looked for files ending in {suffixes}")
+        raise InputError("no image found", where=text, hint=f"looked for files ending in {suffixes}")
     return found
 
 

@@ -22,14 +22,12 @@ def parse_xml(path: Path, root_tag: str) -> Element:
     try:
         root: Element = DefusedElementTree.fromstring(path.read_bytes())
     except ParseError as error:
-        raise SchemaError(
-            f"not well-formed XML ({error})", where=path, remedy="write the file anew"
-        ) from error
+        raise SchemaError(f"not well-formed XML ({error})", where=path, hint="write the file anew") from error
     except DefusedXmlException as error:
         raise SchemaError(
             f"refused: the XML declares entities or refers to other files ({type(error).__name__})",
             where=path,
-            remedy="annotations need neither; remove the <!DOCTYPE ...> part if you trust the file",
+            hint="annotations need neither; remove the <!DOCTYPE ...> part if you trust the file",
         ) from error
     except (ValueError, LookupError) as error:
         # An unknown or contradictory encoding declaration.

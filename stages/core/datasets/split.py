@@ -124,7 +124,7 @@ class WeakSplit:
         if not self.has_tags:
             raise GroundTruthForbiddenError(
                 f"image tags of the test split {self.name} are ground truth; classes must be predicted",
-                remedy=f"use a train split such as {self.train_split}",
+                hint=f"use a train split such as {self.train_split}",
             )
         return self._tags[self._position[image_id]]
 
@@ -231,10 +231,10 @@ def _refuse(name: str, listing: Listing, problems: list[Problem]) -> None:
         raise MissingInputError(
             f"none of the {len(problems)} images of split {name} exists in this folder ({reasons})",
             where=listing.image_folder,
-            remedy="put the images there, or say where they are with 'images:' in dataset.yaml",
+            hint="put the images there, or say where they are with 'images:' in dataset.yaml",
         )
     raise SchemaError(
         f"no image of the train split {name} is usable, of {len(problems)} listed ({reasons})",
         where=listing.image_folder,
-        remedy="check the annotations and the list of images",
+        hint="check the annotations and the list of images",
     )

@@ -74,7 +74,7 @@ def class_names(dataset: Dataset) -> tuple[str, ...]:
         raise MissingInputError(
             f"no class can be learned from the {len(files)} XML files here",
             where=dataset.annotations,
-            remedy="put the annotations there, or declare 'classes:' in dataset.yaml",
+            hint="put the annotations there, or declare 'classes:' in dataset.yaml",
         )
     return tuple(names)
 
@@ -103,7 +103,7 @@ def read_ids(list_file: Path) -> list[str]:
             raise SchemaError(
                 f"id '{image_id}' is on line {line_of[image_id]} and again on line {number}",
                 where=list_file,
-                remedy="remove one of them",
+                hint="remove one of them",
             )
         line_of[image_id] = number
     return sorted(line_of)
@@ -119,14 +119,14 @@ def _id_of_line(line: str, number: int, list_file: Path) -> str:
             raise SchemaError(
                 f"line {number} has an id and a flag: this is a per-class list",
                 where=list_file,
-                remedy="use the list without a class in its name",
+                hint="use the list without a class in its name",
             )
         first = line.strip()
     if "/" in first or "\\" in first:
         raise SchemaError(
             f"line {number}, '{first}', is a path; expected an id, that is a file name without its ending",
             where=list_file,
-            remedy="keep images and XML in one folder each",
+            hint="keep images and XML in one folder each",
         )
     return first
 
@@ -140,11 +140,9 @@ def existing_folder(candidates: Sequence[Path]) -> Path:
     for folder in candidates:
         if folder.is_dir():
             return folder
-    remedy = "put the images there, or say where they are with 'images:' in dataset.yaml"
+    hint = "put the images there, or say where they are with 'images:' in dataset.yaml"
     others = "".join(f", nor does {folder.name}" for folder in candidates[1:])
-    raise MissingInputError(
-        f"this folder of images does not exist{others}", where=candidates[0], remedy=remedy
-    )
+    raise MissingInputError(f"this folder of images does not exist{others}", where=candidates[0], hint=hint)
 
 
 def named_objects(xml_file: Path) -> tuple[NamedObject, ...]:
@@ -204,7 +202,7 @@ def unknown_class(name: str, classes: Iterable[str], where: Path) -> SchemaError
     return SchemaError(
         f"class '{name}' is not one of the data set's classes",
         where=where,
-        remedy=f"{did_you_mean(name, classes)} Otherwise add it to 'classes:' in dataset.yaml",
+        hint=f"{did_you_mean(name, classes)} Otherwise add it to 'classes:' in dataset.yaml",
     )
 
 

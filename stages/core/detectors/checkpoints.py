@@ -78,7 +78,7 @@ def open_detector(
         raise SchemaError(
             f"was trained for model {kind!r}, {' or '.join(kinds)} is needed",
             where=path,
-            remedy="use a checkpoint of the right stage",
+            hint="use a checkpoint of the right stage",
         )
     if kind in ("faster-rcnn", "mask-rcnn"):
         return load_detector(path, kind, classes)
@@ -95,7 +95,7 @@ def _metadata(path: Path) -> dict[str, Any]:
         raise SchemaError(
             f"holds {held!r}, not a detector that finds boxes in an image alone",
             where=path,
-            remedy="use detector.safetensors of retrain or segmenter.safetensors of wsis "
+            hint="use detector.safetensors of retrain or segmenter.safetensors of wsis "
             "(the detector of wsod needs proposals)",
         )
     return metadata

@@ -184,7 +184,7 @@ def require_transformers() -> Any:
         raise EnvironmentFault(
             f"detection transformers need the libraries transformers and scipy ({error})",
             where="architecture",
-            remedy='pip install "weaksam[hf]", or use architecture = faster-rcnn',
+            hint='pip install "weaksam[hf]", or use architecture = faster-rcnn',
         ) from error
     return library
 
@@ -200,19 +200,19 @@ def check_detr(spec: DetrSpec) -> None:
         raise ConfigError(
             f"{spec.transformer_width} channels for {spec.attention_heads} heads of {spec.kind}",
             where="transformer_width",
-            remedy=f"use a multiple of {step}",
+            hint=f"use a multiple of {step}",
         )
     if spec.strides[-1] > PADDING:
         raise ConfigError(
             f"stride {spec.strides[-1]} is coarser than the padding of {PADDING} px",
             where="strides",
-            remedy="use strides up to 32, e.g. 8,16,32",
+            hint="use strides up to 32, e.g. 8,16,32",
         )
     if least_side(spec) > math.ceil(spec.test_size / PADDING) * PADDING:
         raise ConfigError(
             f"{spec.queries} queries are more than the cells of an image of {spec.test_size} px",
             where="queries",
-            remedy="fewer queries, a larger test_size, or finer strides",
+            hint="fewer queries, a larger test_size, or finer strides",
         )
 
 

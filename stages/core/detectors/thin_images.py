@@ -29,5 +29,5 @@ def check_not_thin(
             f"an image of {width} x {height} px is too thin: its short side vanishes when the long one becomes"
             f" {max_size} px",
             where=where,
-            remedy="crop the image, or leave it out",
+            hint="crop the image, or leave it out",
         )

@@ -81,7 +81,7 @@ class PseudoTruthData:
             raise InputError(
                 f"no image of split {split.name} has a pseudo box",
                 where="--pgt",
-                remedy="look at the detections, or lower the score threshold of the pgt stage",
+                hint="look at the detections, or lower the score threshold of the pgt stage",
             )
         if with_masks and any(truth[image_id].masks is None for image_id in self.ids):
             raise SchemaError("the pseudo ground truth holds no masks", where=split.name)

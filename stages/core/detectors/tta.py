@@ -137,7 +137,7 @@ def detect_in_views(
         raise EnvironmentFault(
             f"memory cannot hold an image of {spec.test_size} pixels",
             where="test_size",
-            remedy="use a smaller test_size, another --device, or --precision bf16",
+            hint="use a smaller test_size, another --device, or --precision bf16",
         )
     found = {name: torch.cat([one[name] for one in seen]) for name in seen[0]}
     iou = spec.nms_iou if spec.nms_iou < 1 else SET_NMS_IOU

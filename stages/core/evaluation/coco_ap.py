@@ -119,7 +119,7 @@ def _backend(backend: Backend) -> tuple[Any, Any]:
             from faster_coco_eval import COCO, COCOeval_faster
         except ImportError as error:
             raise EnvironmentFault(
-                "faster-coco-eval is not installed", remedy='pip install "weaksam[fast]"'
+                "faster-coco-eval is not installed", hint='pip install "weaksam[fast]"'
             ) from error
         return COCO, _ignoring_difficult(COCOeval_faster)
     from pycocotools.coco import COCO

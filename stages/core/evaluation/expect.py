@@ -47,7 +47,7 @@ def parse_expectation(text: str) -> Expectation:
         raise UsageError(
             f"cannot read the expectation {text!r}",
             where="--expect",
-            remedy="write it as --expect 'ap50>=0.6'",
+            hint="write it as --expect 'ap50>=0.6'",
         ) from error
     return Expectation(match.group(1), match.group(2), bound)
 
@@ -67,7 +67,7 @@ def check_expectations(texts: Iterable[str], metrics: Mapping[str, float | None]
             raise UsageError(
                 f"no figure is called '{expectation.metric}'",
                 where="--expect",
-                remedy=did_you_mean(name, figures),
+                hint=did_you_mean(name, figures),
             )
         value = figures[name]
         if (

@@ -46,7 +46,7 @@ def check_images(found: Iterable[str], truth: Mapping[str, ImageTruth], what: st
     if unknown:
         raise SchemaError(
             f"{len(unknown)} images have {what} but are not in the split: {', '.join(unknown[:5])}",
-            remedy="evaluate on the split the file was made for",
+            hint="evaluate on the split the file was made for",
         )
 
 
@@ -73,7 +73,7 @@ def check_detections(
         if len(found) and not (found.classes.min() >= 0 and found.classes.max() < num_classes):
             raise SchemaError(
                 f"image {image_id}: class index outside 0..{num_classes - 1}",
-                remedy="use detections made for this data set's class list",
+                hint="use detections made for this data set's class list",
             )
         if not (np.isfinite(found.boxes_xyxy).all() and np.isfinite(found.scores).all()):
             raise SchemaError(f"image {image_id}: a box or score is not a finite number")

@@ -56,15 +56,15 @@ def require_masks(found: Detections, true: ImageTruth, image_id: str | None = No
     """
     image = "an image" if image_id is None else f"image {image_id}"
     if len(true) and true.masks is None:
-        raise InputError(f"the ground truth of {image} has no masks", remedy="use box metrics")
+        raise InputError(f"the ground truth of {image} has no masks", hint="use box metrics")
     if len(found) and found.masks is None:
-        raise SchemaError(f"the detections of {image} have no masks", remedy="evaluate segmentations.json")
+        raise SchemaError(f"the detections of {image} have no masks", hint="evaluate segmentations.json")
     for rle in found.masks or []:
         height, width = rle["size"]
         if (height, width) != (true.height, true.width):
             raise SchemaError(
                 f"{image} is {true.height}x{true.width} (height x width), a mask of it {height}x{width}",
-                remedy="use segmentations made for these images",
+                hint="use segmentations made for these images",
             )
 
 

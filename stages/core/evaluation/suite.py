@@ -76,7 +76,7 @@ def evaluate_run(run: Path, data_root: Path, train: str, test: str = "") -> dict
         raise MissingInputError(
             f"no stage has finished on {' or '.join(filter(None, (train, test)))}",
             where=run,
-            remedy="run the chain first, or name another run with --run",
+            hint="run the chain first, or name another run with --run",
         )
     result = {
         "schema_version": EVALUATION_VERSION,

@@ -88,14 +88,14 @@ def evaluate(
         InputError: artifact, split or truth missing, damaged, or not of one another.
     """
     if not artifact.is_file():
-        raise MissingInputError("no such file", where=artifact, remedy="run the stage that writes it")
+        raise MissingInputError("no such file", where=artifact, hint="run the stage that writes it")
     if (artifact.parent / MANIFEST_NAME).is_file():
         manifest = read_manifest(artifact.parent)
         if artifact.name in manifest.outputs and manifest.split != split_name:
             raise InputError(
                 f"was made for split {manifest.split}, not {split_name}",
                 where=artifact,
-                remedy=f"use --split {manifest.split}",
+                hint=f"use --split {manifest.split}",
             )
         limit = manifest.limit if limit is None else limit
     chosen = infer_task(artifact) if task is None else task
@@ -105,14 +105,14 @@ def evaluate(
 def measure(task: str, artifact: Path, ground: Ground) -> Report:
     """Measure an artifact against truth already at hand; arguments and errors as for :func:`evaluate`."""
     if task not in TASKS:
-        raise UsageError(f"unknown task '{task}'", where="--task", remedy=did_you_mean(task, TASKS))
+        raise UsageError(f"unknown task '{task}'", where="--task", hint=did_you_mean(task, TASKS))
     try:
         return TASKS[task](artifact, ground)
     except SchemaError as error:
         if error.where is not None:
             raise
         # Metrics do not know files; say which one it was.
-        raise SchemaError(error.what, where=artifact, remedy=error.remedy) from error
+        raise SchemaError(error.what, where=artifact, hint=error.hint) from error
 
 
 def infer_task(artifact: Path) -> str:
@@ -128,7 +128,7 @@ def infer_task(artifact: Path) -> str:
     found = _task_of_content(artifact)
     if found is None:
         raise UsageError(
-            "cannot tell what this file holds", where=artifact, remedy=f"add --task {'|'.join(TASKS)}"
+            "cannot tell what this file holds", where=artifact, hint=f"add --task {'|'.join(TASKS)}"
         )
     return found
 

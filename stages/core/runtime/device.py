@@ -27,7 +27,7 @@ def resolve_device(name: str) -> str:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(
-            f"'{name}' is not a device", where="--device", remedy="use auto, cpu, cuda or cuda:N"
+            f"'{name}' is not a device", where="--device", hint="use auto, cpu, cuda or cuda:N"
         ) from error
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -36,7 +36,7 @@ def resolve_device(name: str) -> str:
             raise EnvironmentFault(
                 f"no CUDA device {index}: this machine shows {count}",
                 where="--device",
-                remedy="use --device cpu, or check nvidia-smi and the torch build (weaksam doctor)",
+                hint="use --device cpu, or check nvidia-smi and the torch build (weaksam doctor)",
             )
         return f"cuda:{index}"
     return str(device)
@@ -60,10 +60,10 @@ def resolve_precision(name: str, device: str) -> Precision:
         return "bf16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "fp32"
     if name not in ("fp32", "bf16", "fp16"):
         raise UsageError(
-            f"'{name}' is not a precision", where="--precision", remedy="use auto, fp32, bf16 or fp16"
+            f"'{name}' is not a precision", where="--precision", hint="use auto, fp32, bf16 or fp16"
         )
     if name == "fp16" and not device.startswith("cuda"):
-        raise UsageError("fp16 needs a CUDA device", where="--precision", remedy="use fp32 or bf16 on a CPU")
+        raise UsageError("fp16 needs a CUDA device", where="--precision", hint="use fp32 or bf16 on a CPU")
     return name  # type: ignore[return-value]
 
 

@@ -116,7 +116,7 @@ def execute(stage: Stage, config: StageConfig, request: Request, split: WeakSpli
         raise UsageError(
             f"{processes.world()} processes share the work already",
             where="--shard",
-            remedy="use shards in separate jobs, or one launch with several processes",
+            hint="use shards in separate jobs, or one launch with several processes",
         )
     if split is None:
         # Opening a split may write it (the drawn set), so one process does it first.
@@ -207,7 +207,7 @@ def _check_same_split(path: Path, request: Request, split: WeakSplit) -> None:
         raise StaleInputError(
             f"made when {split.name} had other images, tags or classes",
             where=path,
-            remedy=f"run `weaksam {made.stage} --split {split.name} --overwrite` and what follows it again",
+            hint=f"run `weaksam {made.stage} --split {split.name} --overwrite` and what follows it again",
         )
 
 
@@ -222,7 +222,7 @@ def _output_guard(out: Path, wanted: dict[str, Any], request: Request) -> tuple[
     """
     if out.exists() and not out.is_dir():
         raise OutputExistsError(
-            "a file stands where the output folder goes", where=out, remedy="give another --out"
+            "a file stands where the output folder goes", where=out, hint="give another --out"
         )
     names = {p.name for p in out.iterdir()} if out.is_dir() else set()
     if not names:
@@ -242,23 +242,23 @@ def _output_guard(out: Path, wanted: dict[str, Any], request: Request) -> tuple[
             raise OutputExistsError(
                 f"holds {', '.join(foreign)}, where this stage has folders of its own, but no run made them",
                 where=out,
-                remedy="give another --out, or move them away",
+                hint="give another --out, or move them away",
             )
         return None, True
     if saved is None:
-        remedy = "give an empty --out, or --overwrite to replace only what this stage writes there"
-        raise OutputExistsError("the folder holds something else", where=out, remedy=remedy)
+        hint = "give an empty --out, or --overwrite to replace only what this stage writes there"
+        raise OutputExistsError("the folder holds something else", where=out, hint=hint)
     if request.resume:
         raise OutputExistsError(
             f"cannot resume: made with other {'; '.join(_differences(saved, wanted))}",
             where=out,
-            remedy="use --overwrite to start anew",
+            hint="use --overwrite to start anew",
         )
     state = "finished" if (out / MANIFEST_NAME).is_file() else "unfinished"
     raise OutputExistsError(
         f"holds a{'n' if state[0] == 'u' else ''} {state} run",
         where=out,
-        remedy="add --resume to go on, or --overwrite to start anew",
+        hint="add --resume to go on, or --overwrite to start anew",
     )
 
 
@@ -424,5 +424,5 @@ def _check_failures(failures: FailureLog, images: int, request: Request, out: Pa
         raise TooManyFailuresError(
             f"finished, but {found} images failed and --max-failures allows {allowed} ({first})",
             where=out / MANIFEST_NAME,
-            remedy="mend the images, or raise --max-failures",
+            hint="mend the images, or raise --max-failures",
         )

@@ -35,12 +35,10 @@ class InterruptFlag:
         """
         if self.signal is None:
             return
-        remedy = "the same command with --resume goes on from here"
+        hint = "the same command with --resume goes on from here"
         if self.signal == signal.SIGINT:
-            raise InterruptedRunError("stopped by Ctrl-C; the state is saved", remedy=remedy)
-        raise PreemptedError(
-            f"stopped by {signal.Signals(self.signal).name}; the state is saved", remedy=remedy
-        )
+            raise InterruptedRunError("stopped by Ctrl-C; the state is saved", hint=hint)
+        raise PreemptedError(f"stopped by {signal.Signals(self.signal).name}; the state is saved", hint=hint)
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     index, slash, count = text.partition("/")
     if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise UsageError(
-            f"'{text}' is not a shard", where="--shard", remedy="use I/N with 0 <= I < N, e.g. 0/4"
+            f"'{text}' is not a shard", where="--shard", hint="use I/N with 0 <= I < N, e.g. 0/4"
         )
     return int(index), int(count)
 

@@ -73,7 +73,7 @@ def launch_facts(environment: Mapping[str, str]) -> Launch:
         raise UsageError(
             f"the launcher's environment cannot be read ({error})",
             where="RANK, WORLD_SIZE, SLURM_*",
-            remedy="start with torchrun or srun, or unset these variables",
+            hint="start with torchrun or srun, or unset these variables",
         ) from error
 
 

@@ -53,11 +53,11 @@ def _published(kind: str, path: Path) -> Any:
     found = recognise(state)
     if found is not None and found != kind:
         raise SchemaError(
-            f"weights of {found}, not of {kind}", where=path, remedy=f"give a checkpoint of {kind}"
+            f"weights of {found}, not of {kind}", where=path, hint=f"give a checkpoint of {kind}"
         )
     with torch.device("meta"):  # names and shapes without memory or time
         sam = segment_anything.sam_model_registry[VIT_BUILDERS[kind]]()
     problem = state_mismatch(sam, with_counters(sam, state))
     if problem is not None:
-        raise SchemaError(f"not weights of {kind}: {problem}", where=path, remedy=f"give weights of {kind}")
+        raise SchemaError(f"not weights of {kind}: {problem}", where=path, hint=f"give weights of {kind}")
     return sam

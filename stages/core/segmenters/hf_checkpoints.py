@@ -91,7 +91,7 @@ def require_transformers() -> Any:
         raise EnvironmentFault(
             f"this segmenter needs the transformers library ({error})",
             where="segmenter",
-            remedy='pip install "weaksam[hf]"',
+            hint='pip install "weaksam[hf]"',
         ) from error
     return transformers
 
@@ -111,14 +111,14 @@ def weights_folder(name: str, checkpoint: Path | None) -> Path:
         raise SchemaError(
             f"{name} is loaded from a folder written by save_pretrained, not from a file",
             where=checkpoint,
-            remedy="give the folder, or a hub id such as facebook/sam2.1-hiera-tiny",
+            hint="give the folder, or a hub id such as facebook/sam2.1-hiera-tiny",
         )
     if _HUB_ID.fullmatch(checkpoint.as_posix()):
         return fetch(Weights(checkpoint.as_posix(), hub=checkpoint.as_posix())).path
     raise EnvironmentFault(
         "no such folder of segmenter weights",
         where=checkpoint,
-        remedy=f"check the path, or weaksam weights get {name}",
+        hint=f"check the path, or weaksam weights get {name}",
     )
 
 
@@ -133,14 +133,14 @@ def check_model_type(folder: Path, family: Family) -> None:
         found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise SchemaError(
-            f"no readable config.json ({error})", where=folder, remedy="give a folder of save_pretrained"
+            f"no readable config.json ({error})", where=folder, hint="give a folder of save_pretrained"
         ) from error
     if found not in family.model_types:
         fitting = next((other.prefix for other in FAMILIES if found in other.model_types), None)
         raise SchemaError(
             f"weights of '{found}', not of '{family.model_types[0]}'",
             where=folder,
-            remedy=f"set segmenter to one of {fitting}..." if fitting else "give a checkpoint of this model",
+            hint=f"set segmenter to one of {fitting}..." if fitting else "give a checkpoint of this model",
         )
 
 
@@ -155,7 +155,7 @@ def _load_model(transformers: Any, family: Family, folder: Path) -> Any:
         raise SchemaError(
             f"cannot be read as {family.model_class} ({reason})",
             where=folder,
-            remedy="fetch or save it again",
+            hint="fetch or save it again",
         ) from error
     missing, shapes = sorted(report["missing_keys"]), sorted(map(str, report["mismatched_keys"]))
     if missing or shapes:
@@ -165,7 +165,7 @@ def _load_model(transformers: Any, family: Family, folder: Path) -> Any:
             f"weights do not fill {family.model_class}: "
             + "; ".join(part for part in (lacks, differs) if part),
             where=folder,
-            remedy="give weights that belong to the config.json beside them",
+            hint="give weights that belong to the config.json beside them",
         )
     return model
 
@@ -177,7 +177,7 @@ def _load_processor(transformers: Any, folder: Path) -> Any:
         raise SchemaError(
             "no settings of an image processor beside the weights",
             where=folder,
-            remedy="save the processor into the same folder: processor.save_pretrained(folder)",
+            hint="save the processor into the same folder: processor.save_pretrained(folder)",
         ) from error
 
 
@@ -189,7 +189,7 @@ def _check_processor(segmenter: HfSegmenter, folder: Path) -> None:
         raise SchemaError(
             f"the image processor makes {sorted(sides)} px, the model takes {segmenter.input_size} px",
             where=folder,
-            remedy="save the processor that belongs to the model",
+            hint="save the processor that belongs to the model",
         )
 
 

@@ -44,7 +44,7 @@ def load_sam(name: str, checkpoint: Path | None) -> Sam:
         return load_nano(checkpoint or NANO_FILE)
     if name not in VIT_BUILDERS:
         raise ConfigError(
-            f"unknown segmenter '{name}'", where="segmenter", remedy=did_you_mean(name, [NANO, *VIT_BUILDERS])
+            f"unknown segmenter '{name}'", where="segmenter", hint=did_you_mean(name, [NANO, *VIT_BUILDERS])
         )
     checkpoint = checkpoint or cached_weights(name)
     state = read_published(checkpoint)
@@ -64,10 +64,10 @@ def load_nano(path: Path) -> Sam:
             found = (file.metadata() or {}).get("architecture")
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
-        raise SchemaError(f"damaged weights ({error})", where=path, remedy="restore the file") from error
+        raise SchemaError(f"damaged weights ({error})", where=path, hint="restore the file") from error
     if found != ARCHITECTURE:
         raise SchemaError(
-            f"weights of '{found}', not of '{ARCHITECTURE}'", where=path, remedy="use weights of this version"
+            f"weights of '{found}', not of '{ARCHITECTURE}'", where=path, hint="use weights of this version"
         )
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     return _fill(build_sam_nano, state, NANO, path)
@@ -85,7 +85,7 @@ def read_published(path: Path) -> dict[str, Tensor]:
         raise SchemaError(
             "a web page, not weights: a failed download was saved under this name",
             where=path,
-            remedy="remove it and fetch it with `weaksam weights get NAME`",
+            hint="remove it and fetch it with `weaksam weights get NAME`",
         )
     try:
         state: Any = _read_tensors(path)
@@ -99,14 +99,14 @@ def read_published(path: Path) -> dict[str, Tensor]:
         KeyError,
     ) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise SchemaError(f"damaged checkpoint ({reason})", where=path, remedy="download it again") from error
+        raise SchemaError(f"damaged checkpoint ({reason})", where=path, hint="download it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         inner = state.get("model") if isinstance(state, dict) else None
         found = recognise(inner) if isinstance(inner, dict) else None
         raise SchemaError(
             "not a mapping of tensor names to tensors" + (f", but {found}" if found else ""),
             where=path,
-            remedy="use a file as published by segment-anything",
+            hint="use a file as published by segment-anything",
         )
     return state
 
@@ -118,9 +118,9 @@ def _read_tensors(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
 
 
-def _require(path: Path, remedy: str) -> None:
+def _require(path: Path, hint: str) -> None:
     if not path.is_file():
-        raise EnvironmentFault("no such file of segmenter weights", where=path, remedy=remedy)
+        raise EnvironmentFault("no such file of segmenter weights", where=path, hint=hint)
 
 
 def _fill(build: Callable[[], Sam], state: dict[str, Tensor], name: str, path: Path) -> Sam:
@@ -131,7 +131,7 @@ def _fill(build: Callable[[], Sam], state: dict[str, Tensor], name: str, path: P
         raise SchemaError(
             f"weights of {found}, not of {name}",
             where=path,
-            remedy=f"set segmenter={found}, or give a checkpoint of {name}"
+            hint=f"set segmenter={found}, or give a checkpoint of {name}"
             if found in VIT_BUILDERS
             else f"give a checkpoint of {name}",
         )
@@ -140,7 +140,7 @@ def _fill(build: Callable[[], Sam], state: dict[str, Tensor], name: str, path: P
     problem = state_mismatch(sam, whole)
     if problem is not None:
         raise SchemaError(
-            f"not weights of {name}: {problem}", where=path, remedy=f"give a checkpoint of {name}"
+            f"not weights of {name}: {problem}", where=path, hint=f"give a checkpoint of {name}"
         )
     sam.load_state_dict(whole)
     loaded: Sam = sam.eval()

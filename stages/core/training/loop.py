@@ -310,7 +310,7 @@ class Trainer(Generic[BatchT]):
         raise TrainingDivergedError(
             f"loss {names or 'total'} is not finite at step {self.done} of {self.settings.label} (images {images})",
             where=self.state_path,
-            remedy="look at these images, or start anew (--overwrite) with a lower learning rate; "
+            hint="look at these images, or start anew (--overwrite) with a lower learning rate; "
             "the state before this step is saved",
         )
 
@@ -321,7 +321,7 @@ class Trainer(Generic[BatchT]):
         raise TrainingDivergedError(
             f"weights are not finite after the last step of {self.settings.label}",
             where=self.context.out,
-            remedy="start anew (--overwrite) with a lower learning rate",
+            hint="start anew (--overwrite) with a lower learning rate",
         )
 
     def _report(self, seen: Sequence[_MicroBatch], factor: float, epoch: int) -> None:
@@ -370,7 +370,7 @@ class Trainer(Generic[BatchT]):
             raise OutputExistsError(
                 f"cannot resume in {self.context.precision}: this training began in {precision}",
                 where=self.state_path,
-                remedy=f"add --precision {precision}, or use --overwrite to start anew",
+                hint=f"add --precision {precision}, or use --overwrite to start anew",
             )
         self.done = state["done"]
         self.model.load_state_dict(state["model"])

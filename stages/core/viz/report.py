@@ -76,7 +76,7 @@ def write_report(run: Path, data_root: Path, train: str, test: str, out: Path) -
     facts = read_run(run, splits)
     if not facts.stages:
         raise MissingInputError(
-            f"no stage of {' or '.join(splits)} here", where=run, remedy="run a stage first, or check --run"
+            f"no stage of {' or '.join(splits)} here", where=run, hint="run a stage first, or check --run"
         )
     problems = list(facts.problems)
     stories = []

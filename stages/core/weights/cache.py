@@ -64,7 +64,7 @@ def cached_weights(name: str) -> Path:
         raise EnvironmentFault(
             f"the weights of {name} are not there",
             where=where,
-            remedy=f"weaksam weights get {name}, or give a checkpoint",
+            hint=f"weaksam weights get {name}, or give a checkpoint",
         )
     return found
 
@@ -86,7 +86,7 @@ def require_weights(name: str, checkpoint: str) -> None:
     entry = find_weights(name)
     if entry.hub and find_spec("transformers") is None:
         raise EnvironmentFault(
-            f"the library of {name} is not there", where=name, remedy='pip install "weaksam[hf]"'
+            f"the library of {name} is not there", where=name, hint='pip install "weaksam[hf]"'
         )
     if not checkpoint:
         cached_weights(name)

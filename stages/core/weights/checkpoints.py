@@ -46,7 +46,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
         SchemaError: not a safetensors file of this project.
     """
     if not path.is_file():
-        raise MissingInputError("no such checkpoint", where=path, remedy="train on the train split first")
+        raise MissingInputError("no such checkpoint", where=path, hint="train on the train split first")
     try:
         with safe_open(path, framework="pt") as file:
             loaded = json.loads((file.metadata() or {})[METADATA_KEY])
@@ -77,15 +77,15 @@ def load_weights(path: Path, module: nn.Module, expect: Mapping[str, Any] | None
             raise SchemaError(
                 f"made for {key} {_short(metadata.get(key))}, {_short(value)} expected",
                 where=path,
-                remedy="use a checkpoint trained for this data set and detector",
+                hint="use a checkpoint trained for this data set and detector",
             )
     try:
         state = load_file(path)
     except SafetensorError as error:
-        raise SchemaError(f"damaged ({error})", where=path, remedy="train again with --overwrite") from error
+        raise SchemaError(f"damaged ({error})", where=path, hint="train again with --overwrite") from error
     problem = state_mismatch(module, state)
     if problem is not None:
-        raise SchemaError(problem, where=path, remedy="use a checkpoint of the same architecture")
+        raise SchemaError(problem, where=path, hint="use a checkpoint of the same architecture")
     module.load_state_dict(state)
     return metadata
 
@@ -130,7 +130,7 @@ def load_state(path: Path) -> dict[str, Any]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file
         raise SchemaError(
-            f"training state is damaged ({error})", where=path, remedy="--overwrite to start anew"
+            f"training state is damaged ({error})", where=path, hint="--overwrite to start anew"
         ) from error
     assert isinstance(loaded, dict)
     return loaded

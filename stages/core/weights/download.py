@@ -73,7 +73,7 @@ def fetch(
         raise EnvironmentFault(
             f"the weights of {entry.name} are not there, and the network is not to be used",
             where=entry.hub or str(file_path(entry)),
-            remedy="run once without --offline (and WEAKSAM_OFFLINE, HF_HUB_OFFLINE), or copy the cache from "
+            hint="run once without --offline (and WEAKSAM_OFFLINE, HF_HUB_OFFLINE), or copy the cache from "
             "a machine that has them",
         )
     if entry.hub:
@@ -111,7 +111,7 @@ def _cache_faults(target: Path) -> Iterator[None]:
         raise EnvironmentFault(
             f"the weights cache cannot be written ({os.strerror(error.errno or 0)})",
             where=target.parent,
-            remedy="free some space, or set WEAKSAM_CACHE to a folder that has it",
+            hint="free some space, or set WEAKSAM_CACHE to a folder that has it",
         ) from error
 
 
@@ -226,7 +226,7 @@ def _require_room(part: Path, more: int | None) -> None:
         raise EnvironmentFault(
             f"{more / 1e6:.0f} MB are to come, {free / 1e6:.0f} MB are free",
             where=part.parent,
-            remedy="free some space, or set WEAKSAM_CACHE to a folder that has it",
+            hint="free some space, or set WEAKSAM_CACHE to a folder that has it",
         )
 
 
@@ -245,7 +245,7 @@ def _network_fault(entry: Weights, error: Exception, have: int) -> EnvironmentFa
     return EnvironmentFault(
         f"{entry.name} cannot be fetched: {reason or type(error).__name__}{kept}",
         where=entry.url,
-        remedy="try again, it goes on where it stopped; or name a mirror with WEAKSAM_WEIGHTS_URL, or copy "
+        hint="try again, it goes on where it stopped; or name a mirror with WEAKSAM_WEIGHTS_URL, or copy "
         f"the file to {file_path(entry)}",
     )
 
@@ -254,7 +254,7 @@ def _wrong_content(entry: Weights, problem: Mismatch) -> EnvironmentFault:
     return EnvironmentFault(
         f"{entry.name}: {problem.what}; it was not kept",
         where=entry.url,
-        remedy="a proxy, a login page or a wrong mirror may be in between: open the address in a browser, or "
+        hint="a proxy, a login page or a wrong mirror may be in between: open the address in a browser, or "
         f"copy the file to {file_path(entry)} by hand",
     )
 
@@ -275,13 +275,13 @@ def _fetch_snapshot(entry: Weights, force: bool) -> Path:
         raise EnvironmentFault(
             f"{entry.name} cannot be fetched from the hub: {reason}",
             where=f"{entry.hub}@{entry.revision}",
-            remedy="try again with a network connection; gated or private models need `hf auth login`",
+            hint="try again with a network connection; gated or private models need `hf auth login`",
         ) from error
     folder = Path(found)
     if not any(folder.glob("*.safetensors")):
         raise EnvironmentFault(
             f"{entry.name}: the repository holds no .safetensors file", where=entry.hub,
-            remedy="name another repository or revision in the table (WEAKSAM_WEIGHTS)",
+            hint="name another repository or revision in the table (WEAKSAM_WEIGHTS)",
         )  # fmt: skip
     return folder
 

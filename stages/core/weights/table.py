@@ -152,9 +152,7 @@ def find_weights(name: str, environ: Mapping[str, str] | None = None) -> Weights
     """
     table = weights_table(environ)
     if name not in table:
-        raise ConfigError(
-            f"no weights are called '{name}'", where="weights", remedy=did_you_mean(name, table)
-        )
+        raise ConfigError(f"no weights are called '{name}'", where="weights", hint=did_you_mean(name, table))
     return table[name]
 
 
@@ -169,7 +167,7 @@ def segmenter_kind(name: str) -> str:
         return name
     if name not in table:
         raise ConfigError(
-            f"unknown segmenter '{name}'", where="segmenter", remedy=did_you_mean(name, [SHIPPED, *table])
+            f"unknown segmenter '{name}'", where="segmenter", hint=did_you_mean(name, [SHIPPED, *table])
         )
     return table[name].kind
 
@@ -183,7 +181,7 @@ def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
         raise MissingInputError(
             f"the table of weights cannot be read ({error.strerror})",
             where=path,
-            remedy=f"mend or unset {TABLE_VARIABLE}",
+            hint=f"mend or unset {TABLE_VARIABLE}",
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"not valid YAML ({error})", where=str(path)) from error
@@ -197,7 +195,7 @@ def _edited(known: Weights | None, name: str, fields: dict[str, Any], where: str
     for key, value in fields.items():
         if key not in _EDITABLE:
             raise ConfigError(
-                f"{name}: unknown field '{key}'", where=where, remedy=did_you_mean(key, _EDITABLE)
+                f"{name}: unknown field '{key}'", where=where, hint=did_you_mean(key, _EDITABLE)
             )
         wanted = int if key == "size" else str
         # An unquoted checksum of digits alone is a number to YAML.

@@ -104,7 +104,7 @@ def _refuse_foreign(folder: Path) -> None:
         raise OutputExistsError(
             "this folder was not drawn by weaksam, and the embedded set needs its name",
             where=folder,
-            remedy="rename the folder, or choose another data folder with --data",
+            hint="rename the folder, or choose another data folder with --data",
         )
 
 
@@ -126,7 +126,7 @@ def _install(drawing: Path, folder: Path, counts: Mapping[str, int], seed: int) 
             continue  # another process has just moved it away
         finally:
             shutil.rmtree(outdated, ignore_errors=True)
-    raise OutputExistsError("another process keeps replacing this folder", where=folder, remedy="try again")
+    raise OutputExistsError("another process keeps replacing this folder", where=folder, hint="try again")
 
 
 def _write_all(folder: Path, counts: Mapping[str, int], seed: int) -> None:

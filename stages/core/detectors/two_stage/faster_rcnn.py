@@ -117,13 +117,13 @@ def _check_levels(spec: DetectorSpec) -> bool:
         raise ConfigError(
             f"{anchors} anchor sizes for {levels} pyramid levels",
             where="anchor_sizes",
-            remedy=f"give {levels} sizes, or {levels + 1} for one pooled extra level",
+            hint=f"give {levels} sizes, or {levels + 1} for one pooled extra level",
         )
     if spec.frozen_through and spec.frozen_through not in spec.strides:
         raise ConfigError(
             f"the trunk has no map at stride {spec.frozen_through}",
             where="frozen_through",
-            remedy=f"use 0 or one of {list(spec.strides)}",
+            hint=f"use 0 or one of {list(spec.strides)}",
         )
     return anchors > levels
 
@@ -230,7 +230,7 @@ def read_spec(
             raise SchemaError(
                 f"was trained for {key} {metadata.get(key)!r}, {value!r} is needed",
                 where=path,
-                remedy="use the checkpoint trained on this data set's train split",
+                hint="use the checkpoint trained on this data set's train split",
             )
     try:
         return spec_class.model_validate(metadata.get("spec")), metadata["classes"]

@@ -79,9 +79,7 @@ class CocoTruthReader:
             raise self._error(entry, str(error)) from error
 
     def _error(self, entry: Annotation, what: str) -> SchemaError:
-        return SchemaError(
-            f"annotation {entry.get('id')!r} {what}", where=self._path, remedy="export it again"
-        )
+        return SchemaError(f"annotation {entry.get('id')!r} {what}", where=self._path, hint="export it again")
 
 
 def _area(entry: Annotation, box_xyxy: np.ndarray[Any, np.dtype[np.float64]], mask: RLE | None) -> float:
@@ -101,7 +99,7 @@ def _by_image(path: str, mtime_ns: int, size: int) -> dict[int, list[Annotation]
         number = entry.get("id")
         if type(number) is not int or number in seen:
             why = "lacks an integer id" if type(number) is not int else f"repeats the id {number}"
-            raise SchemaError(f"annotation {position} {why}", where=path, remedy="give every one its own id")
+            raise SchemaError(f"annotation {position} {why}", where=path, hint="give every one its own id")
         seen.add(number)
         grouped.setdefault(entry["image_id"], []).append(entry)
     return grouped

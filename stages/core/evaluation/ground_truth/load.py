@@ -38,7 +38,7 @@ def load_truth(
         raise MissingInputError(
             f"split {split_name} has image tags only, no boxes or masks to evaluate against",
             where=source.subset.index or source.dataset.root,
-            remedy="evaluate on a split in VOC or COCO layout",
+            hint="evaluate on a split in VOC or COCO layout",
         )
     split = open_split(split_name, data_root, layout=layout)
     reader: VocTruthReader | CocoTruthReader

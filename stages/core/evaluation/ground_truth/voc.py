@@ -171,7 +171,7 @@ def _box(item: Element, number: int, path: Path) -> tuple[float, float, float, f
         raise SchemaError(
             f"object {number} has an empty box: xmin ymin xmax ymax = {' '.join(f'{c:g}' for c in corners)}",
             where=path,
-            remedy="correct or remove the object",
+            hint="correct or remove the object",
         )
     return x1, y1, x2, y2
 
