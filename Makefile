@@ -16,7 +16,9 @@ SET     ?=
 FLAGS   ?=
 # A recipe of its own for the data sets that have one; coco17 is trained like coco14.
 RECIPE  ?= $(or $(filter shapes voc07 voc12 coco14,$(DATASET)),$(if $(filter coco17,$(DATASET)),coco14,offline))
-STAGES  := cam prompt propose wsod pgt retrain wsis
+# Steps of the chain as the stages declare them, `stage/role:needed,needed`.
+STEPS   := $(or $(shell $(PYTHON) -m stages.core.registry),$(error PYTHON must be Python 3.11 or later))
+STAGES  := $(patsubst %/train,%,$(filter %/train,$(foreach s,$(STEPS),$(firstword $(subst :, ,$(s))))))
 WHAT     = --run $(RUN) --recipe $(RECIPE) --seed $(SEED) $(foreach s,$(SET),--set $(s))
 
 .PHONY: help venv demo test lint types contracts unit chain wheel clean ablation ablation-proposals $(STAGES) evaluate report FORCE
@@ -122,34 +124,24 @@ TAGS := $(wildcard $(DATA)/*.csv $(DATA)/dataset.yaml $(DATA)/ImageSets/Main/*.t
 # A manifest is written whole and last, so make never has a half-made one to delete.
 .PRECIOUS: %/manifest.json
 
-# $(1) stage, $(2) split, $(3) manifests it depends on
-define stage_rule
-$(RUN)/$(1)/$(2)/manifest.json: $(RUN)/settings/$(1).yaml $(TAGS) $(3)
-	$(WEAKSAM) $(1) --split $(2) $(WHAT) --resume --overwrite $(FLAGS)
-endef
-manifest = $(if $(2),$(RUN)/$(1)/$(2)/manifest.json)
-both     = $(call manifest,$(1),$(TRAIN_SPLIT)) $(call manifest,$(1),$(TEST_SPLIT))
+# The manifests that steps such as cam/train end with; other words stay.
+manifests = $(patsubst %/train,$(RUN)/%/$(TRAIN_SPLIT)/manifest.json,$(patsubst %/test,$(RUN)/%/$(TEST_SPLIT)/manifest.json,$(1)))
 
-$(eval $(call stage_rule,cam,$(TRAIN_SPLIT),))
-$(eval $(call stage_rule,prompt,$(TRAIN_SPLIT),$(call manifest,cam,$(TRAIN_SPLIT))))
-$(eval $(call stage_rule,propose,$(TRAIN_SPLIT),$(call manifest,prompt,$(TRAIN_SPLIT))))
-$(eval $(call stage_rule,wsod,$(TRAIN_SPLIT),$(call manifest,propose,$(TRAIN_SPLIT))))
-$(eval $(call stage_rule,pgt,$(TRAIN_SPLIT),$(call manifest,wsod,$(TRAIN_SPLIT))))
-$(eval $(call stage_rule,retrain,$(TRAIN_SPLIT),$(call manifest,pgt,$(TRAIN_SPLIT))))
-$(eval $(call stage_rule,wsis,$(TRAIN_SPLIT),$(call manifest,pgt,$(TRAIN_SPLIT))))
-ifneq ($(TEST_SPLIT),)
-$(eval $(call stage_rule,cam,$(TEST_SPLIT),$(call manifest,cam,$(TRAIN_SPLIT))))
-$(eval $(call stage_rule,prompt,$(TEST_SPLIT),$(call manifest,cam,$(TEST_SPLIT))))
-$(eval $(call stage_rule,propose,$(TEST_SPLIT),$(call manifest,prompt,$(TEST_SPLIT))))
-$(eval $(call stage_rule,wsod,$(TEST_SPLIT),$(call manifest,wsod,$(TRAIN_SPLIT)) $(call manifest,propose,$(TEST_SPLIT))))
-$(eval $(call stage_rule,retrain,$(TEST_SPLIT),$(call manifest,retrain,$(TRAIN_SPLIT))))
-$(eval $(call stage_rule,wsis,$(TEST_SPLIT),$(call manifest,wsis,$(TRAIN_SPLIT))))
+ifeq ($(TEST_SPLIT),)
+STEPS := $(foreach s,$(STEPS),$(if $(findstring /test:,$(s)),,$(s)))
 endif
+MANIFESTS := $(call manifests,$(foreach s,$(STEPS),$(firstword $(subst :, ,$(s)))))
 
-$(foreach s,cam prompt propose wsod retrain wsis,$(eval $(s): $(call both,$(s)) ; @:))
-pgt: $(call manifest,pgt,$(TRAIN_SPLIT)) ; @:
+# Each step waits for the steps whose files it reads, for its settings and for the lists of the data set.
+comma := ,
+$(foreach s,$(STEPS),$(eval $(call manifests,$(subst $(comma), ,$(subst :, : ,$(s))))))
+$(foreach s,$(STAGES),$(eval $(filter $(RUN)/$(s)/%,$(MANIFESTS)): $(RUN)/settings/$(s).yaml))
+$(foreach s,$(STAGES),$(eval $(s): $(filter $(RUN)/$(s)/%,$(MANIFESTS)) ; @:))
 
-evaluate: $(call both,cam) $(call both,prompt) $(call both,propose) $(call both,wsod) $(call manifest,pgt,$(TRAIN_SPLIT)) $(call both,retrain) $(call both,wsis)
+$(MANIFESTS): $(RUN)/%/manifest.json: $(TAGS)
+	$(WEAKSAM) $(subst /, --split ,$*) $(WHAT) --resume --overwrite $(FLAGS)
+
+evaluate: $(MANIFESTS)
 	$(WEAKSAM) evaluate --dataset $(DATASET) --run $(RUN)
 
 report: evaluate

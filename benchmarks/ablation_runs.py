@@ -17,19 +17,15 @@ from benchmarks.ablation_rows import WSOD_ROWS, Figures, Row
 from benchmarks.supervised_bound import write_truth
 from stages.core.artifacts.coco_json import read_results, write_results
 from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
-from stages.core.config import StageConfig, build_config, load_recipe, parse_assignments
+from stages.core.config import StageConfig, build_config, config_class, load_recipe, parse_assignments
 from stages.core.datasets.catalog import open_split
 from stages.core.errors import MissingInputError
 from stages.core.evaluation.corloc import corloc
 from stages.core.evaluation.tasks import Ground, load_ground, measure
+from stages.core.registry import load_stage
 from stages.core.runtime.device import available_cores, resolve_precision
 from stages.core.runtime.execute import Request, execute
-from stages.core.spec import Stage
-from stages.pgt.stage import STAGE as PGT
-from stages.retrain.stage import STAGE as RETRAIN
-from stages.wsod.stage import STAGE as WSOD
 
-STAGES: dict[str, Stage] = {"wsod": WSOD, "pgt": PGT, "retrain": RETRAIN}
 OWN_TEACHER = "run"
 """Teacher of the pseudo boxes: the detections of the finished run itself."""
 TEACHERS = (OWN_TEACHER, *(row.key.removeprefix("wsod/") for row in WSOD_ROWS))
@@ -103,7 +99,7 @@ class Bench:
             layers.append((f"recipe {recipe}", load_recipe(recipe).get(stage, {})))
         layers.append(("--set", parse_assignments(self.options.assignments, stage)))
         layers.append(("the row", dict(changes or {})))
-        return build_config(STAGES[stage].Config, layers)
+        return build_config(config_class(stage), layers)
 
     def check(self, row: Row) -> None:
         """Validate a row's settings and look for its inputs, before hours are spent on others.
@@ -210,7 +206,7 @@ class Bench:
         self, stage: str, config: StageConfig, key: str, seed: int, split: str, inputs: dict[str, Path]
     ) -> None:
         execute(
-            STAGES[stage],
+            load_stage(stage),
             config,
             Request(
                 split=split,

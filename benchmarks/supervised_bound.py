@@ -19,17 +19,15 @@ import numpy as np
 
 from stages.core.artifacts.coco_json import Detections, write_dataset
 from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
-from stages.core.config import StageConfig
+from stages.core.config import StageConfig, config_class
 from stages.core.datasets.catalog import data_root, open_split
 from stages.core.evaluation.ground_truth.load import load_truth
 from stages.core.evaluation.ground_truth.types import ImageTruth
 from stages.core.evaluation.report import shown
 from stages.core.evaluation.tasks import load_ground, measure
+from stages.core.registry import load_stage
 from stages.core.runtime.device import available_cores, resolve_device, resolve_precision
 from stages.core.runtime.execute import Request, execute
-from stages.core.spec import Stage
-from stages.retrain.stage import STAGE as RETRAIN
-from stages.wsis.stage import STAGE as WSIS
 
 SHOWN = {
     "retrain": ("detections", "detections.json", ("ap50", "coco_ap")),
@@ -37,7 +35,6 @@ SHOWN = {
 }
 """Stage -> task, artifact, figures compared."""
 
-STAGES: dict[str, Stage] = {"retrain": RETRAIN, "wsis": WSIS}
 CHANGED = {"retrain": {"drop": "off"}, "wsis": {"mask_source": "given"}}
 """What differs from the weak run's settings."""
 
@@ -94,7 +91,7 @@ def _as_pseudo(image: ImageTruth) -> Detections:
 
 def settings_of(run: Path, stage: str, train: str) -> StageConfig:
     """The settings a finished run used, changed as `CHANGED` says; the defaults if it did not run this stage."""
-    model = STAGES[stage].Config
+    model = config_class(stage)
     folder = run / stage / train
     used = dict(read_manifest(folder).config) if (folder / MANIFEST_NAME).is_file() else {}
     return model.model_validate(used | CHANGED[stage])
@@ -106,7 +103,7 @@ def train_bound(options: Options, stage: str, truth: Path) -> Path:
     folder = options.out
     for split in (options.train, options.test):
         execute(
-            STAGES[stage],
+            load_stage(stage),
             config,
             Request(
                 split=split,
@@ -148,7 +145,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--data", type=Path, help="folder of data sets; default $WEAKSAM_DATA, else ./data")
     parser.add_argument("--train", default="shapes_train", help="split to train on")
     parser.add_argument("--test", default="shapes_test", help="split to measure on")
-    parser.add_argument("--stages", nargs="+", choices=sorted(STAGES), default=sorted(STAGES))
+    parser.add_argument("--stages", nargs="+", choices=sorted(SHOWN), default=sorted(SHOWN))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)

@@ -6,10 +6,13 @@ set -euo pipefail
 
 split=${1:?usage: slurm/chain.sh SPLIT [options of weaksam]}
 shift
+here=$(cd "$(dirname "$0")/.." && pwd)
+python=$(command -v "$here/.venv/bin/python" || echo python3)
+stages=$(cd "$here" && "$python" -c 'from stages.core.registry import CHAIN; print(*CHAIN)')
 before=
-for stage in cam prompt propose wsod pgt retrain wsis; do
+for stage in $stages; do
   # shellcheck disable=SC2086 # SBATCH_FLAGS is a list of words
   before=$(sbatch --parsable ${SBATCH_FLAGS:-} --job-name="weaksam-$stage" ${before:+--dependency=afterok:$before} \
-    "$(dirname "$0")/stage.sh" "$stage" --split "$split" "$@")
+    "$here/slurm/stage.sh" "$stage" --split "$split" "$@")
   echo "$stage: job $before"
 done

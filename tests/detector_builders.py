@@ -52,7 +52,7 @@ def write_pgt(tmp_path: Path, split: WeakSplit, skip: tuple[str, ...] = (), mask
     return path
 
 
-def run(stage: Stage, config: StageConfig, at: StageContext) -> dict[str, int | float]:
+def run(stage: Stage[Any], config: StageConfig, at: StageContext) -> dict[str, int | float]:
     stage.plan(config, at)
     return stage.run(config, at)
 

@@ -37,7 +37,7 @@ DETECTOR: dict[str, Any] = {
     "test_size": 48, "max_size": 96, "train_sizes": (32, 48), "rpn_candidates": 20, "rois_per_image": 8,
     "head_width": 16, "epochs": EPOCHS, "batch_size": 4, "max_detections": 3, "threads": 1,
 }  # fmt: skip
-STAGES: dict[str, tuple[Stage, StageConfig, tuple[str, ...]]] = {
+STAGES: dict[str, tuple[Stage[Any], StageConfig, tuple[str, ...]]] = {
     "cam": (
         CamStage(),
         CamConfig(

@@ -17,16 +17,7 @@ from stages.core.datasets.shapes.dataset import write_shapes
 from stages.core.datasets.split import WeakSplit
 from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.tasks import load_ground
-
-OUTPUTS = {
-    "cam": ("cams.h5",),
-    "prompt": ("prompts.h5",),
-    "propose": ("proposals.h5",),
-    "wsod": ("detections.json",),
-    "pgt": ("pgt.json",),
-    "retrain": ("detections.json",),
-    "wsis": ("pgt_masks.json", "segmentations.json"),
-}
+from stages.core.registry import stage_spec
 
 
 def draw_toy_data(root: Path, train: int = 6, test: int = 3) -> None:
@@ -41,7 +32,8 @@ def build_run(run: Path, root: Path, split_name: str, stages: Iterable[str]) -> 
     for stage in stages:
         folder = run / stage / split_name
         folder.mkdir(parents=True)
-        files = tuple(n for n in OUTPUTS[stage] if split.role == "train" or n != "pgt_masks.json")
+        names = stage_spec(stage).output_names(split.role)
+        files = tuple(name for name in names if not name.endswith(".safetensors"))
         for name in files:
             _write(folder / name, split, truth)
         if stage in ("cam", "wsod", "retrain", "wsis") and split.role == "train":

@@ -76,7 +76,7 @@ def test_cam__train_split_maps_the_tags_and_nothing_else(data: Path, trained: Pa
 def test_cam__same_seed_gives_same_bytes(data: Path, trained: Path, tmp_path: Path) -> None:
     again = context(data, tmp_path, "train", "cam")
     CAM.run(TINY, again)
-    for name in CAM.outputs["train"]:
+    for name in CAM.spec.output_names("train"):
         assert (again.out / name).read_bytes() == (trained / name).read_bytes()
 
 
@@ -95,7 +95,7 @@ def test_cam__test_split_predicts_its_classes_without_tags(data: Path, trained: 
 def test_cam__given_checkpoint_is_applied_without_training(data: Path, trained: Path, tmp_path: Path) -> None:
     own = context(data, tmp_path, "train", "cam", checkpoint=trained / "classifier.safetensors")
     CAM.run(TINY, own)
-    for name in CAM.outputs["train"]:
+    for name in CAM.spec.output_names("train"):
         assert (own.out / name).read_bytes() == (trained / name).read_bytes()
 
 

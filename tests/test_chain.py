@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from stages.core.artifacts.manifest import read_manifest
-from stages.core.config import STAGE_NAMES
 from stages.core.datasets.shapes.dataset import write_shapes
+from stages.core.registry import CHAIN
 from weaksam_cli import main as entry
 
 pytestmark = pytest.mark.chain
@@ -48,7 +48,7 @@ def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_chain__every_stage_leaves_a_manifest(finished: Path) -> None:
-    for stage in STAGE_NAMES:
+    for stage in CHAIN:
         manifest = read_manifest(finished / stage / "tiny_train")
         assert manifest.counts["images"] == 10
         for name in manifest.outputs:
@@ -59,7 +59,7 @@ def test_chain__every_stage_leaves_a_manifest(finished: Path) -> None:
 
 def test_chain__report_and_figures(finished: Path) -> None:
     figures = json.loads((finished / "evaluation.json").read_text())
-    assert {row["stage"] for row in figures["rows"]} == set(STAGE_NAMES)
+    assert {row["stage"] for row in figures["rows"]} == set(CHAIN)
     page = (finished / "report.html").read_text()
     assert "data:image/" in page
     assert 'src="http' not in page
@@ -81,7 +81,7 @@ def test_chain__same_bytes_again_without_any_box_or_mask_on_disk(
     finished: Path, blind: Path, tmp_path: Path
 ) -> None:
     """Equal artifacts up to pgt.json: determinism (one seed, other workers) and weak supervision at once."""
-    for stage in STAGE_NAMES[:5]:
+    for stage in CHAIN[:5]:
         common = [
             "--run",
             str(tmp_path / "again"),
@@ -104,7 +104,7 @@ def test_chain__second_run_does_nothing_and_a_changed_setting_redoes_what_follow
     finished: Path, data: Path
 ) -> None:
     def started() -> dict[str, str]:
-        return {s: read_manifest(finished / s / "tiny_train").started for s in STAGE_NAMES}
+        return {s: read_manifest(finished / s / "tiny_train").started for s in CHAIN}
 
     before = started()
     assert demo(data, finished) == 0

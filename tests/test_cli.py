@@ -1,8 +1,9 @@
-"""The door: help without heavy imports, flags made from settings, errors made into exit codes."""
+"""The command line: help without heavy imports, flags made from settings, errors made into exit codes."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import subprocess
 import sys
@@ -10,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from stages.core.config import STAGE_NAMES
+from stages.core.config import config_class
 from stages.core.datasets import catalog
+from stages.core.registry import CHAIN, Step, chain_specs, chain_steps, load_stage, stage_spec
+from stages.core.spec import Role
 from weaksam_cli import main as entry
 from weaksam_cli import state
-from weaksam_cli.chain import chain_steps
-from weaksam_cli.stage_command import INPUT_FLAGS, SUMMARIES, load_config_class, stage_command
+from weaksam_cli.stage_command import stage_command
 from weaksam_cli.state import OPTIONS
 
+ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "torchvision", "cv2", "h5py", "timm", "pycocotools", "segment_anything", "pydantic")
 
 
@@ -37,10 +40,10 @@ def test_help__imports_nothing_heavy() -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stderr.strip().splitlines()[-1] == "[]"
-    assert all(stage in result.stdout for stage in STAGE_NAMES)
+    assert all(stage in result.stdout for stage in CHAIN)
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", CHAIN)
 def test_stage_help__needs_no_torch_and_names_every_setting(stage: str) -> None:
     program = (
         "import sys\nfrom weaksam_cli.main import main\n"
@@ -56,16 +59,14 @@ def test_stage_help__needs_no_torch_and_names_every_setting(stage: str) -> None:
     )
     assert result.stderr.strip().splitlines()[-1] == "[]"
     words = " ".join(result.stdout.split())
-    for name, field in load_config_class(stage).model_fields.items():
+    for name, field in config_class(stage).model_fields.items():
         assert f"--{name.replace('_', '-')}"[:40] in result.stdout
         if isinstance(field.default, int | float) and not isinstance(field.default, bool):
             assert f"{field.default})" in words, f"the default of {name} is not shown"
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", CHAIN)
 def test_stage_command__flags_do_not_collide(stage: str) -> None:
-    import inspect
-
     flags: list[str] = []
     for parameter in inspect.signature(stage_command(stage)).parameters.values():
         for declared in parameter.default.param_decls:
@@ -73,38 +74,54 @@ def test_stage_command__flags_do_not_collide(stage: str) -> None:
     assert len(flags) == len(set(flags)), f"{stage}: two options of one name"
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", CHAIN)
 def test_stages__keep_the_protocol(stage: str) -> None:
-    room = importlib.import_module(f"stages.{stage}.stage").STAGE
-    assert room.name == stage
-    assert room.Config is load_config_class(stage)
-    assert tuple(spec.name for spec in room.inputs) == INPUT_FLAGS[stage]
-    assert set(room.outputs) == {"train", "test"}
+    spec = load_stage(stage).spec
+    assert spec is stage_spec(stage)
+    assert spec.name == stage
+    assert spec.output_names("train")
+    flags = inspect.signature(stage_command(stage)).parameters
+    assert {f"input_{needed.name}" for needed in spec.inputs} <= set(flags)
     assert callable(importlib.import_module(f"stages.{stage}.viz").draw)
     folder = Path(importlib.import_module(f"stages.{stage}").__path__[0])
-    for name in ("config.py", "stage.py", "viz.py", "README.md"):
+    for name in ("config.py", "spec.py", "stage.py", "viz.py", "README.md"):
         assert (folder / name).is_file()
-    for name, field in room.Config.model_fields.items():
+    for name, field in config_class(stage).model_fields.items():
         assert field.description, f"{stage}.{name} has no description"
 
 
 @pytest.mark.parametrize("producer", ["own", "train"])
 def test_stages__inputs_are_outputs_of_their_producers(producer: str) -> None:
-    rooms = {s: importlib.import_module(f"stages.{s}.stage").STAGE for s in STAGE_NAMES}
-    for room in rooms.values():
-        for spec in room.inputs:
-            made = rooms[spec.producer].outputs
-            if spec.split == producer:
-                roles = ("train",) if producer == "train" else spec.roles
-                assert all(spec.file_name in made[role] for role in roles), (room.name, spec)
+    for spec in chain_specs():
+        for needed in spec.inputs:
+            if needed.split == producer:
+                roles: tuple[Role, ...] = ("train",) if producer == "train" else needed.roles
+                made = stage_spec(needed.producer)
+                assert all(needed.file_name in made.output_names(role) for role in roles), (spec.name, needed)
 
 
-def test_chain_steps__test_split_follows_train_split() -> None:
-    steps = [(s.stage, s.split) for s in chain_steps("x_train", "x_test", 3, 2)]
-    assert steps[0] == ("cam", "x_train")
-    assert ("pgt", "x_test") not in steps
-    assert steps.index(("wsod", "x_test")) > steps.index(("wsod", "x_train"))
-    assert len(steps) == 2 * len(SUMMARIES) - 1
+def test_chain_steps__each_after_those_it_needs() -> None:
+    steps = chain_steps()
+    order = list(steps)
+    assert order[0] == Step("cam", "train")
+    assert Step("pgt", "test") not in steps
+    assert len(steps) == 2 * len(CHAIN) - 1
+    assert all(order.index(needed) < order.index(step) for step in steps for needed in steps[step])
+    assert steps[Step("wsod", "test")] == (Step("propose", "test"), Step("wsod", "train"))
+
+
+def test_registry__declarations_need_the_standard_library_alone() -> None:
+    """Make reads them before anything is installed."""
+    program = (
+        "import sys; sys.path.insert(0, '.'); from stages.core.registry import main; main()\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules} - set(sys.stdlib_module_names) - {'stages'}))"
+    )
+    command = [sys.executable, "-I", "-S", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    steps, others = done.stdout.splitlines()
+    assert others == "['__main__']" or others == "[]"
+    assert steps.split()[:2] == ["cam/train:", "cam/test:cam/train"]
+    assert steps.split()[-1] == "wsis/test:wsis/train"
 
 
 @pytest.mark.parametrize(

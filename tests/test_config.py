@@ -10,11 +10,11 @@ import pytest
 from pydantic import Field, ValidationError, create_model
 
 from stages.core.config import (
-    STAGE_NAMES,
     OnlyWith,
     Settings,
     StageConfig,
     build_config,
+    config_class,
     environment_section,
     load_config_file,
     load_recipe,
@@ -24,7 +24,7 @@ from stages.core.config.model import setting_fields
 from stages.core.config.renamed import RENAMED
 from stages.core.config.values import format_value, range_words, read_value, type_words
 from stages.core.errors import ConfigError, MissingInputError, did_you_mean
-from weaksam_cli.stage_command import load_config_class
+from stages.core.registry import CHAIN
 
 
 class ToyConfig(StageConfig):
@@ -261,9 +261,9 @@ def test_build_config__old_names_say_the_new_one(monkeypatch: pytest.MonkeyPatch
         assert words in str(caught.value)
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", CHAIN)
 def test_renamed__new_names_exist_and_old_ones_do_not(stage: str) -> None:
-    model = load_config_class(stage)
+    model = config_class(stage)
     names = {".".join(path) for path, _ in setting_fields(model)}
     for old, new in RENAMED.get(stage, {}).items():
         assert old not in names

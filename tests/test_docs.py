@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 import yaml
 from typer.main import get_command
 
-from stages.core.config import STAGE_NAMES, recipe_names
+from stages.core.config import config_class, recipe_names
+from stages.core.registry import CHAIN
 from weaksam_cli.main import build_app
-from weaksam_cli.stage_command import load_config_class, resolve_settings, setting_flags
+from weaksam_cli.stage_command import resolve_settings, setting_flags
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -61,7 +63,7 @@ def test_pages__show_commands() -> None:
     assert len(WEAKSAM) > 30
     assert len(MAKE) > 5
     assert {line.split()[1] for _, line in WEAKSAM} >= {
-        *STAGE_NAMES,
+        *CHAIN,
         "demo",
         "evaluate",
         "inspect",
@@ -84,21 +86,16 @@ def test_weaksam_command__parses_and_its_settings_are_valid(page: str, line: str
     if "--help" in rest:
         return
     values = command.make_context(name, rest).params
-    if name in STAGE_NAMES:
+    if name in CHAIN:
         assert values["recipe"] in (None, *recipe_names()), f"{page}: no recipe is called {values['recipe']}"
-        model = load_config_class(name)
+        model = config_class(name)
         flags = setting_flags(model, values)
         resolve_settings(name, model, values["recipe"], None, values["assignments"], flags)
 
 
 def make_targets() -> set[str]:
-    makefile = text_of(ROOT / "Makefile")
-    stages = re.search(r"^STAGES\s*:=(.*)$", makefile, re.MULTILINE)
-    assert stages is not None
-    named = re.findall(r"^([a-z][a-z -]*):(?!=)", makefile, re.MULTILINE)
-    return (
-        {word for group in named for word in group.split()} | set(stages[1].split()) | {"evaluate", "report"}
-    )
+    named = re.findall(r"^([a-z][a-z -]*):(?!=)", text_of(ROOT / "Makefile"), re.MULTILINE)
+    return {word for group in named for word in group.split()} | {*CHAIN, "evaluate", "report"}
 
 
 @pytest.mark.parametrize(("page", "line"), MAKE)
@@ -126,10 +123,10 @@ def test_page__relative_links_resolve(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_page__settings_named_exist(page: Path) -> None:
     for word in INLINE.findall(FENCE.sub("", text_of(page))):
-        match = re.fullmatch(rf"({'|'.join(STAGE_NAMES)})\.([a-z_]+)(?:: .*|=.*)?", word)
+        match = re.fullmatch(rf"({'|'.join(CHAIN)})\.([a-z_]+)(?:: .*|=.*)?", word)
         if match is None or match[2] in ("py", "h5", "json"):
             continue
-        assert match[2] in load_config_class(match[1]).model_fields, f"{page.name}: {word}"
+        assert match[2] in config_class(match[1]).model_fields, f"{page.name}: {word}"
 
 
 def cited_sections() -> list[tuple[str, str]]:
@@ -215,6 +212,25 @@ def test_stage_script__several_tasks_are_one_launch(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
     assert calls == ["srun --kill-on-bad-exit=1", "prompt --split a_train --resume"]
+
+
+def test_chain_script__one_job_per_stage_each_after_the_one_before(tmp_path: Path) -> None:
+    (tmp_path / "sbatch").write_text('#!/bin/bash\necho "$@" >> calls; wc -l < calls\n')
+    (tmp_path / "sbatch").chmod(0o755)
+    command = ["bash", str(ROOT / "slurm" / "chain.sh"), "a_train", "--device", "cuda"]
+    environment = {
+        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin",
+        "SBATCH_FLAGS": "-p gpu",
+    }
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    calls = [shlex.split(line) for line in (tmp_path / "calls").read_text().splitlines()]
+    script = str(ROOT / "slurm" / "stage.sh")
+    given = [call[call.index(script) + 1 :] for call in calls]
+    assert given == [[stage, "--split", "a_train", "--device", "cuda"] for stage in CHAIN]
+    waits = [word for call in calls for word in call if word.startswith("--dependency")]
+    assert waits == [f"--dependency=afterok:{number}" for number in range(1, len(CHAIN))]
+    assert all(call[:3] == ["--parsable", "-p", "gpu"] for call in calls)
 
 
 def test_array_script__shards_count_from_zero(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import signal
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from pydantic import Field
@@ -26,7 +26,7 @@ from stages.core.errors import (
     UsageError,
 )
 from stages.core.runtime.execute import Request, execute, failure_limit
-from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
+from stages.core.spec import Counts, InputSpec, OutputSpec, Plan, StageContext, StageSpec
 from tests.fake_split import FakeSplit
 
 
@@ -35,11 +35,7 @@ class ToyConfig(StageConfig):
 
 
 class FirstStage:
-    name: ClassVar[str] = "cam"
-    Config: ClassVar[type[StageConfig]] = ToyConfig
-    inputs: ClassVar[tuple[InputSpec, ...]] = ()
-    outputs: ClassVar[dict[Role, tuple[str, ...]]] = {"train": ("cams.txt",), "test": ("cams.txt",)}
-    shardable: ClassVar[tuple[Role, ...]] = ()
+    spec = StageSpec("cam", "", (), (OutputSpec("cams.txt", "cams"),))
     runs: int = 0
     bad: tuple[str, ...] = ()
     stop: bool = False
@@ -54,14 +50,14 @@ class FirstStage:
         if self.stop:
             os.kill(os.getpid(), signal.SIGTERM)
             context.interrupted()
-        (context.out / self.outputs["train"][0]).write_text(config.word)
+        (context.out / self.spec.outputs[0].file_name).write_text(config.word)
         return {"words": 1}
 
 
 class SecondStage(FirstStage):
-    name: ClassVar[str] = "prompt"
-    inputs: ClassVar[tuple[InputSpec, ...]] = (InputSpec("cams", "cam", "cams.txt"),)
-    outputs: ClassVar[dict[Role, tuple[str, ...]]] = {"train": ("prompts.txt",), "test": ("prompts.txt",)}
+    spec = StageSpec(
+        "prompt", "", (InputSpec("cams", "cam", "cams.txt"),), (OutputSpec("prompts.txt", "prompts"),)
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -169,8 +165,12 @@ def test_execute__input_unfinished(request_: Request) -> None:
 
 def test_execute__input_made_from_an_older_upstream(request_: Request) -> None:
     class ThirdStage(FirstStage):
-        name: ClassVar[str] = "propose"
-        inputs: ClassVar[tuple[InputSpec, ...]] = (InputSpec("prompts", "prompt", "prompts.txt"),)
+        spec = StageSpec(
+            "propose",
+            "",
+            (InputSpec("prompts", "prompt", "prompts.txt"),),
+            (OutputSpec("p.txt", "proposals"),),
+        )
 
     execute(FirstStage(), ToyConfig(), request_)
     execute(SecondStage(), ToyConfig(), request_)
@@ -181,13 +181,12 @@ def test_execute__input_made_from_an_older_upstream(request_: Request) -> None:
 
 def test_execute__checkpoint_given_for_a_train_split_is_applied(request_: Request, tmp_path: Path) -> None:
     class Learner(FirstStage):
-        inputs: ClassVar[tuple[InputSpec, ...]] = (
-            InputSpec("checkpoint", "cam", "w.bin", "train", ("test",)),
+        spec = StageSpec(
+            "cam",
+            "",
+            (InputSpec("checkpoint", "cam", "w.bin", "train", ("test",)),),
+            (OutputSpec("cams.txt", "cams"), OutputSpec("w.bin", "weights", ("train",))),
         )
-        outputs: ClassVar[dict[Role, tuple[str, ...]]] = {
-            "train": ("cams.txt", "w.bin"),
-            "test": ("cams.txt",),
-        }
         learnt: int = 0
 
         def run(self, config: Any, context: StageContext) -> Counts:

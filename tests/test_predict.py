@@ -202,7 +202,7 @@ def test_predict__earlier_output_is_kept_unless_overwritten(tmp_path: Path) -> N
 
 
 def test_predict__masks_from_a_prompted_segmenter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import stages.core.segmenters.sam_segmenter as segmenters
+    import stages.core.segmenters.loading as segmenters
     from tests.detector_builders import BoxSegmenter
 
     asked: list[tuple[str, Path | None]] = []

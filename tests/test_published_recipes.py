@@ -16,18 +16,18 @@ import pytest
 
 from stages.core.artifacts.schemas import PROMPTS
 from stages.core.artifacts.table import ImageRows, gather, write_table
-from stages.core.config import load_config_file, load_recipe
+from stages.core.config import config_class, load_config_file, load_recipe
 from stages.core.errors import ConfigError
 from tests.datasets_builders import HEIGHT, WIDTH, make_voc
 from tests.test_propose import prompt_rows
 from weaksam_cli import main as entry_point
-from weaksam_cli.stage_command import load_config_class, resolve_settings
+from weaksam_cli.stage_command import resolve_settings
 
 RECIPES = ("voc07", "voc12", "coco14")
 
 
 def settings(stage: str, recipe: str) -> dict[str, Any]:
-    return resolve_settings(stage, load_config_class(stage), recipe, None, [], {}).model_dump()
+    return resolve_settings(stage, config_class(stage), recipe, None, [], {}).model_dump()
 
 
 def agree(found: dict[str, Any], table: dict[str, Any]) -> None:

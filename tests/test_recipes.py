@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from stages.core.config import STAGE_NAMES, build_config, load_recipe, recipe_names
-from weaksam_cli.stage_command import load_config_class
+from stages.core.config import build_config, config_class, load_recipe, recipe_names
+from stages.core.registry import CHAIN
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_recipes__resolve_for_every_stage(recipe: str) -> None:
     sections = load_recipe(recipe)
-    for stage in STAGE_NAMES:
-        model = load_config_class(stage)
+    for stage in CHAIN:
+        model = config_class(stage)
         config = build_config(model, [(recipe, sections.get(stage, {}))])
         for key in sections.get(stage, {}):
             assert key in type(config).model_fields

@@ -15,11 +15,12 @@ from stages.core.artifacts.coco_json import Detections
 from stages.core.datasets.catalog import open_split
 from stages.core.errors import MissingInputError
 from stages.core.evaluation.suite import evaluate_run
+from stages.core.registry import CHAIN
 from stages.core.viz.charts import duration, line_chart, number
 from stages.core.viz.panels import strongest
 from stages.core.viz.report import evenly_spaced, headlines, words, write_report
 from stages.core.viz.run_facts import read_curves, read_run
-from tests.run_builder import OUTPUTS, build_run, draw_toy_data
+from tests.run_builder import build_run, draw_toy_data
 from weaksam_cli.tables import print_run_table
 
 PICTURES = (
@@ -60,8 +61,8 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     base = tmp_path_factory.mktemp("toy")
     data, run = base / "data", base / "runs" / "toy"
     draw_toy_data(data, train=2, test=1)
-    build_run(run, data, "toy_train", OUTPUTS)
-    build_run(run, data, "toy_test", [stage for stage in OUTPUTS if stage != "pgt"])
+    build_run(run, data, "toy_train", CHAIN)
+    build_run(run, data, "toy_test", [stage for stage in CHAIN if stage != "pgt"])
     evaluate_run(run, data, "toy_train", "toy_test")
     return data, run
 

@@ -5,35 +5,15 @@ The same calls as the stage commands make; Make does the same with one process p
 
 from __future__ import annotations
 
-import importlib
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from weaksam_cli.stage_command import SUMMARIES, load_config_class, resolve_settings
+from stages.core.registry import chain_steps, load_stage
+from weaksam_cli.stage_command import resolve_settings
 from weaksam_cli.state import OPTIONS, data_root
-
-
-@dataclass(frozen=True)
-class ChainStep:
-    """One stage on one split."""
-
-    stage: str
-    split: str
-    limit: int | None
-
-
-def chain_steps(train: str, test: str, train_limit: int | None, test_limit: int | None) -> list[ChainStep]:
-    """Steps in the order in which each finds its inputs; a stage with nothing to do on test is left out."""
-    steps = []
-    for stage in SUMMARIES:
-        steps.append(ChainStep(stage, train, train_limit))
-        if importlib.import_module(f"stages.{stage}.stage").STAGE.outputs["test"]:
-            steps.append(ChainStep(stage, test, test_limit))
-    return steps
 
 
 def demo(
@@ -64,6 +44,7 @@ def demo(
 
     Goes on where an earlier demo stopped; what changed is done anew.
     """
+    from stages.core.config import config_class
     from stages.core.runtime.device import available_cores, resolve_device, resolve_precision
     from stages.core.runtime.execute import Request, execute
     from stages.core.runtime.processes import is_main
@@ -72,21 +53,20 @@ def demo(
     if workers is None:
         workers = available_cores() if chosen == "cpu" else 0
     root, start = data_root(data), time.monotonic()
-    train, test = f"{dataset}_train", f"{dataset}_test"
-    steps = chain_steps(train, test, train_images, test_images)
+    splits = {"train": f"{dataset}_train", "test": f"{dataset}_test"}
+    limits = {"train": train_images, "test": test_images}
+    steps = chain_steps()
     for number, step in enumerate(steps, 1):
-        config = resolve_settings(
-            step.stage, load_config_class(step.stage), recipe, None, assignments or [], {}
-        )
-        typer.echo(f"[{number}/{len(steps)}] {step.stage} {step.split}", err=True)
+        config = resolve_settings(step.stage, config_class(step.stage), recipe, None, assignments or [], {})
+        typer.echo(f"[{number}/{len(steps)}] {step.stage} {splits[step.role]}", err=True)
         execute(
-            importlib.import_module(f"stages.{step.stage}.stage").STAGE,
+            load_stage(step.stage),
             config,
             Request(
-                split=step.split,
+                split=splits[step.role],
                 run=run,
                 data=root,
-                limit=step.limit,
+                limit=limits[step.role],
                 resume=True,
                 overwrite=True,
                 device=chosen,
@@ -101,7 +81,7 @@ def demo(
     seconds = time.monotonic() - start
     if not is_main():
         return
-    evaluate_and_report(run, root, train, test)
+    evaluate_and_report(run, root, splits["train"], splits["test"])
     typer.echo(f"{len(steps)} steps in {seconds / 60:.1f} min; report: {run / 'report.html'}")
 
 

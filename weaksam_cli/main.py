@@ -14,8 +14,9 @@ from typing import Annotated
 
 import typer
 
+from stages.core.registry import CHAIN, chain_specs
 from weaksam_cli import tools
-from weaksam_cli.stage_command import SUMMARIES, stage_command
+from weaksam_cli.stage_command import stage_command
 from weaksam_cli.state import OPTIONS
 from weaksam_cli.weights import weights_app
 
@@ -64,9 +65,9 @@ def build_app(detailed: Sequence[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_global_options)
-    for stage, summary in SUMMARIES.items():
-        function = stage_command(stage) if stage in detailed else _placeholder
-        app.command(stage, help=summary, rich_help_panel="Stages, in order")(function)
+    for spec in chain_specs():
+        function = stage_command(spec.name) if spec.name in detailed else _placeholder
+        app.command(spec.name, help=spec.summary, rich_help_panel="Stages, in order")(function)
     for name, function in tools.COMMANDS.items():
         app.command(name, rich_help_panel="Tools", hidden=name in tools.HIDDEN)(function)
     app.add_typer(weights_app(), name="weights", rich_help_panel="Tools")
@@ -80,7 +81,7 @@ def _placeholder() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: run, and turn errors into messages on stderr and documented exit codes."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    app = build_app([word for word in given if word in SUMMARIES])
+    app = build_app([word for word in given if word in CHAIN])
     try:
         result = app(args=given, standalone_mode=False)
     except KeyboardInterrupt:

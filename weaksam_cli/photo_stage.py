@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,7 +31,7 @@ from stages.core.runtime.device import Precision
 from stages.core.runtime.environment import package_version
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.segmenters.box_to_mask import MaskRule, masks_of_boxes
-from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
+from stages.core.spec import Counts, InputSpec, OutputSpec, Plan, StageContext, StageSpec
 from stages.core.viz.drawing import draw_boxes, enlarged, overlay_masks, save_png
 from stages.core.viz.palette import class_color
 from stages.wsis.config import WsisConfig
@@ -44,6 +44,14 @@ PICTURE_SIDES = (480, 1280)
 
 Pixels = NDArray[np.uint8]
 Masker = Callable[[Pixels, Detections], Detections]
+
+
+SPEC = StageSpec(
+    name="predict",
+    summary="Apply the trained detector to new images: a COCO JSON file and a picture of each image.",
+    inputs=(InputSpec("detector", "retrain", "detector.safetensors", "train", ("test",)),),
+    outputs=(OutputSpec(PREDICTIONS, "predictions"),),
+)
 
 
 class PredictConfig(StageConfig):
@@ -68,15 +76,9 @@ class PredictConfig(StageConfig):
 
 
 class PredictStage:
-    """The face of a room, without a room: see `stages.core.spec.Stage`."""
+    """The `predict` stage; see `stages.core.spec.Stage`."""
 
-    name: ClassVar[str] = "predict"
-    Config: ClassVar[type[StageConfig]] = PredictConfig
-    inputs: ClassVar[tuple[InputSpec, ...]] = (
-        InputSpec("detector", "retrain", "detector.safetensors", "train", ("test",)),
-    )
-    outputs: ClassVar[dict[Role, tuple[str, ...]]] = {"train": (PREDICTIONS,), "test": (PREDICTIONS,)}
-    shardable: ClassVar[tuple[Role, ...]] = ()
+    spec = SPEC
 
     def plan(self, config: PredictConfig, context: StageContext) -> Plan:
         """Build the models once, so that a damaged or missing file is found before the work."""

@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from stages.core.registry import chain_specs
 from weaksam_cli.state import OPTIONS
 
 if TYPE_CHECKING:
     from stages.core.runtime.execute import Outcome
 
-CHECKPOINTS = {"retrain": "detector.safetensors", "wsis": "segmenter.safetensors"}
+CHECKPOINTS = {
+    spec.name: output.file_name
+    for spec in chain_specs()
+    for output in spec.outputs
+    if output.kind == "detector"
+}
 """Stages whose model needs nothing but an image, and the name of its file."""
 
 

@@ -17,71 +17,47 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from stages.core.registry import load_stage, stage_spec
 from weaksam_cli.state import OPTIONS, data_root, run_folder
 
 if TYPE_CHECKING:
     from stages.core.config import StageConfig
     from stages.core.runtime.execute import Outcome, Request
-
-SUMMARIES = {
-    "cam": "Train the classifier on tags; write coarse, fine and cross-attention maps.",
-    "prompt": "Turn the maps' peaks into point prompts.",
-    "propose": "Prompt SAM with a grid and the points; write class-agnostic boxes.",
-    "wsod": "Learn which proposal is which class from tags alone; write detections.",
-    "pgt": "Make pseudo ground truth out of the detections of a train split.",
-    "retrain": "Train an ordinary detector on the pseudo ground truth with RoI drop.",
-    "wsis": "Turn pseudo boxes into masks with SAM and train an instance segmenter.",
-}
-
-INPUT_FLAGS: dict[str, tuple[str, ...]] = {
-    "cam": ("checkpoint",),
-    "prompt": ("cams",),
-    "propose": ("prompts",),
-    "wsod": ("proposals", "checkpoint"),
-    "pgt": ("detections",),
-    "retrain": ("pgt", "checkpoint"),
-    "wsis": ("pgt", "checkpoint"),
-}
-"""Flags that replace an input found in the run folder; a test holds them against each stage's inputs."""
+    from stages.core.spec import StageSpec
 
 SETTINGS_PANEL = "Settings (also YAML keys and --set)"
 RUN_PANEL = "Run"
 
 
-def load_config_class(stage: str) -> type[StageConfig]:
-    """The settings class of a stage, without importing torch."""
-    module = importlib.import_module(f"stages.{stage}.config")
-    return typing.cast("type[StageConfig]", getattr(module, f"{stage.capitalize()}Config"))
-
-
 def stage_command(stage: str) -> Callable[..., None]:
     """Build the function that Typer turns into ``weaksam <stage>``."""
-    model = load_config_class(stage)
+    from stages.core.config import config_class
+
+    spec, model = stage_spec(stage), config_class(stage)
 
     def command(**values: Any) -> None:
-        config, request = prepare(stage, model, values)
-        stage_object = importlib.import_module(f"stages.{stage}.stage").STAGE
+        config, request = prepare(spec, model, values)
         from stages.core.runtime.execute import execute
         from stages.core.runtime.processes import is_main
 
         if request.dry_run and not values["as_json"]:
             _print_settings(config)  # before anything that may be missing
-        outcome = execute(stage_object, config, request)
+        outcome = execute(load_stage(stage), config, request)
         if not is_main():
             return
         if values["viz"] and outcome.status in ("done", "already done"):
             _draw(stage, outcome, request, values["viz"])
         _print_outcome(stage, outcome, config, as_json=values["as_json"])
 
-    parameters = [*_common_parameters(), *_input_parameters(stage), *_setting_parameters(model)]
+    parameters = [*_common_parameters(), *_input_parameters(spec), *_setting_parameters(model)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
-    command.__doc__ = SUMMARIES[stage]
+    command.__doc__ = spec.summary
     command.__name__ = stage
     return command
 
 
-def prepare(stage: str, model: type[StageConfig], values: dict[str, Any]) -> tuple[StageConfig, Request]:
+def prepare(spec: StageSpec, model: type[StageConfig], values: dict[str, Any]) -> tuple[StageConfig, Request]:
     """Build settings and request from parsed options.
 
     Raises:
@@ -92,7 +68,12 @@ def prepare(stage: str, model: type[StageConfig], values: dict[str, Any]) -> tup
     from stages.core.runtime.parts import parse_shard
 
     config = resolve_settings(
-        stage, model, values["recipe"], values["config"], values["assignments"], setting_flags(model, values)
+        spec.name,
+        model,
+        values["recipe"],
+        values["config"],
+        values["assignments"],
+        setting_flags(model, values),
     )
     device = resolve_device(values["device"])
     workers = values["workers"]
@@ -101,7 +82,7 @@ def prepare(stage: str, model: type[StageConfig], values: dict[str, Any]) -> tup
         run=run_folder(values["run"], values["split"].rpartition("_")[0] or values["split"]),
         data=data_root(values["data"]),
         out=values["out"],
-        overrides={name: values[f"input_{name}"] for name in INPUT_FLAGS[stage] if values[f"input_{name}"]},
+        overrides={i.name: values[f"input_{i.name}"] for i in spec.inputs if values[f"input_{i.name}"]},
         limit=values["limit"],
         shard=parse_shard(values["shard"]),
         resume=values["resume"],
@@ -291,18 +272,18 @@ def _common_parameters() -> list[inspect.Parameter]:
     ]
 
 
-def _input_parameters(stage: str) -> list[inspect.Parameter]:
+def _input_parameters(spec: StageSpec) -> list[inspect.Parameter]:
     return [
         _option(
-            f"input_{name}",
+            f"input_{needed.name}",
             Path | None,
             None,
-            f"--{name}",
+            f"--{needed.name}",
             metavar="PATH",
-            help=f"Use this {name} file instead of the run folder's.",
+            help=f"Use this {needed.name} file instead of the run folder's.",
             rich_help_panel=RUN_PANEL,
         )
-        for name in INPUT_FLAGS[stage]
+        for needed in spec.inputs
     ]
 
 

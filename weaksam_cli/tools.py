@@ -112,10 +112,12 @@ def settings(
     import yaml
 
     from stages.core.artifacts.files import write_text
-    from weaksam_cli.stage_command import SUMMARIES, load_config_class, resolve_settings
+    from stages.core.config import config_class
+    from stages.core.registry import CHAIN
+    from weaksam_cli.stage_command import resolve_settings
 
-    for stage in SUMMARIES:
-        resolved = resolve_settings(stage, load_config_class(stage), recipe, config, assignments or [], {})
+    for stage in CHAIN:
+        resolved = resolve_settings(stage, config_class(stage), recipe, config, assignments or [], {})
         content = {stage: json.loads(resolved.model_dump_json()), "seed": seed}
         text = yaml.safe_dump(content, sort_keys=False)
         path = run / "settings" / f"{stage}.yaml"

@@ -8,36 +8,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stages.cam.config import CamConfig
+from stages.cam.spec import CAMS_FILE, CHECKPOINT, SPEC
 from stages.core.artifacts.schemas import CAMS, MAP_KINDS
 from stages.core.artifacts.table import ImageRows, write_table
-from stages.core.config import StageConfig
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
 from stages.core.runtime.parts import ImageFunction, map_images
-from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
+from stages.core.spec import Counts, Plan, StageContext
 
 if TYPE_CHECKING:
     from stages.cam.maps import ImageMaps, TagClassifier
 
-CHECKPOINT = "classifier.safetensors"
-CAMS_FILE = "cams.h5"
-
 
 class CamStage:
-    """The room's face; see `stages.core.spec.Stage`."""
+    """The `cam` stage; see `stages.core.spec.Stage`."""
 
-    name: ClassVar[str] = "cam"
-    Config: ClassVar[type[StageConfig]] = CamConfig
-    inputs: ClassVar[tuple[InputSpec, ...]] = (
-        InputSpec("checkpoint", "cam", CHECKPOINT, "train", ("test",)),
-    )
-    outputs: ClassVar[dict[Role, tuple[str, ...]]] = {"train": (CHECKPOINT, CAMS_FILE), "test": (CAMS_FILE,)}
-    shardable: ClassVar[tuple[Role, ...]] = ("test",)
+    spec = SPEC
 
     def plan(self, config: CamConfig, context: StageContext) -> Plan:
         """Read the checkpoint, or say how long the training is."""

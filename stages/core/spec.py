@@ -1,8 +1,10 @@
-"""What a stage is, on one page.
+"""What a stage is, on one page: its declaration, what it may touch, and the protocol it keeps.
 
-A room offers ``STAGE``: its name, its settings class, the files it reads and writes, ``plan`` (check
-what can be checked without work) and ``run``. Everything it may touch arrives in a
-:class:`StageContext`; what it sees of the data is a ``WeakSplit``: images and tags, never boxes.
+A stage package offers ``SPEC`` in ``spec.py``, the declaration of the files it reads and writes, and ``STAGE`` in
+``stage.py``, with ``plan`` (check what can be checked without work) and ``run``. Everything a stage may touch arrives
+in a :class:`StageContext`; what it sees of the data is a ``WeakSplit``: images and tags, never boxes.
+
+Imports nothing but the standard library: declarations are read by ``--help`` and by Make.
 """
 
 from __future__ import annotations
@@ -11,17 +13,23 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
-from stages.core.config import StageConfig
 from stages.core.errors import MissingInputError
 
 if TYPE_CHECKING:
     from stages.core.datasets.split import WeakSplit
 
 T = TypeVar("T")
+ConfigT_contra = TypeVar("ConfigT_contra", contravariant=True)
 Role = Literal["train", "test"]
 Counts = dict[str, int | float]
+ArtifactKind = Literal[
+    "weights", "detector", "cams", "prompts", "proposals", "detections", "pgt", "segmentations", "predictions"
+]
+"""What a file holds. ``detector``: weights of a model that finds boxes in an image alone; ``weights``: any other's."""
+
+BOTH: tuple[Role, ...] = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,47 @@ class InputSpec:
     producer: str
     file_name: str
     split: Literal["own", "train"] = "own"
-    roles: tuple[Role, ...] = ("train", "test")
+    roles: tuple[Role, ...] = BOTH
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """A file a stage writes.
+
+    Attributes:
+        file_name: Name inside the stage's folder.
+        kind: What it holds; for all but weights also the task of ``weaksam evaluate`` that measures it.
+        roles: Roles of the split on which it is written.
+        title: Heading of its pictures in the report; empty where the content brings headings of its own.
+    """
+
+    file_name: str
+    kind: ArtifactKind
+    roles: tuple[Role, ...] = BOTH
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """The declaration of a stage: what flags, Make, evaluation, report and execution know about it.
+
+    Attributes:
+        name: Name of the stage, its subcommand, its package and its section in settings files.
+        summary: One sentence for ``--help``.
+        inputs: Files read, in the order in which they are looked for.
+        outputs: Files written, in the order in which they are listed.
+        shardable: Roles for which the work is a map over images and may be cut into shards.
+    """
+
+    name: str
+    summary: str
+    inputs: tuple[InputSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    shardable: tuple[Role, ...] = ()
+
+    def output_names(self, role: Role) -> tuple[str, ...]:
+        """Return the names of the files written on a split of this role."""
+        return tuple(output.file_name for output in self.outputs if role in output.roles)
 
 
 @dataclass
@@ -136,33 +184,26 @@ class StageContext:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do: figures and remarks shown by ``--dry-run``."""
+    """What a run would do, shown by ``--dry-run``."""
 
     images: int
     notes: tuple[str, ...] = ()
 
 
-class Stage(Protocol):
-    """The face of a room.
+class Stage(Protocol[ConfigT_contra]):
+    """What every stage offers, for settings of its own class.
 
     Attributes:
-        name: Stage and subcommand name.
-        Config: Settings class.
-        inputs: Files read.
-        outputs: Files written on a train split and on a test split.
-        shardable: Roles for which the work is a map over images and may be cut into shards.
+        spec: Its declaration.
     """
 
-    name: ClassVar[str]
-    Config: ClassVar[type[StageConfig]]
-    inputs: ClassVar[tuple[InputSpec, ...]]
-    outputs: ClassVar[dict[Role, tuple[str, ...]]]
-    shardable: ClassVar[tuple[Role, ...]]
+    @property
+    def spec(self) -> StageSpec: ...
 
-    def plan(self, config: Any, context: StageContext) -> Plan:
+    def plan(self, config: ConfigT_contra, context: StageContext) -> Plan:
         """Check settings against the split and the inputs without doing the work."""
         ...
 
-    def run(self, config: Any, context: StageContext) -> Counts:
+    def run(self, config: ConfigT_contra, context: StageContext) -> Counts:
         """Do the work; outputs are in ``context.out`` when this returns."""
         ...

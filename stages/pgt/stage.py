@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from stages.core.artifacts.coco_json import Detections, read_results, write_dataset
-from stages.core.config import StageConfig
 from stages.core.datasets.images import image_size
 from stages.core.errors import ConfigError, ImageError, InputError, UsageError, did_you_mean
 from stages.core.runtime.processes import is_main
-from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
+from stages.core.spec import Counts, Plan, StageContext
 from stages.pgt.adaptive import ImageSelection, select
 from stages.pgt.config import PgtConfig
+from stages.pgt.spec import PSEUDO_GROUND_TRUTH, SPEC
 from stages.pgt.statistics import class_statistics, missing_tags, reasons
-
-PSEUDO_TRUTH = "pgt.json"
 
 
 class PgtStage:
-    """The room's face; see `stages.core.spec.Stage`."""
+    """The `pgt` stage; see `stages.core.spec.Stage`."""
 
-    name: ClassVar[str] = "pgt"
-    Config: ClassVar[type[StageConfig]] = PgtConfig
-    inputs: ClassVar[tuple[InputSpec, ...]] = (
-        InputSpec("detections", "wsod", "detections.json", "own", ("train",)),
-    )
-    outputs: ClassVar[dict[Role, tuple[str, ...]]] = {"train": (PSEUDO_TRUTH,), "test": ()}
-    shardable: ClassVar[tuple[Role, ...]] = ()
+    spec = SPEC
 
     def plan(self, config: PgtConfig, context: StageContext) -> Plan:
         """Check the split's role, class names and that the detections belong to the split."""
@@ -75,7 +65,7 @@ class PgtStage:
         info = {"rule": config.model_dump(mode="json"), "classes": statistics, "without_boxes": without}
         if missing:
             info["missing_tags"] = missing
-        write_dataset(context.out / PSEUDO_TRUTH, split, boxes, sizes, info)
+        write_dataset(context.out / PSEUDO_GROUND_TRUTH, split, boxes, sizes, info)
         total = sum(len(kept) for kept in boxes.values())
         return {
             "pseudo_boxes": total,

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 
 from stages.core.artifacts.schemas import CAMS, MAP_KINDS, PROMPTS
 from stages.core.artifacts.table import ImageRows, Table, read_table, write_table
-from stages.core.config import StageConfig
 from stages.core.errors import SchemaError, StaleInputError
 from stages.core.runtime.parts import ImageFunction, map_images
-from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
+from stages.core.spec import Counts, Plan, StageContext
 from stages.prompt.config import PromptConfig
-
-PROMPTS_FILE = "prompts.h5"
+from stages.prompt.spec import PROMPTS_FILE, SPEC
 
 
 class PromptStage:
-    """The room's face; see `stages.core.spec.Stage`."""
+    """The `prompt` stage; see `stages.core.spec.Stage`."""
 
-    name: ClassVar[str] = "prompt"
-    Config: ClassVar[type[StageConfig]] = PromptConfig
-    inputs: ClassVar[tuple[InputSpec, ...]] = (InputSpec("cams", "cam", "cams.h5"),)
-    outputs: ClassVar[dict[Role, tuple[str, ...]]] = {"train": (PROMPTS_FILE,), "test": (PROMPTS_FILE,)}
-    shardable: ClassVar[tuple[Role, ...]] = ("train", "test")
+    spec = SPEC
 
     def plan(self, config: PromptConfig, context: StageContext) -> Plan:
         """Check that the maps belong to this split."""

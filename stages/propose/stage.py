@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,10 +14,11 @@ from stages.core.artifacts.table import ImageRows, Table, read_table, write_tabl
 from stages.core.errors import ConfigError, StaleInputError
 from stages.core.runtime.device import Precision
 from stages.core.runtime.parts import ImageFunction, map_images
-from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
+from stages.core.spec import Counts, Plan, StageContext
 from stages.core.weights.cache import require_weights
 from stages.propose.config import ProposeConfig
 from stages.propose.prompting import valid_points
+from stages.propose.spec import PROPOSALS_FILE, SPEC
 
 if TYPE_CHECKING:
     from stages.core.segmenters.protocol import Segmenter
@@ -27,13 +28,9 @@ IMAGES_AHEAD = 2
 
 
 class ProposeStage:
-    """Class-agnostic boxes with provenance from a promptable segmenter."""
+    """The `propose` stage; see `stages.core.spec.Stage`."""
 
-    name: ClassVar[str] = "propose"
-    Config: ClassVar[type[ProposeConfig]] = ProposeConfig
-    inputs: ClassVar[tuple[InputSpec, ...]] = (InputSpec("prompts", "prompt", "prompts.h5"),)
-    outputs: ClassVar[dict[Role, tuple[str, ...]]] = {"train": ("proposals.h5",), "test": ("proposals.h5",)}
-    shardable: ClassVar[tuple[Role, ...]] = ("train", "test")
+    spec = SPEC
 
     def plan(self, config: ProposeConfig, context: StageContext) -> Plan:
         """Check that the prompts belong to this split and say how many there are.
@@ -72,7 +69,7 @@ class ProposeStage:
                 context.failures.record(
                     image_id, "no proposal passed the filters; the image keeps an empty entry"
                 )
-        write_table(context.out / "proposals.h5", PROPOSALS, table)
+        write_table(context.out / PROPOSALS_FILE, PROPOSALS, table)
         counts = _count(table) | {"prompts_dropped": _unusable(prompts, context)}
         if counts["prompts_dropped"]:
             context.log.warning("dropped %d prompts outside their image", counts["prompts_dropped"])
@@ -166,4 +163,3 @@ def _count(table: Table) -> Counts:
 
 
 STAGE = ProposeStage()
-"""The room's face."""

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
 from stages.core.artifacts.coco_json import Detections, read_dataset, write_results
-from stages.core.config import StageConfig
 from stages.core.detectors.checkpoints import BOX_KINDS, AnyDetector, open_detector, recorded_view_sizes
 from stages.core.detectors.detr import check_detr, require_transformers
 from stages.core.detectors.fitting import total_steps, train_detector
@@ -20,28 +19,16 @@ from stages.core.detectors.inference import detect_split
 from stages.core.detectors.spec import DetrSpec
 from stages.core.detectors.training_data import PseudoTruthData
 from stages.core.detectors.two_stage.faster_rcnn import save_detector
-from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
+from stages.core.spec import Counts, Plan, StageContext
 from stages.retrain.config import RetrainConfig
 from stages.retrain.roi_drop import DropMeter, DropRule
-
-CHECKPOINT = "detector.safetensors"
-DETECTIONS = "detections.json"
+from stages.retrain.spec import CHECKPOINT, DETECTIONS, SPEC
 
 
 class RetrainStage:
-    """The room's face; see `stages.core.spec.Stage`."""
+    """The `retrain` stage; see `stages.core.spec.Stage`."""
 
-    name: ClassVar[str] = "retrain"
-    Config: ClassVar[type[StageConfig]] = RetrainConfig
-    inputs: ClassVar[tuple[InputSpec, ...]] = (
-        InputSpec("pgt", "pgt", "pgt.json", "own", ("train",)),
-        InputSpec("checkpoint", "retrain", CHECKPOINT, "train", ("test",)),
-    )
-    outputs: ClassVar[dict[Role, tuple[str, ...]]] = {
-        "train": (CHECKPOINT, DETECTIONS),
-        "test": (DETECTIONS,),
-    }
-    shardable: ClassVar[tuple[Role, ...]] = ("test",)
+    spec = SPEC
 
     def plan(self, config: RetrainConfig, context: StageContext) -> Plan:
         """Read the pseudo boxes, or the checkpoint's class list, and say how long the training is."""

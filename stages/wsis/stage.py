@@ -5,40 +5,24 @@ On a train split: masks, fit, then apply. On a test split: apply the train split
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from stages.core.artifacts.coco_json import read_dataset, write_dataset, write_results
-from stages.core.config import StageConfig
 from stages.core.detectors.checkpoints import recorded_view_sizes
 from stages.core.detectors.fitting import total_steps, train_detector
 from stages.core.detectors.inference import detect_split
 from stages.core.detectors.training_data import PseudoTruthData
 from stages.core.detectors.two_stage.faster_rcnn import load_detector, save_detector
 from stages.core.runtime.processes import is_main
-from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
+from stages.core.spec import Counts, Plan, StageContext
 from stages.core.weights.cache import require_weights
 from stages.wsis.config import WsisConfig
 from stages.wsis.pseudo_masks import check_given, make_pseudo_masks
-
-CHECKPOINT = "segmenter.safetensors"
-MASKS = "pgt_masks.json"
-SEGMENTATIONS = "segmentations.json"
+from stages.wsis.spec import CHECKPOINT, MASKS, SEGMENTATIONS, SPEC
 
 
 class WsisStage:
-    """The room's face; see `stages.core.spec.Stage`."""
+    """The `wsis` stage; see `stages.core.spec.Stage`."""
 
-    name: ClassVar[str] = "wsis"
-    Config: ClassVar[type[StageConfig]] = WsisConfig
-    inputs: ClassVar[tuple[InputSpec, ...]] = (
-        InputSpec("pgt", "pgt", "pgt.json", "own", ("train",)),
-        InputSpec("checkpoint", "wsis", CHECKPOINT, "train", ("test",)),
-    )
-    outputs: ClassVar[dict[Role, tuple[str, ...]]] = {
-        "train": (MASKS, CHECKPOINT, SEGMENTATIONS),
-        "test": (SEGMENTATIONS,),
-    }
-    shardable: ClassVar[tuple[Role, ...]] = ("test",)
+    spec = SPEC
 
     def plan(self, config: WsisConfig, context: StageContext) -> Plan:
         """Read the pseudo boxes, or the checkpoint's class list, and say how long the training is."""

@@ -5,38 +5,23 @@ On a train split: fit, then apply. On a test split: apply the train split's chec
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from stages.core.artifacts.coco_json import write_results
 from stages.core.artifacts.schemas import PROPOSALS
 from stages.core.artifacts.table import read_table
-from stages.core.config import StageConfig
 from stages.core.runtime.processes import is_main
-from stages.core.spec import Counts, InputSpec, Plan, Role, StageContext
+from stages.core.spec import Counts, Plan, StageContext
 from stages.wsod.batches import WeakData
 from stages.wsod.config import WsodConfig
 from stages.wsod.fitting import fit_detector, load_detector, optimiser_steps, save_detector, trained_with
 from stages.wsod.inference import detect_split, other_settings
 from stages.wsod.proposals import ProposalSource
-
-CHECKPOINT = "detector.safetensors"
-DETECTIONS = "detections.json"
+from stages.wsod.spec import CHECKPOINT, DETECTIONS, SPEC
 
 
 class WsodStage:
-    """The room's face; see `stages.core.spec.Stage`."""
+    """The `wsod` stage; see `stages.core.spec.Stage`."""
 
-    name: ClassVar[str] = "wsod"
-    Config: ClassVar[type[StageConfig]] = WsodConfig
-    inputs: ClassVar[tuple[InputSpec, ...]] = (
-        InputSpec("proposals", "propose", "proposals.h5", "own"),
-        InputSpec("checkpoint", "wsod", CHECKPOINT, "train", ("test",)),
-    )
-    outputs: ClassVar[dict[Role, tuple[str, ...]]] = {
-        "train": (CHECKPOINT, DETECTIONS),
-        "test": (DETECTIONS,),
-    }
-    shardable: ClassVar[tuple[Role, ...]] = ("test",)
+    spec = SPEC
 
     def plan(self, config: WsodConfig, context: StageContext) -> Plan:
         """Read the proposals and the checkpoint's class list, and say how long the training is."""

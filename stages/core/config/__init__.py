@@ -6,9 +6,8 @@ and ``--set``, ``building`` merges them and says what is wrong, ``renamed`` list
 """
 
 from stages.core.config.building import build_config
-from stages.core.config.model import OnlyWith, Settings, StageConfig
+from stages.core.config.model import OnlyWith, Settings, StageConfig, config_class
 from stages.core.config.sources import (
-    STAGE_NAMES,
     Section,
     environment_section,
     load_config_file,
@@ -20,12 +19,12 @@ from stages.core.config.sources import (
 )
 
 __all__ = [
-    "STAGE_NAMES",
     "OnlyWith",
     "Section",
     "Settings",
     "StageConfig",
     "build_config",
+    "config_class",
     "environment_section",
     "load_config_file",
     "load_recipe",

@@ -24,9 +24,10 @@ from stages.core.config.model import (
     setting_fields,
 )
 from stages.core.config.renamed import RENAMED
-from stages.core.config.sources import STAGE_NAMES, Section, merged, nested
+from stages.core.config.sources import Section, merged, nested
 from stages.core.config.values import choices, format_value, is_list, type_words
 from stages.core.errors import ConfigError, did_you_mean
+from stages.core.registry import CHAIN
 
 FLAGS = "the command line"
 ASSIGNMENTS = "--set"
@@ -148,7 +149,7 @@ def _unknown(model: type[StageConfig], path: Names, layer: str) -> Problem | Non
     if parent is not None and group_of(parent) is None:
         return Problem(where, f"'{'.'.join(path[:-1])}' is a single setting: {type_words(parent)}")
     if len(path) > 1 and parent is None and path[0] not in model.model_fields:
-        stage = difflib.get_close_matches(path[0], STAGE_NAMES, n=1)
+        stage = difflib.get_close_matches(path[0], CHAIN, n=1)
         if stage:
             return Problem(where, "unknown setting", f"did you mean '{'.'.join((*stage, *path[1:]))}'?")
     return Problem(where, "unknown setting", _close(name, [".".join(p) for p, _ in setting_fields(model)]))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
 from pydantic.fields import FieldInfo
@@ -83,6 +84,12 @@ class StageConfig(Settings):
     def stage(cls) -> str:
         """Name of the stage, from that of the class: ``PgtConfig`` is of ``pgt``."""
         return cls.__name__.removesuffix("Config").lower()
+
+
+def config_class(stage: str) -> type[StageConfig]:
+    """Return the settings class of a stage, found by name; imports no torch."""
+    module = importlib.import_module(f"stages.{stage}.config")
+    return cast("type[StageConfig]", getattr(module, f"{stage.capitalize()}Config"))
 
 
 def group_of(field: FieldInfo) -> type[Settings] | None:

@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import yaml
 
 from stages.core.errors import ConfigError, MissingInputError, did_you_mean
+from stages.core.registry import CHAIN
 
-STAGE_NAMES = ("cam", "prompt", "propose", "wsod", "pgt", "retrain", "wsis")
 ENV_PREFIX = "WEAKSAM_"
 
 Section = dict[str, Any]
@@ -138,10 +138,8 @@ def _parse_mapping(text: str, where: str) -> dict[str, Any]:
 def _checked_sections(content: dict[str, Any], where: str) -> dict[str, Section]:
     sections: dict[str, Section] = {}
     for name, section in content.items():
-        if name not in STAGE_NAMES:
-            raise ConfigError(
-                f"unknown section '{name}'", where=where, hint=did_you_mean(str(name), STAGE_NAMES)
-            )
+        if name not in CHAIN:
+            raise ConfigError(f"unknown section '{name}'", where=where, hint=did_you_mean(str(name), CHAIN))
         if section == "":  # a heading with nothing below it
             section = {}
         if not isinstance(section, dict):
@@ -162,8 +160,8 @@ def environment_section(stage: str, environ: Mapping[str, str] | None = None) ->
         owner, separator, key = name.removeprefix(ENV_PREFIX).lower().partition("__")
         if not name.startswith(ENV_PREFIX) or not separator:
             continue
-        if owner not in STAGE_NAMES:
-            raise ConfigError(f"unknown stage '{owner}'", where=name, hint=did_you_mean(owner, STAGE_NAMES))
+        if owner not in CHAIN:
+            raise ConfigError(f"unknown stage '{owner}'", where=name, hint=did_you_mean(owner, CHAIN))
         if owner == stage:
             section = merged(section, nested(key.split("__"), text))
     return section
@@ -183,7 +181,7 @@ def parse_assignments(assignments: Iterable[str], stage: str) -> Section:
         path = key.strip().replace("-", "_").split(".")
         if not equals or not all(path):
             raise ConfigError(f"expected KEY=VALUE, got '{assignment}'", where="--set")
-        if path[0] in STAGE_NAMES and len(path) > 1:
+        if path[0] in CHAIN and len(path) > 1:
             if path[0] != stage:
                 continue
             path = path[1:]

@@ -15,21 +15,11 @@ from stages.core.artifacts.files import write_json
 from stages.core.artifacts.manifest import MANIFEST_NAME, Manifest, check_input, read_manifest
 from stages.core.errors import MissingInputError
 from stages.core.evaluation.report import Report, finite
-from stages.core.evaluation.tasks import Ground, load_ground, measure
+from stages.core.evaluation.tasks import TASKS, Ground, load_ground, measure
+from stages.core.registry import chain_specs
 
 EVALUATION_NAME = "evaluation.json"
 EVALUATION_VERSION = 1
-
-ARTIFACTS: dict[str, dict[str, str]] = {
-    "cam": {"cams.h5": "cams"},
-    "prompt": {"prompts.h5": "prompts"},
-    "propose": {"proposals.h5": "proposals"},
-    "wsod": {"detections.json": "detections"},
-    "pgt": {"pgt.json": "pgt"},
-    "retrain": {"detections.json": "detections"},
-    "wsis": {"pgt_masks.json": "pgt", "segmentations.json": "segmentations"},
-}
-"""Stage -> artifact -> task, in the order of the chain."""
 
 HEADLINES: dict[str, tuple[str, ...]] = {
     "cams": ("pointing_coarse", "pointing_fine", "pointing_cross"),
@@ -61,17 +51,18 @@ def evaluate_run(run: Path, data_root: Path, train: str, test: str = "") -> dict
     """
     grounds: dict[tuple[str, int | None], Ground | str] = {}
     rows: list[dict[str, Any]] = []
-    for stage, artifacts in ARTIFACTS.items():
+    for stage in chain_specs():
         for split in filter(None, (train, test)):
-            folder = run / stage / split
+            folder = run / stage.name / split
             if not (folder / MANIFEST_NAME).is_file():
                 continue
             manifest = read_manifest(folder)
             key = (split, manifest.limit)
             if key not in grounds:
                 grounds[key] = _ground(split, data_root, manifest.limit)
-            for name in (name for name in artifacts if name in manifest.outputs):
-                rows.append(_row(run, folder / name, artifacts[name], manifest, grounds[key]))
+            for output in stage.outputs:
+                if output.kind in TASKS and output.file_name in manifest.outputs:
+                    rows.append(_row(run, folder / output.file_name, output.kind, manifest, grounds[key]))
     if not rows:
         raise MissingInputError(
             f"no stage has finished on {' or '.join(filter(None, (train, test)))}",

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
@@ -40,11 +40,12 @@ from stages.core.runtime.environment import environment_facts, git_state, packag
 from stages.core.runtime.interrupts import catch_interrupts
 from stages.core.runtime.reporting import configure_logging, events_handler, metrics_writer, progress_reporter
 from stages.core.runtime.seeding import seed_everything
-from stages.core.spec import Counts, FailureLog, InputSpec, Plan, Stage, StageContext
+from stages.core.spec import Counts, FailureLog, InputSpec, Plan, Role, Stage, StageContext, StageSpec
 
 if TYPE_CHECKING:
     from stages.core.datasets.split import WeakSplit
 
+ConfigT = TypeVar("ConfigT", bound=StageConfig)
 STATE_FILE = "state/run.json"
 FOLDERS = ("parts", "state", "viz")
 SETTINGS_FILE = "resolved.yaml"
@@ -94,11 +95,13 @@ def stage_folder(run: Path, stage: str, split: str) -> Path:
     return run / stage / split
 
 
-def execute(stage: Stage, config: StageConfig, request: Request, split: WeakSplit | None = None) -> Outcome:
+def execute(
+    stage: Stage[ConfigT], config: ConfigT, request: Request, split: WeakSplit | None = None
+) -> Outcome:
     """Run one stage on one split; every process of a launch calls it, the main one writes.
 
     Args:
-        stage: The room.
+        stage: The stage.
         config: Its settings.
         request: Everything else that was asked for.
         split: Images of no data set; None opens the split that the request names.
@@ -108,6 +111,7 @@ def execute(stage: Stage, config: StageConfig, request: Request, split: WeakSpli
     """
     from stages.core.datasets.catalog import open_split
 
+    spec = stage.spec
     if request.limit is not None and request.limit < 1:
         raise UsageError("expected at least 1", where="--limit")
     failure_limit(request.max_failures, 0)  # a word that cannot be read is said now, not after the stage
@@ -123,10 +127,10 @@ def execute(stage: Stage, config: StageConfig, request: Request, split: WeakSpli
         split = processes.from_main(lambda: open_split(request.split, request.data))
     if request.limit is not None:
         split = split.limited(request.limit)
-    if request.shard[1] > 1 and split.role not in stage.shardable:
-        raise UsageError(f"{stage.name} trains on this split and cannot be sharded", where="--shard")
-    out = request.out or stage_folder(request.run, stage.name, request.split)
-    inputs = _resolve_inputs(stage, split.role, split.train_split, request)
+    if request.shard[1] > 1 and split.role not in spec.shardable:
+        raise UsageError(f"{spec.name} trains on this split and cannot be sharded", where="--shard")
+    out = request.out or stage_folder(request.run, spec.name, request.split)
+    inputs = _resolve_inputs(spec, split.role, split.train_split, request)
     context = StageContext(
         split=split,
         run=request.run,
@@ -144,9 +148,9 @@ def execute(stage: Stage, config: StageConfig, request: Request, split: WeakSpli
     )
     for problem in split.problems:
         context.failures.record(problem.id, problem.reason)
-    hashes = processes.from_main(lambda: _input_records(stage, inputs, request, split))
+    hashes = processes.from_main(lambda: _input_records(spec, inputs, request, split))
     wanted = {
-        "stage": stage.name,
+        "stage": spec.name,
         "split": split.name,
         "config": json.loads(config.model_dump_json()),
         "seed": request.seed,
@@ -160,7 +164,7 @@ def execute(stage: Stage, config: StageConfig, request: Request, split: WeakSpli
         return Outcome("planned", out, plan)
     if replaces:
         # Not before the plan: settings or inputs that cannot work must not cost a finished run.
-        processes.from_main(lambda: _clear(out, stage))
+        processes.from_main(lambda: _clear(out, spec))
     if finished is not None:
         if processes.is_main():
             (out / MANIFEST_NAME).touch()  # so that Make sees it is newer than what it depends on
@@ -168,7 +172,7 @@ def execute(stage: Stage, config: StageConfig, request: Request, split: WeakSpli
     return _run(stage, config, context, wanted, hashes, plan, request)
 
 
-def _resolve_inputs(stage: Stage, role: str, train_split: str, request: Request) -> dict[str, Path]:
+def _resolve_inputs(stage: StageSpec, role: Role, train_split: str, request: Request) -> dict[str, Path]:
     specs = {spec.name: spec for spec in stage.inputs}
     for name in request.overrides:
         if name not in specs:
@@ -184,7 +188,7 @@ def _resolve_inputs(stage: Stage, role: str, train_split: str, request: Request)
 
 
 def _input_records(
-    stage: Stage, inputs: dict[str, Path], request: Request, split: WeakSplit
+    stage: StageSpec, inputs: dict[str, Path], request: Request, split: WeakSplit
 ) -> dict[str, InputRecord]:
     specs: dict[str, InputSpec] = {spec.name: spec for spec in stage.inputs}
     run, records = request.run, {}
@@ -299,11 +303,10 @@ def _saved_settings(out: Path) -> dict[str, Any] | None:
     return None
 
 
-def _clear(out: Path, stage: Stage) -> None:
+def _clear(out: Path, stage: StageSpec) -> None:
     """Remove what this stage writes and nothing else; the manifest first, so a kill leaves it unfinished."""
-    outputs = (name for names in stage.outputs.values() for name in names)
     # The settings go last: a folder that has them is a run's, however far this came.
-    owned = [*OWNED, *outputs, SETTINGS_FILE]
+    owned = [*OWNED, *(output.file_name for output in stage.outputs), SETTINGS_FILE]
     with disk_faults(out):
         for name in owned:
             path = out / name
@@ -314,19 +317,19 @@ def _clear(out: Path, stage: Stage) -> None:
 
 
 def _run(
-    stage: Stage,
-    config: StageConfig,
+    stage: Stage[ConfigT],
+    config: ConfigT,
     context: StageContext,
     wanted: dict[str, Any],
     hashes: dict[str, InputRecord],
     plan: Plan,
     request: Request,
 ) -> Outcome:
-    out = context.out
+    spec, out = stage.spec, context.out
     with contextlib.ExitStack() as cleanup:
         if processes.is_main():
             write_json(out / STATE_FILE, wanted)
-            write_text(out / SETTINGS_FILE, yaml.safe_dump({stage.name: wanted["config"]}, sort_keys=False))
+            write_text(out / SETTINGS_FILE, yaml.safe_dump({spec.name: wanted["config"]}, sort_keys=False))
             context.metrics_fn = metrics_writer(out / "metrics.jsonl")
             handler = events_handler(out / "events.log")
             context.log.addHandler(handler)
@@ -337,7 +340,7 @@ def _run(
         cleanup.enter_context(disk_faults(out))
         seed_everything(request.seed)
         started, clock = datetime.now(UTC), time.monotonic()
-        context.log.info("%s: %s, %d images", stage.name, context.split.name, len(context.split.ids))
+        context.log.info("%s: %s, %d images", spec.name, context.split.name, len(context.split.ids))
         counts = stage.run(config, context)
         seconds = time.monotonic() - clock
         for entries in processes.gather(context.failures.entries):
@@ -346,36 +349,36 @@ def _run(
         if not processes.is_main():
             processes.wait_for_all()  # for the manifest
             return Outcome("done elsewhere", out, plan)
-        outputs = _expected_outputs(stage, context)
+        outputs = _expected_outputs(spec, context)
         if not all((out / name).is_file() for name in outputs):
             context.log.info("shard %d/%d done; other shards have parts to do", *context.shard)
             return Outcome("shard done", out, plan)
-        manifest = _manifest(stage, context, wanted, hashes, counts, request)
+        manifest = _manifest(spec, context, wanted, hashes, counts, request)
         manifest.started, manifest.wall_seconds = started.isoformat(timespec="seconds"), round(seconds, 3)
         manifest.images_per_second = round(len(context.split.ids) / max(seconds, 1e-9), 3)
         write_manifest(out, manifest)
         processes.wait_for_all()
         for leftover in ("parts", "state"):
             shutil.rmtree(out / leftover, ignore_errors=True)
-        context.log.info("%s: done in %.0f s -> %s", stage.name, seconds, out)
+        context.log.info("%s: done in %.0f s -> %s", spec.name, seconds, out)
     _check_failures(context.failures, len(context.split.ids), request, out)
     return Outcome("done", out, plan, manifest)
 
 
-def _expected_outputs(stage: Stage, context: StageContext) -> list[str]:
+def _expected_outputs(stage: StageSpec, context: StageContext) -> list[str]:
     """Files that the stage writes here.
 
     A checkpoint given by hand is applied to a train split as to a test split: what only a training makes is not
     expected then.
     """
-    names = stage.outputs[context.split.role]
+    names = stage.output_names(context.split.role)
     if context.split.role == "test" or context.trains:
         return list(names)
-    return [name for name in names if name in stage.outputs["test"] or (context.out / name).is_file()]
+    return [name for name in names if name in stage.output_names("test") or (context.out / name).is_file()]
 
 
 def _manifest(
-    stage: Stage,
+    stage: StageSpec,
     context: StageContext,
     wanted: dict[str, Any],
     hashes: dict[str, InputRecord],

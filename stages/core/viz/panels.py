@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from stages.core.artifacts.cams import stored_map
 from stages.core.artifacts.coco_fields import RLE
 from stages.core.artifacts.coco_json import Detections, read_dataset, read_results
-from stages.core.artifacts.schemas import CAMS, MAP_KINDS, PROMPTS, PROPOSALS, SOURCE_BITS
+from stages.core.artifacts.schemas import MAP_KINDS, SCHEMAS, SOURCE_BITS
 from stages.core.artifacts.table import Table, read_table
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import WeakSamError
 from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.ops.rle import decode_masks
+from stages.core.registry import chain_specs
+from stages.core.spec import OutputSpec
 from stages.core.viz.drawing import (
     Picture,
     draw_boxes,
@@ -41,13 +43,8 @@ MAX_CLASSES = 2
 SHOWN_SHARE = 0.5
 """Detections are shown from this share of the image's best score on: one rule for every detector."""
 
-TABLES = {"cam": ("cams.h5", CAMS), "prompt": ("prompts.h5", PROMPTS), "propose": ("proposals.h5", PROPOSALS)}
-RESULTS = {
-    ("wsod", "detections.json"): "WSOD detections",
-    ("retrain", "detections.json"): "Retrained detector",
-    ("wsis", "segmentations.json"): "Instance segmenter",
-}
-DATASETS = {("pgt", "pgt.json"): "Pseudo ground truth", ("wsis", "pgt_masks.json"): "Pseudo masks"}
+READERS = {"detections": read_results, "segmentations": read_results, "pgt": read_dataset}
+"""Kind of artifact -> reader, for those that hold boxes."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +70,12 @@ class SplitArtifacts:
 
     Attributes:
         tables: Stage -> table, for cam, prompt and propose.
-        boxes: (stage, file name) -> image id -> boxes.
+        boxes: (stage, output) -> image id -> boxes, in the order of the chain.
         problems: Artifacts that could not be read, one sentence each.
     """
 
     tables: dict[str, Table] = field(default_factory=dict)
-    boxes: dict[tuple[str, str], dict[str, Detections]] = field(default_factory=dict)
+    boxes: dict[tuple[str, OutputSpec], dict[str, Detections]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
@@ -90,20 +87,16 @@ def read_artifacts(folders: Mapping[str, Path], split: WeakSplit) -> SplitArtifa
         split: The split they worked on, cut as they were.
     """
     found = SplitArtifacts()
-    for stage, (name, schema) in TABLES.items():
-        if stage in folders:
+    for stage in chain_specs():
+        for output in stage.outputs if stage.name in folders else ():
+            path = folders[stage.name] / output.file_name
             try:
-                found.tables[stage] = read_table(folders[stage] / name, schema)
+                if output.kind in SCHEMAS:
+                    found.tables[stage.name] = read_table(path, SCHEMAS[output.kind])
+                elif output.kind in READERS and path.is_file():
+                    found.boxes[stage.name, output] = READERS[output.kind](path, split)
             except WeakSamError as error:
-                found.problems.append(f"{stage}/{split.name}/{name}: {error.what}")
-    for (stage, name), reader in [(key, read_results) for key in RESULTS] + [
-        (key, read_dataset) for key in DATASETS
-    ]:
-        if stage in folders and (folders[stage] / name).is_file():
-            try:
-                found.boxes[stage, name] = reader(folders[stage] / name, split)
-            except WeakSamError as error:
-                found.problems.append(f"{stage}/{split.name}/{name}: {error.what}")
+                found.problems.append(f"{stage.name}/{split.name}/{output.file_name}: {error.what}")
     return found
 
 
@@ -128,16 +121,9 @@ def image_panels(
         panels.append(_prompts(made, artifacts.tables["prompt"].rows(image_id)))
     if "propose" in artifacts.tables:
         panels.append(_proposals(made, artifacts.tables["propose"].rows(image_id)))
-    for key in (
-        ("wsod", "detections.json"),
-        ("pgt", "pgt.json"),
-        ("retrain", "detections.json"),
-        ("wsis", "pgt_masks.json"),
-        ("wsis", "segmentations.json"),
-    ):
-        if key in artifacts.boxes:
-            boxes = artifacts.boxes[key].get(image_id, Detections.empty())
-            panels.append(_pseudo(made, key, boxes) if key in DATASETS else _detections(made, key, boxes))
+    for (stage, output), boxes in artifacts.boxes.items():
+        panel = _pseudo if output.kind == "pgt" else _detections
+        panels.append(panel(made, stage, output.title, boxes.get(image_id, Detections.empty())))
     if truth is not None:
         panels.append(_truth(made, truth))
     return panels
@@ -230,20 +216,20 @@ def strongest(found: Detections) -> Detections:
     return Detections(found.boxes_xyxy[order], found.classes[order], found.scores[order], masks)
 
 
-def _detections(canvas: _Canvas, key: tuple[str, str], found: Detections) -> Panel:
+def _detections(canvas: _Canvas, stage: str, title: str, found: Detections) -> Panel:
     shown = strongest(found)
     labels = [
         f"{canvas.classes[int(c)]} {s:.2f}" for c, s in zip(shown.classes, shown.scores.tolist(), strict=True)
     ]
     caption = f"{len(shown)} of {len(found)} shown" if len(found) else "no detection"
-    return Panel(key[0], RESULTS[key], caption, canvas.with_boxes(shown, labels))
+    return Panel(stage, title, caption, canvas.with_boxes(shown, labels))
 
 
-def _pseudo(canvas: _Canvas, key: tuple[str, str], found: Detections) -> Panel:
+def _pseudo(canvas: _Canvas, stage: str, title: str, found: Detections) -> Panel:
     labels = [canvas.classes[int(c)] for c in found.classes]
     noun = "box" if len(found) == 1 else "boxes"
     caption = f"{len(found)} {noun}" if len(found) else "empty"
-    return Panel(key[0], DATASETS[key], caption, canvas.with_boxes(found, labels))
+    return Panel(stage, title, caption, canvas.with_boxes(found, labels))
 
 
 def _truth(canvas: _Canvas, truth: ImageTruth) -> Panel:

@@ -12,8 +12,8 @@ from typing import Any
 
 from stages.core.artifacts.files import read_json
 from stages.core.artifacts.manifest import MANIFEST_NAME, Manifest, read_manifest
-from stages.core.config import STAGE_NAMES
 from stages.core.errors import SchemaError, WeakSamError
+from stages.core.registry import CHAIN
 
 EVALUATION_FILE = "evaluation.json"
 Series = list[tuple[int, float]]
@@ -68,7 +68,7 @@ def read_run(run: Path, splits: tuple[str, ...]) -> RunFacts:
     """Read what a run folder holds for these splits; damaged files become problems, not errors."""
     stages: list[StageFacts] = []
     problems: list[str] = []
-    for stage in STAGE_NAMES:
+    for stage in CHAIN:
         for split in splits:
             folder = run / stage / split
             if not folder.is_dir():

@@ -1,0 +1,14 @@
+"""What `pgt` reads and writes."""
+
+from __future__ import annotations
+
+from stages.core.spec import InputSpec, OutputSpec, StageSpec
+
+PSEUDO_GROUND_TRUTH = "pgt.json"
+
+SPEC = StageSpec(
+    name="pgt",
+    summary="Make pseudo ground truth out of the detections of a train split.",
+    inputs=(InputSpec("detections", "wsod", "detections.json", "own", ("train",)),),
+    outputs=(OutputSpec(PSEUDO_GROUND_TRUTH, "pgt", ("train",), title="Pseudo ground truth"),),
+)
