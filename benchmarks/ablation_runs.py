@@ -23,8 +23,8 @@ from stages.core.errors import MissingInputError
 from stages.core.evaluation.corloc import corloc
 from stages.core.evaluation.tasks import Ground, load_ground, measure
 from stages.core.registry import load_stage
-from stages.core.runtime.device import available_cores, resolve_precision
-from stages.core.runtime.execute import Request, execute
+from stages.core.runtime.execute import execute
+from stages.core.runtime.request import Request
 
 OWN_TEACHER = "run"
 """Teacher of the pseudo boxes: the detections of the finished run itself."""
@@ -217,9 +217,9 @@ class Bench:
                 resume=True,
                 overwrite=True,
                 device=self.options.device,
-                precision=resolve_precision("auto", self.options.device),
+                precision="auto",
                 seed=seed,
-                workers=available_cores() if self.options.device == "cpu" else 0,
+                workers=None,
                 # Images without a usable proposal are a figure here, not a failure.
                 max_failures="100%",
             ),

@@ -26,8 +26,8 @@ from stages.core.evaluation.ground_truth.types import ImageTruth
 from stages.core.evaluation.report import shown
 from stages.core.evaluation.tasks import load_ground, measure
 from stages.core.registry import load_stage
-from stages.core.runtime.device import available_cores, resolve_device, resolve_precision
-from stages.core.runtime.execute import Request, execute
+from stages.core.runtime.execute import execute
+from stages.core.runtime.request import Request
 
 SHOWN = {
     "retrain": ("detections", "detections.json", ("ap50", "coco_ap")),
@@ -113,9 +113,9 @@ def train_bound(options: Options, stage: str, truth: Path) -> Path:
                 resume=True,
                 overwrite=True,
                 device=options.device,
-                precision=resolve_precision("auto", options.device),
+                precision="auto",
                 seed=options.seed,
-                workers=available_cores() if options.device == "cpu" else 0,
+                workers=None,
             ),
         )
     return folder / stage / options.test
@@ -156,7 +156,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         train=given.train,
         test=given.test,
         stages=tuple(given.stages),
-        device=resolve_device(given.device),
+        device=given.device,
         seed=given.seed,
     )
 

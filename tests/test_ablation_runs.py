@@ -42,7 +42,7 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str,
         return outcome
 
     monkeypatch.setattr("stages.core.detectors.two_stage.faster_rcnn.build_trunk", random_trunk)
-    monkeypatch.setattr("benchmarks.ablation_runs.available_cores", lambda: 0)
+    monkeypatch.setattr("stages.core.runtime.request.available_cores", lambda: 0)
     monkeypatch.setattr("benchmarks.ablation_runs.execute", recorded)
     make_voc(tmp_path / "data", subsets=SUBSETS)
     for subset in SUBSETS:

@@ -25,7 +25,8 @@ from stages.core.errors import (
     TooManyFailuresError,
     UsageError,
 )
-from stages.core.runtime.execute import Request, execute, failure_limit
+from stages.core.runtime.execute import execute
+from stages.core.runtime.request import Request, failure_limit
 from stages.core.spec import Counts, InputSpec, OutputSpec, Plan, StageContext, StageSpec
 from tests.fake_split import FakeSplit
 

@@ -10,7 +10,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from stages.core.runtime.execute import Request, execute
+from stages.core.runtime.execute import execute
+from stages.core.runtime.request import Request
 from stages.wsod.config import WsodConfig
 from stages.wsod.stage import STAGE
 from tests.datasets_builders import SCENES, make_voc

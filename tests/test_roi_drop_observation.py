@@ -14,7 +14,8 @@ from benchmarks.roi_drop_observation import Rois, error_by_loss, main, rule_figu
 from stages.core.artifacts.coco_json import Detections, write_dataset
 from stages.core.backbones.timm_backbones import build_trunk
 from stages.core.datasets.catalog import open_split
-from stages.core.runtime.execute import Request, execute
+from stages.core.runtime.execute import execute
+from stages.core.runtime.request import Request
 from stages.retrain.config import RetrainConfig
 from stages.retrain.roi_drop import DropRule
 from stages.retrain.stage import STAGE

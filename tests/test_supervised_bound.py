@@ -51,7 +51,7 @@ def test_compare__trains_both_rooms_outside_the_run(tmp_path: Path, monkeypatch:
         run=tmp_path / "run", out=tmp_path / "bound", data=tmp_path / "data", train="tiny_train", test="tiny_test",
         stages=("retrain", "wsis"), device="cpu", seed=0,
     )  # fmt: skip
-    monkeypatch.setattr("benchmarks.supervised_bound.available_cores", lambda: 1)
+    monkeypatch.setattr("stages.core.runtime.request.available_cores", lambda: 1)
     found = compare(options)
     assert {row.figure for row in found} == {"ap50", "coco_ap", "mask_ap50", "mask_ap75", "box_ap50"}
     assert all(row.weak is None and 0 <= row.supervised <= 1 for row in found)

@@ -18,7 +18,8 @@ from stages.core.artifacts.table import ImageRows, gather, write_table
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import InputError, PreemptedError, SchemaError
-from stages.core.runtime.execute import Request, execute
+from stages.core.runtime.execute import execute
+from stages.core.runtime.request import Request
 from stages.core.spec import StageContext
 from stages.core.training.loop import TrainingDivergedError
 from stages.core.weights.checkpoints import save_weights

@@ -45,13 +45,10 @@ def demo(
     Goes on where an earlier demo stopped; what changed is done anew.
     """
     from stages.core.config import config_class
-    from stages.core.runtime.device import available_cores, resolve_device, resolve_precision
-    from stages.core.runtime.execute import Request, execute
+    from stages.core.runtime.execute import execute
     from stages.core.runtime.processes import is_main
+    from stages.core.runtime.request import Request
 
-    chosen = resolve_device(device)
-    if workers is None:
-        workers = available_cores() if chosen == "cpu" else 0
     root, start = data_root(data), time.monotonic()
     splits = {"train": f"{dataset}_train", "test": f"{dataset}_test"}
     limits = {"train": train_images, "test": test_images}
@@ -69,8 +66,8 @@ def demo(
                 limit=limits[step.role],
                 resume=True,
                 overwrite=True,
-                device=chosen,
-                precision=resolve_precision("auto", chosen),
+                device=device,
+                precision="auto",
                 seed=seed,
                 workers=workers,
                 verbosity=OPTIONS.verbosity,

@@ -96,8 +96,8 @@ def predict(
     """
     from stages.core.datasets.photos import PHOTOS, open_photos
     from stages.core.detectors.checkpoints import detector_classes
-    from stages.core.runtime.device import available_cores, resolve_device, resolve_precision
-    from stages.core.runtime.execute import Request, execute
+    from stages.core.runtime.execute import execute
+    from stages.core.runtime.request import Request
     from weaksam_cli.photo_stage import PredictConfig, PredictStage
 
     checkpoint = detector if detector is not None else find_detector(run, stage)
@@ -112,7 +112,6 @@ def predict(
         mask_settings=prompting,
         pictures=overlays,
     )
-    chosen = resolve_device(device)
     request = Request(
         split=PHOTOS,
         run=folder if run is None else run,
@@ -123,9 +122,9 @@ def predict(
         resume=resume,
         overwrite=overwrite,
         dry_run=dry_run,
-        device=chosen,
-        precision=resolve_precision(precision, chosen),
-        workers=(available_cores() if chosen == "cpu" else 0) if workers is None else workers,
+        device=device,
+        precision=precision,
+        workers=workers,
         max_failures=max_failures,
         verbosity=OPTIONS.verbosity,
         show_progress=OPTIONS.progress,

@@ -22,7 +22,8 @@ from weaksam_cli.state import OPTIONS, data_root, run_folder
 
 if TYPE_CHECKING:
     from stages.core.config import StageConfig
-    from stages.core.runtime.execute import Outcome, Request
+    from stages.core.runtime.execute import Outcome
+    from stages.core.runtime.request import Request
     from stages.core.spec import StageSpec
 
 SETTINGS_PANEL = "Settings (also YAML keys and --set)"
@@ -63,9 +64,8 @@ def prepare(spec: StageSpec, model: type[StageConfig], values: dict[str, Any]) -
     Raises:
         ConfigError, UsageError: see :func:`stages.core.config.build_config` and the option parsers.
     """
-    from stages.core.runtime.device import available_cores, resolve_device, resolve_precision
-    from stages.core.runtime.execute import Request
     from stages.core.runtime.parts import parse_shard
+    from stages.core.runtime.request import Request
 
     config = resolve_settings(
         spec.name,
@@ -75,8 +75,6 @@ def prepare(spec: StageSpec, model: type[StageConfig], values: dict[str, Any]) -
         values["assignments"],
         setting_flags(model, values),
     )
-    device = resolve_device(values["device"])
-    workers = values["workers"]
     request = Request(
         split=values["split"],
         run=run_folder(values["run"], values["split"].rpartition("_")[0] or values["split"]),
@@ -90,10 +88,10 @@ def prepare(spec: StageSpec, model: type[StageConfig], values: dict[str, Any]) -
         save_every=values["save_every"],
         log_every=values["log_every"],
         dry_run=values["dry_run"],
-        device=device,
-        precision=resolve_precision(values["precision"], device),
+        device=values["device"],
+        precision=values["precision"],
         seed=values["seed"],
-        workers=(available_cores() if device == "cpu" else 0) if workers is None else workers,
+        workers=values["workers"],
         max_failures=values["max_failures"],
         verbosity=OPTIONS.verbosity,
         show_progress=OPTIONS.progress,
