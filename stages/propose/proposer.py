@@ -1,23 +1,48 @@
-"""All proposals of one image from one encoding of it."""
+"""All proposals of one image from one encoding of it, and of each of its crops."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from segment_anything.utils.amg import uncrop_masks
 
 from stages.core.artifacts.table import ImageRows
 from stages.core.runtime.device import Precision, autocast
-from stages.core.segmenters.protocol import Segmenter
+from stages.core.segmenters.protocol import EncodedImage, Segmenter
 from stages.propose.candidates import Candidates
 from stages.propose.config import ProposeConfig
+from stages.propose.cropping import (
+    Crop,
+    image_crops,
+    layer_grid_side,
+    merge_crops,
+    uncropped,
+    whole_in_crop,
+)
 from stages.propose.decoding import BatchSize, decode_candidates, encode_kept_masks
 from stages.propose.grid import grid_points
+from stages.propose.merging import merge_all
 from stages.propose.prompting import Array, Prompts, build_prompts, valid_points
 from stages.propose.refining import refine
+
+CROPS_PER_CALL = 5
+"""Crops that go through the image encoder together: the image and its first layer."""
+_NO_ROWS = {name: np.zeros(0, np.float32) for name in ("x", "y", "source", "class_index", "score")}
+
+
+@dataclass(frozen=True)
+class _View:
+    """What was asked and found in one crop; the encoding is kept only if masks are to be drawn."""
+
+    crop: Crop
+    encoded: EncodedImage | None
+    prompts: Prompts
+    found: Candidates
 
 
 class Proposer:
@@ -51,15 +76,72 @@ class Proposer:
         Raises:
             EnvironmentFault: a single prompt does not fit into GPU memory.
         """
-        prompts = self.prompts(prompt_rows, *image_HW3.shape[:2])
+        height, width = image_HW3.shape[:2]
+        crops = image_crops(height, width, self.config)
+        views: list[_View] = []
         with autocast(self.device, self.precision):
-            encoded = self.segmenter.encode(image_HW3)
-            found = decode_candidates(self.segmenter, encoded, prompts, self.config, self.batch_size)
-            prompts, kept = refine(self.segmenter, encoded, prompts, found, self.config, self.batch_size)
+            for start in range(0, len(crops), CROPS_PER_CALL):
+                group = crops[start : start + CROPS_PER_CALL]
+                encoded = self.segmenter.encode_batch([crop.of(image_HW3) for crop in group])
+                for crop, embedding in zip(group, encoded, strict=True):
+                    views.append(self._look(crop, embedding, prompt_rows, height, width))
+            kept = self._merged(views)
             masks = [np.zeros(0, dtype=np.uint8)] * len(kept)
             if self.config.save_masks and len(kept):
-                masks = encode_kept_masks(self.segmenter, encoded, prompts, kept, self.batch_size)
-        return _rows(kept, masks, *image_HW3.shape[:2])
+                masks = self._masks(views, kept, height, width)
+        return _rows(kept, masks, height, width)
+
+    def _look(
+        self, crop: Crop, encoded: EncodedImage, prompt_rows: Mapping[str, Array], height: int, width: int
+    ) -> _View:
+        """Both passes over one crop; its candidates in pixels of the image."""
+        prompts = self.prompts(prompt_rows, height, width) if crop.layer == 0 else self._crop_prompts(encoded, crop.layer)
+        # A layer of crops may ask again as often as the image.
+        limit = -(-self.config.refine // 4**crop.layer)
+        config = self.config.model_copy(update={"refine": limit})
+
+        def whole(found: Candidates) -> Candidates:
+            tolerance = self.config.crop_edge_tolerance
+            return found.select(whole_in_crop(found.boxes_xyxy, crop, height, width, tolerance))
+
+        found = decode_candidates(self.segmenter, encoded, prompts, config, self.batch_size)
+        prompts, kept = refine(self.segmenter, encoded, prompts, found, config, self.batch_size, whole)
+        return _View(crop, encoded if self.config.save_masks else None, prompts, uncropped(kept, crop))
+
+    def _merged(self, views: list[_View]) -> Candidates:
+        """Candidates of all views; prompts are numbered through."""
+        if len(views) == 1:
+            return views[0].found
+        first = np.cumsum([0, *(len(view.prompts) for view in views)])
+        parts = [
+            (view.crop, replace(view.found, prompt=view.found.prompt + int(start)))
+            for view, start in zip(views, first[:-1], strict=True)
+        ]
+        return merge_all(merge_crops(parts, self.config.crop_nms_thresh), self.config)
+
+    def _masks(self, views: list[_View], kept: Candidates, height: int, width: int) -> list[Array]:
+        """RLE of every kept box's mask, from the view that its prompt was asked in."""
+        masks = [np.zeros(0, dtype=np.uint8)] * len(kept)
+        first = 0
+        for view in views:
+            own = ((kept.prompt >= first) & (kept.prompt < first + len(view.prompts))).nonzero().squeeze(1)
+            if len(own) and view.encoded is not None:
+                found = kept.select(own)
+                found = replace(found, prompt=found.prompt - first)
+                box = [view.crop.left, view.crop.top, view.crop.right, view.crop.bottom]
+                encoded = encode_kept_masks(
+                    self.segmenter, view.encoded, view.prompts, found, self.batch_size,
+                    lambda masks_NHW, box=box: uncrop_masks(masks_NHW, box, height, width),
+                )  # fmt: skip
+                for row, rle in zip(own.tolist(), encoded, strict=True):
+                    masks[row] = rle
+            first += len(view.prompts)
+        return masks
+
+    def _crop_prompts(self, encoded: EncodedImage, layer: int) -> Prompts:
+        """Grid of a crop. Peaks are asked in the whole image alone."""
+        grid = grid_points(layer_grid_side(layer, self.config), encoded.height, encoded.width)
+        return build_prompts(grid, _NO_ROWS, (), class_prompts=False)
 
     def prompts(self, prompt_rows: Mapping[str, Array], height: int, width: int) -> Prompts:
         """Grid and usable points of an image of ``height x width`` pixels, as prompts."""

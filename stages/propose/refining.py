@@ -7,6 +7,7 @@ more prompts make better masks). The encoding is used once more, so this costs o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from stages.core.segmenters.protocol import EncodedImage, Segmenter
@@ -24,6 +25,7 @@ def refine(
     found: Candidates,
     config: ProposeConfig,
     batch_size: BatchSize,
+    passes: Callable[[Candidates], Candidates] = lambda candidates: candidates,
 ) -> tuple[Prompts, Candidates]:
     """Proposals of an image from the candidates of the first pass.
 
@@ -34,6 +36,7 @@ def refine(
         found: Their candidates.
         config: Settings of the stage.
         batch_size: Prompts per decoder call.
+        passes: Filter of candidates, applied to both passes.
 
     Returns:
         All prompts, first those of the first pass, and the merged candidates, numbered by them.
@@ -41,10 +44,11 @@ def refine(
     Raises:
         EnvironmentFault: a single prompt does not fit into GPU memory.
     """
+    found = passes(found)
     if not config.refine or not len(found):
         return prompts, merge_candidates(found, config)
     first = config.model_copy(update={"union_nms": config.refine_nms, "max_boxes": config.refine})
     asked = box_prompts(merge_candidates(found, first))
-    again = decode_candidates(segmenter, encoded, asked, config, batch_size)
+    again = passes(decode_candidates(segmenter, encoded, asked, config, batch_size))
     again = replace(again, prompt=again.prompt + len(prompts))
     return join(prompts, asked), merge_all(again, config)

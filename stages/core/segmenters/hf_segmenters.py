@@ -11,6 +11,7 @@ tokens (sub-part, part, whole), which is what ``mask_index`` means everywhere el
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,29 @@ class HfSegmenter:
         Raises:
             ImageError: so thin that a side vanishes in the scaled input.
         """
+        return self.encode_batch([image_HW3])[0]
+
+    @torch.no_grad()
+    def encode_batch(self, images: Sequence[NDArray[np.uint8]]) -> list[EncodedImage]:
+        """Encode several RGB images, with one call of the image encoder.
+
+        Raises:
+            ImageError: one is so thin that a side vanishes in the scaled input.
+        """
+        pixels_B3HW = torch.cat([self._prepared(image) for image in images])
+        embedding, further = self._embed(pixels_B3HW)
+        encoded = []
+        for i, image in enumerate(images):
+            height, width = image.shape[:2]
+            encoded.append(
+                EncodedImage(
+                    embedding[i : i + 1], height, width, *self._scaled_size(height, width), self.input_size,
+                    via_input=self.pads, further=tuple(level[i : i + 1] for level in further),
+                )  # fmt: skip
+            )
+        return encoded
+
+    def _prepared(self, image_HW3: NDArray[np.uint8]) -> Tensor:
         height, width = image_HW3.shape[:2]
         input_height, input_width = self._scaled_size(height, width)
         if min(input_height, input_width) < 1:
@@ -67,11 +91,8 @@ class HfSegmenter:
             image_HW3 if image_HW3.flags.writeable else image_HW3.copy()
         )  # torch warns of shared constants
         prepared = self.processor(images=pixels, input_data_format="channels_last", return_tensors="pt")
-        embedding, further = self._embed(prepared["pixel_values"].to(self.device))
-        return EncodedImage(
-            embedding, height, width, input_height, input_width, self.input_size,
-            via_input=self.pads, further=further,
-        )  # fmt: skip
+        pixels_13HW: Tensor = prepared["pixel_values"].to(self.device)
+        return pixels_13HW
 
     @torch.no_grad()
     def decode(
@@ -134,9 +155,9 @@ class HfSegmenter:
 
     # What differs between the models.
 
-    def _embed(self, pixels_13HW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _embed(self, pixels_B3HW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The embedding that prompts attend to, and what else the decoder asks for."""
-        levels = self.model.get_image_embeddings(pixels_13HW)
+        levels = self.model.get_image_embeddings(pixels_B3HW)
         return levels[-1], tuple(levels[:-1])
 
     def _answer(
@@ -152,8 +173,8 @@ class HfSamSegmenter(HfSegmenter):
 
     pads = True
 
-    def _embed(self, pixels_13HW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return self.model.get_image_embeddings(pixels_13HW), ()
+    def _embed(self, pixels_B3HW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.model.get_image_embeddings(pixels_B3HW), ()
 
     def _answer(
         self, encoded: EncodedImage, prompts: dict[str, Tensor], multimask: bool
@@ -165,8 +186,8 @@ class HfSamSegmenter(HfSegmenter):
 class HfHqSegmenter(HfSamSegmenter):
     """``SamHQModel``: SAM's masks plus a high-quality residual that the decoder draws from an early layer."""
 
-    def _embed(self, pixels_13HW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        embedding, intermediate = self.model.get_image_embeddings(pixels_13HW)
+    def _embed(self, pixels_B3HW: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        embedding, intermediate = self.model.get_image_embeddings(pixels_B3HW)
         # The decoder looks at the first of the global layers alone; the others need not be kept.
         return embedding, (intermediate[0],)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,6 +86,10 @@ class Segmenter(Protocol):
 
     def encode(self, image_HW3: NDArray[np.uint8]) -> EncodedImage:
         """Encode an RGB image, with exactly one call of the image encoder."""
+        ...
+
+    def encode_batch(self, images: Sequence[NDArray[np.uint8]]) -> list[EncodedImage]:
+        """Encode several RGB images of any sizes, with one call of the image encoder."""
         ...
 
     def decode(

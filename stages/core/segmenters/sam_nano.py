@@ -21,7 +21,14 @@ WIDTH: Final = 128
 # EfficientNet-Lite was trained on (x - 127) / 128, unlike timm's usual ImageNet statistics.
 PIXEL_MEAN: Final = (127.0, 127.0, 127.0)
 PIXEL_STD: Final = (128.0, 128.0, 128.0)
-ARCHITECTURE: Final = "sam-nano-1 (efficientnet-lite0, 256 px, stride 8, width 128)"
+
+
+def architecture(image_size: int = IMAGE_SIZE) -> str:
+    """What weights made for an input of `image_size` pixels are called in their file."""
+    return f"sam-nano-1 (efficientnet-lite0, {image_size} px, stride 8, width {WIDTH})"
+
+
+ARCHITECTURE: Final = architecture()
 
 
 class ResidualConv(nn.Module):
@@ -134,6 +141,14 @@ def build_sam_nano(width: int = WIDTH, image_size: int = IMAGE_SIZE) -> Sam:
         pixel_std=list(PIXEL_STD),
     )
     return sam.eval()
+
+
+def set_image_size(sam: Sam, image_size: int) -> None:
+    """Lets a sam-nano take another input size; every weight is convolutional or relative to the input's side."""
+    grid = image_size // EMBEDDING_STRIDE
+    sam.image_encoder.img_size = image_size
+    sam.prompt_encoder.input_image_size = (image_size, image_size)
+    sam.prompt_encoder.image_embedding_size = (grid, grid)
 
 
 def load_imagenet_trunk(encoder: NanoImageEncoder, state: dict[str, Tensor]) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
+from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
 from stages.core.errors import ImageError
@@ -32,7 +33,7 @@ class SamSegmenter:
         self.name = name
         self.sam: Any = sam.eval()
         self.mask_threshold = float(sam.mask_threshold)
-        self._predictor = SamPredictor(sam)
+        self._transform = ResizeLongestSide(int(self.sam.image_encoder.img_size))
         self._decoder = FoldedMaskDecoder(sam.mask_decoder)
         fuse_attention(sam.image_encoder)
 
@@ -55,18 +56,38 @@ class SamSegmenter:
         Raises:
             ImageError: so thin that a side vanishes in the scaled input.
         """
-        height, width = image_HW3.shape[:2]
+        return self.encode_batch([image_HW3])[0]
+
+    @torch.no_grad()
+    def encode_batch(self, images: Sequence[NDArray[np.uint8]]) -> list[EncodedImage]:
+        """Encode several RGB images, with exactly one call of the image encoder.
+
+        Args:
+            images: As for :meth:`encode`.
+
+        Raises:
+            ImageError: one is so thin that a side vanishes in the scaled input.
+        """
+        scaled = [self._scale_image(image) for image in images]
+        embeddings = self.sam.image_encoder(torch.stack([self.sam.preprocess(image) for image in scaled]))
         size = int(self.sam.image_encoder.img_size)
-        if min(self._predictor.transform.get_preprocess_shape(height, width, size)) < 1:
+        return [
+            EncodedImage(
+                embeddings[i : i + 1], *image.shape[:2], scaled[i].shape[1], scaled[i].shape[2], size
+            )
+            for i, image in enumerate(images)
+        ]
+
+    def _scale_image(self, image_HW3: NDArray[np.uint8]) -> Tensor:
+        """The image as `SamPredictor` scales it, ``(3, h, w)`` on the model's device."""
+        height, width = image_HW3.shape[:2]
+        size = self._transform.target_length
+        if min(self._transform.get_preprocess_shape(height, width, size)) < 1:
             raise ImageError(
                 f"an image of {width} x {height} px is too thin for the {size} px input of {self.name}"
             )
-        self._predictor.set_image(image_HW3)
-        input_height, input_width = self._predictor.input_size
-        encoded = EncodedImage(self._predictor.features, height, width, input_height, input_width, size)
-        # The embedding belongs to the caller; nothing of the image stays behind.
-        self._predictor.reset_image()
-        return encoded
+        pixels = torch.as_tensor(self._transform.apply_image(image_HW3), device=self.device)
+        return pixels.permute(2, 0, 1).contiguous()
 
     @torch.no_grad()
     def decode(
