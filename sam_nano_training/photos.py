@@ -89,7 +89,7 @@ def share_void(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def cut_out(photo: Photo) -> list[Cutout]:
-    """Cuts out the objects of a photo that are large enough to be pasted elsewhere and are not cropped by its border."""
+    """Cuts out the objects of a photo that are large enough to be pasted and that at most one border crops."""
     found = []
     height, width = photo.objects.shape
     for number in range(1, photo.count + 1):
@@ -205,9 +205,7 @@ class PhotoPainter:
                 zoom = float(np.exp(max(rng.normal(0, 0.4), 0)))
                 self._window(self._photo(), top, left, bottom - top, right - left, zoom)
 
-    def _lay(
-        self, photo: Photo, y: slice, x: slice, top: int, left: int, rows: int, columns: int
-    ) -> None:
+    def _lay(self, photo: Photo, y: slice, x: slice, top: int, left: int, rows: int, columns: int) -> None:
         """Draws a part of a photo into a rectangle of the scene and records its objects."""
         rng = self.rng
         image, objects = photo.image[y, x], photo.objects[y, x]

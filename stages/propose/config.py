@@ -105,7 +105,10 @@ class ProposeConfig(StageConfig):
         lt=1.0,
     )
     crop_n_points_downscale_factor: int = Field(
-        1, description="Grid points per side of a crop: those of the layer before, divided by this", ge=1, le=16
+        1,
+        description="Grid points per side of a crop: those of the layer before, divided by this",
+        ge=1,
+        le=16,
     )
     crop_nms_thresh: float = Field(
         0.7,

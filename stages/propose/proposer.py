@@ -95,7 +95,11 @@ class Proposer:
         self, crop: Crop, encoded: EncodedImage, prompt_rows: Mapping[str, Array], height: int, width: int
     ) -> _View:
         """Both passes over one crop; its candidates in pixels of the image."""
-        prompts = self.prompts(prompt_rows, height, width) if crop.layer == 0 else self._crop_prompts(encoded, crop.layer)
+        prompts = (
+            self.prompts(prompt_rows, height, width)
+            if crop.layer == 0
+            else self._crop_prompts(encoded, crop.layer)
+        )
         # A layer of crops may ask again as often as the image.
         limit = -(-self.config.refine // 4**crop.layer)
         config = self.config.model_copy(update={"refine": limit})

@@ -74,9 +74,14 @@ class HfSegmenter:
             height, width = image.shape[:2]
             encoded.append(
                 EncodedImage(
-                    embedding[i : i + 1], height, width, *self._scaled_size(height, width), self.input_size,
-                    via_input=self.pads, further=tuple(level[i : i + 1] for level in further),
-                )  # fmt: skip
+                    embedding[i : i + 1],
+                    height,
+                    width,
+                    *self._scaled_size(height, width),
+                    self.input_size,
+                    via_input=self.pads,
+                    further=tuple(level[i : i + 1] for level in further),
+                )
             )
         return encoded
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from stages.core.errors import ConfigError, EnvironmentFault, SchemaError, did_you_mean
 from stages.core.segmenters.checkpoint_identification import recognise
-from stages.core.segmenters.sam_nano import ARCHITECTURE, build_sam_nano
+from stages.core.segmenters.sam_nano import ARCHITECTURE, build_sam_nano, input_size_of
 from stages.core.weights.cache import cached_weights
 from stages.core.weights.checkpoints import state_mismatch
 from stages.core.weights.checks import file_is_markup
@@ -52,7 +53,7 @@ def load_sam(name: str, checkpoint: Path | None) -> Sam:
 
 
 def load_nano(path: Path) -> Sam:
-    """Load sam-nano from a float16 safetensors file; computing is done in float32.
+    """Load sam-nano from a float16 safetensors file, at the input size that the file names; computing is in float32.
 
     Raises:
         EnvironmentFault: no such file.
@@ -65,12 +66,13 @@ def load_nano(path: Path) -> Sam:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         raise SchemaError(f"damaged weights ({error})", where=path, hint="restore the file") from error
-    if found != ARCHITECTURE:
+    image_size = input_size_of(str(found))
+    if image_size is None or image_size % 32:
         raise SchemaError(
             f"weights of '{found}', not of '{ARCHITECTURE}'", where=path, hint="use weights of this version"
         )
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    return _fill(build_sam_nano, state, NANO, path)
+    return _fill(partial(build_sam_nano, image_size=image_size), state, NANO, path)
 
 
 def read_published(path: Path) -> dict[str, Tensor]:

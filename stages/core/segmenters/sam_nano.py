@@ -5,6 +5,7 @@ fine levels folded by space-to-depth so that sub-cell edges survive in the chann
 transformer and mask decoder are Segment Anything's own (Kirillov et al., "Segment Anything", 2023, section 3).
 """
 
+import re
 from typing import Any, Final
 
 import timm
@@ -26,6 +27,12 @@ PIXEL_STD: Final = (128.0, 128.0, 128.0)
 def architecture(image_size: int = IMAGE_SIZE) -> str:
     """What weights made for an input of `image_size` pixels are called in their file."""
     return f"sam-nano-1 (efficientnet-lite0, {image_size} px, stride 8, width {WIDTH})"
+
+
+def input_size_of(name: str) -> int | None:
+    """The input size in pixels that a name of :func:`architecture` says, None for any other name."""
+    found = re.search(r" (\d+) px,", name)
+    return int(found[1]) if found and architecture(int(found[1])) == name else None
 
 
 ARCHITECTURE: Final = architecture()
