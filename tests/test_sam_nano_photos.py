@@ -101,7 +101,7 @@ def test_scene_source__batches_depend_on_the_step_alone(tmp_path: Path) -> None:
     values = np.zeros((60, 80), dtype=np.uint8)
     values[10:50, 10:60] = 1
     root = write_voc(tmp_path, {f"2008_{i:06}": values for i in range(3)})
-    plan = TrainingPlan(minutes=1, images=4, prompts=2, photos=str(root), sizes=(64, 128))
+    plan = TrainingPlan(minutes=1, images=4, prompts=2, photos=str(root), sizes=(128, 256))
     batches = [SceneSource(plan, 0).batch(step)[0] for step in (0, 1, 2, 3, 0)]
     assert (batches[0] == batches[4]).all()
-    assert {batch.shape for batch in batches} == {(4, 3, 64, 64), (1, 3, 128, 128)}, "larger, but fewer"
+    assert {batch.shape for batch in batches} == {(4, 3, 128, 128), (1, 3, 256, 256)}, "larger, but fewer"
