@@ -124,6 +124,10 @@ def _resize(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
     return np.asarray(cv2.resize(image, (width, height), interpolation=mode), dtype=np.uint8)
 
 
+def _as_float(image: NDArray[np.uint8]) -> Image:
+    return np.asarray(image, dtype=np.float32) * np.float32(1 / 255)
+
+
 class PhotoPainter:
     """Composes one photo scene; every random choice comes from `rng`."""
 
@@ -212,8 +216,7 @@ class PhotoPainter:
         if rng.random() < 0.5:
             image, objects = image[:, ::-1], objects[:, ::-1]
         box = slice(top, top + rows), slice(left, left + columns)
-        pixels = _resize(np.ascontiguousarray(image), rows, columns).astype(np.float32) / 255
-        self.image[box] = vary_colors(rng, pixels)
+        self.image[box] = vary_colors(rng, _as_float(_resize(np.ascontiguousarray(image), rows, columns)))
         for number in np.unique(objects):
             if number == 0:
                 continue
@@ -252,7 +255,7 @@ class PhotoPainter:
             cv2.warpAffine(image, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE), dtype=np.uint8
         )
         weight = cover[box][..., None].astype(np.float32) / 255
-        pixels = vary_colors(rng, surface[box].astype(np.float32) / 255)
+        pixels = vary_colors(rng, _as_float(surface[box]))
         self.image[box] += weight * (pixels - self.image[box])
         inverse = 255 - cover[box]
         for layer in self.layers:

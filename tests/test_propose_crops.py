@@ -156,7 +156,7 @@ def test_propose__image_and_first_layer_share_an_encoder_call(monkeypatch: pytes
 def test_propose__masks_of_crops_lie_on_the_image(nano: SamSegmenter) -> None:
     config = CROPPED.model_copy(update={"save_masks": True, "crop_nms_thresh": 1.0})
     rows = Proposer(nano, config).propose(squares(), PEAKS)
-    rles = [{"size": [120, 160], "counts": rle.tobytes().decode()} for rle in rows.pools["rle"]]
+    rles: list[Any] = [{"size": [120, 160], "counts": rle.tobytes().decode()} for rle in rows.pools["rle"]]
     masks = decode_masks(rles, 120, 160) > 0
     drawn = np.array([_box_of(mask) for mask in masks], dtype=np.float32)
     np.testing.assert_array_equal(drawn, boxes_of(rows))

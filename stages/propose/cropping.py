@@ -47,7 +47,10 @@ def image_crops(height: int, width: int, config: ProposeConfig) -> list[Crop]:
     A layer is left out where its crops would be thinner than two pixels.
     """
     boxes, layers = generate_crop_boxes((height, width), config.crop_n_layers, config.crop_overlap_ratio)
-    crops = [Crop(*box, layer) for box, layer in zip(boxes, layers, strict=True)]
+    crops = [
+        Crop(left, top, right, bottom, layer)
+        for (left, top, right, bottom), layer in zip(boxes, layers, strict=True)
+    ]
     thin = {c.layer for c in crops[1:] if min(c.right - c.left, c.bottom - c.top) < 2}
     return [c for c in crops if c.layer not in thin]
 

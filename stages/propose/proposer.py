@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -135,7 +136,7 @@ class Proposer:
                 box = [view.crop.left, view.crop.top, view.crop.right, view.crop.bottom]
                 encoded = encode_kept_masks(
                     self.segmenter, view.encoded, view.prompts, found, self.batch_size,
-                    lambda masks_NHW, box=box: uncrop_masks(masks_NHW, box, height, width),
+                    partial(uncrop_masks, crop_box=box, orig_h=height, orig_w=width),
                 )  # fmt: skip
                 for row, rle in zip(own.tolist(), encoded, strict=True):
                     masks[row] = rle

@@ -71,12 +71,14 @@ class SamSegmenter:
         scaled = [self._scale_image(image) for image in images]
         embeddings = self.sam.image_encoder(torch.stack([self.sam.preprocess(image) for image in scaled]))
         size = int(self.sam.image_encoder.img_size)
-        return [
-            EncodedImage(
-                embeddings[i : i + 1], *image.shape[:2], scaled[i].shape[1], scaled[i].shape[2], size
+        encoded = []
+        for i, image in enumerate(images):
+            height, width = image.shape[:2]
+            input_height, input_width = scaled[i].shape[1:]
+            encoded.append(
+                EncodedImage(embeddings[i : i + 1], height, width, input_height, input_width, size)
             )
-            for i, image in enumerate(images)
-        ]
+        return encoded
 
     def _scale_image(self, image_HW3: NDArray[np.uint8]) -> Tensor:
         """The image as `SamPredictor` scales it, ``(3, h, w)`` on the model's device."""
