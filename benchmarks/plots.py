@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Points = Sequence[tuple[float, float]]
 SIZE_INCHES = (9.0, 5.7)
 GRID_COLOR = "#e0e0e0"
+LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
 
 
 def new_figure() -> tuple[Figure, Axes]:
@@ -102,7 +103,7 @@ def bar_plot(
     """
     figure, axes = new_figure()
     drawn = axes.bar([label for label, _, _ in bars], [height or 0.0 for _, height, _ in bars])
-    axes.bar_label(drawn, [text for _, _, text in bars], padding=2, fontsize="small", backgroundcolor="white")
+    axes.bar_label(drawn, [text for _, _, text in bars], padding=3, fontsize="small", bbox=LABEL_BOX)
     name, height = reference
     axes.axhline(height, color="black", linestyle="--", label=name)
     axes.set(title=title, xlabel=x_label, ylabel=y_label, ylim=(0.0, 1.08))

@@ -23,8 +23,8 @@ from stages.core.config import StageConfig, config_class
 from stages.core.datasets.catalog import data_root, open_split
 from stages.core.evaluation.ground_truth.load import load_truth
 from stages.core.evaluation.ground_truth.types import ImageTruth
-from stages.core.evaluation.report import shown
 from stages.core.evaluation.tasks import load_ground, measure
+from stages.core.formatting import format_number
 from stages.core.registry import load_stage
 from stages.core.runtime.execute import execute
 from stages.core.runtime.request import Request
@@ -167,9 +167,9 @@ def main() -> None:
     found = compare(options)
     print(f"{'stage':8} {'figure':10} {'weak':>7} {'supervised':>11} {'ratio':>7}")
     for row in found:
-        weak = "–" if row.weak is None else shown(row.weak)
+        weak = format_number(row.weak)
         ratio = "–" if row.ratio is None else f"{row.ratio:.1%}"
-        print(f"{row.stage:8} {row.figure:10} {weak:>7} {shown(row.supervised):>11} {ratio:>7}")
+        print(f"{row.stage:8} {row.figure:10} {weak:>7} {format_number(row.supervised):>11} {ratio:>7}")
     rows = [
         {"stage": r.stage, "figure": r.figure, "weak": r.weak, "supervised": r.supervised, "ratio": r.ratio}
         for r in found

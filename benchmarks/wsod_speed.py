@@ -32,7 +32,7 @@ from stages.core.runtime.seeding import numpy_generator
 from stages.wsod import criterion
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags, mine, wsod_losses
-from stages.wsod.fitting import build_optimizer
+from stages.wsod.fitting import make_optimizer
 from stages.wsod.miners.mist import candidate_count
 from stages.wsod.miners.seeds import assign_labels
 from stages.wsod.model.detector import WsodDetector
@@ -140,7 +140,7 @@ class Bench:
         )  # fmt: skip
         torch.manual_seed(0)
         self.model = WsodDetector(self.config, options.classes).to(self.device).train()
-        self.optimizer = build_optimizer(self.model, self.config)
+        self.optimizer = make_optimizer(self.model, self.config)
         self.height, self.width = options.size, options.size * 4 // 3 // 32 * 32
         image = numpy_generator(0, "image").integers(0, 256, (3, self.height, self.width), np.uint8)
         self.images = torch.from_numpy(image)[None].to(self.device)

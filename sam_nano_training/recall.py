@@ -21,6 +21,7 @@ from torchvision.ops import nms
 from sam_nano_training.scenes import Level, draw_scene
 from sam_nano_training.textures import make_noise_bank
 from stages.core.ops.boxes import pairwise_iou
+from stages.core.ops.mask_boxes import mask_to_box
 from stages.core.segmenters.protocol import Segmenter
 from stages.core.segmenters.sam_checkpoints import NANO_FILE, load_nano
 from stages.core.segmenters.sam_segmenter import SamSegmenter
@@ -48,13 +49,8 @@ class GridRule:
 
 def tight_boxes(masks_NHW: Tensor) -> Tensor:
     """Half-open boxes (N, 4) of binary masks; all zeros for an empty one."""
-    boxes = torch.zeros(len(masks_NHW), 4)
-    for axis, (low, high) in ((1, (0, 2)), (2, (1, 3))):
-        hit = masks_NHW.any(dim=axis).to(torch.uint8)
-        boxes[:, low] = hit.argmax(dim=1).float()
-        boxes[:, high] = hit.shape[1] - hit.flip(1).argmax(dim=1).float()
-    boxes[~masks_NHW.flatten(1).any(dim=1)] = 0
-    return boxes
+    boxes = [mask_to_box(mask_HW) for mask_HW in masks_NHW.numpy()]
+    return torch.from_numpy(np.array(boxes, np.float32).reshape(-1, 4))
 
 
 def grid_boxes(segmenter: Segmenter, image_HW3: NDArray[np.uint8], rule: GridRule) -> Tensor:

@@ -38,6 +38,7 @@ from stages.core.segmenters.sam_nano import (
     load_imagenet_trunk,
     set_image_size,
 )
+from stages.core.training.optimizers import param_groups
 
 LICENCE_NOTE = (
     "Weights trained by the weaksam project (Apache-2.0). The image trunk was initialised from ImageNet weights of "
@@ -106,25 +107,16 @@ def rate_factor(progress: Progress, plan: TrainingPlan) -> float:
 
 def make_optimizer(sam: Sam, plan: TrainingPlan) -> torch.optim.AdamW:
     """Groups parameters by rate (pretrained trunk, the rest) and decay (matrices only)."""
-    groups: dict[tuple[bool, bool], list[Tensor]] = {}
-    for name, parameter in sam.named_parameters():
-        # No mask prompts are trained, so their encoder keeps its first values.
-        if "mask_downscaling" in name:
-            parameter.requires_grad_(False)
-            continue
-        groups.setdefault((".trunk." in name, parameter.ndim > 1), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "base_rate": plan.trunk_rate if in_trunk else plan.head_rate,
-                "weight_decay": plan.weight_decay if is_matrix else 0.0,
-            }
-            for (in_trunk, is_matrix), parameters in sorted(groups.items())
-        ],
+    # No mask prompts are trained, so their encoder keeps its first values.
+    sam.prompt_encoder.mask_downscaling.requires_grad_(False)
+    groups = param_groups(
+        sam,
         lr=plan.head_rate,
-        fused=True,
+        weight_decay=plan.weight_decay,
+        module_lrs={sam.image_encoder.trunk: plan.trunk_rate},
     )
+    # The order of the recorded trainings, in which gradient norms are summed.
+    return torch.optim.AdamW(groups[::-1], fused=True)
 
 
 def decode_image(sam: Sam, embedding_1CHW: Tensor, prompts: PromptBatch) -> tuple[Tensor, Tensor]:
@@ -196,6 +188,7 @@ class Trainer:
             self.sam.load_state_dict(load_nano(Path(plan.init)).state_dict())
         self.average = deepcopy(self.sam).requires_grad_(False)
         self.optimizer = make_optimizer(self.sam, plan)
+        self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.progress = Progress()
         self.source = SceneSource(plan, rank)
@@ -204,8 +197,8 @@ class Trainer:
         """Runs one optimisation step and returns its figures."""
         self.sam.train()
         factor = rate_factor(self.progress, self.plan)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_rate"] * factor
+        for group, rate in zip(self.optimizer.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor
         images, sizes, prompts = self.source.batch(self.progress.step)
         set_image_size(self.sam, images.shape[-1])
         embeddings = self.sam.image_encoder(normalize(self.sam, images, sizes))

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stages.core.ops.mask_boxes import mask_to_box
 from stages.core.ops.rle import decode_masks, encode_masks
 from stages.core.segmenters.box_to_mask import (
     FROM_BOX,
@@ -21,7 +22,6 @@ from stages.core.segmenters.box_to_mask import (
     box_fit,
     clean_mask,
     filled_box,
-    mask_box,
     masks_of_boxes,
 )
 
@@ -87,7 +87,7 @@ def test_masks_of_boxes__one_encoding_and_batched_boxes() -> None:
     assert segmenter.encoded == 1
     assert segmenter.batches == [2, 2, 1]
     assert [one.origin for one in found] == [FROM_PROMPT] * 5
-    assert mask_box(found[3].mask_HW).tolist() == [3, 2, 11, 10]
+    assert mask_to_box(found[3].mask_HW).tolist() == [3, 2, 11, 10]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_masks_of_boxes__empty_single_mask_gets_second_try_then_box() -> None:
     # By predicted IoU the three masks are: nothing, a dot (1 of 384 pixels, too small), the box.
     second = make(DrawingSegmenter(single={12: 0.0}), boxes, rule)
     assert [one.origin for one in second] == [FROM_PROMPT, FROM_SECOND_TRY]
-    assert mask_box(second[1].mask_HW).tolist() == [12, 4, 28, 28]
+    assert mask_to_box(second[1].mask_HW).tolist() == [12, 4, 28, 28]
     last = make(DrawingSegmenter(single={12: 0.0}, three_is_empty=True), boxes, rule)
     assert [one.origin for one in last] == [FROM_PROMPT, FROM_BOX]
     assert (last[1].mask_HW == filled_box(np.array(boxes[1]), SIZE, SIZE)).all()
@@ -186,7 +186,7 @@ def test_clean_mask__clips_and_keeps_largest_piece(rule: MaskRule, expected: int
     ],
 )
 def test_filled_box__pixels(box: list[float], expected: list[int]) -> None:
-    assert mask_box(filled_box(np.array(box), 12, 16)).tolist() == expected
+    assert mask_to_box(filled_box(np.array(box), 12, 16)).tolist() == expected
 
 
 def test_encode_masks__round_trip() -> None:

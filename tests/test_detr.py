@@ -17,7 +17,7 @@ from stages.core.detectors import detr
 from stages.core.detectors.checkpoints import BOX_KINDS, open_detector
 from stages.core.detectors.detr import COSTS, Detr, build_detr, check_detr, least_side, relative_targets
 from stages.core.detectors.detr_losses import LayerOutput, SetOutput, layer_losses, match_queries, set_losses
-from stages.core.detectors.fitting import build_optimizer
+from stages.core.detectors.fitting import make_optimizer
 from stages.core.detectors.inference import detect
 from stages.core.detectors.spec import AnyKind, DetrKind, DetrSpec
 from stages.core.detectors.two_stage.faster_rcnn import save_detector
@@ -381,7 +381,7 @@ def test_forward__every_parameter_learns(kind: DetrKind) -> None:
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert idle == []
     settings = RetrainConfig(lr=1.0, lr_batch=4, trunk_lr_factor=0.1)
-    optimizer = build_optimizer(model, settings)
+    optimizer = make_optimizer(model, settings)
     rate_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     trunk = {id(p) for p in model.network.model.backbone.parameters() if p.requires_grad}
     assert trunk

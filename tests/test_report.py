@@ -16,7 +16,7 @@ from stages.core.datasets.catalog import open_split
 from stages.core.errors import MissingInputError
 from stages.core.evaluation.suite import evaluate_run
 from stages.core.registry import CHAIN
-from stages.core.viz.charts import duration, line_chart, number
+from stages.core.viz.charts import line_chart
 from stages.core.viz.panels import strongest
 from stages.core.viz.report import evenly_spaced, headlines, words, write_report
 from stages.core.viz.run_facts import read_curves, read_run
@@ -249,21 +249,6 @@ def test_line_chart__constant_curve_is_drawn() -> None:
     chart = line_chart("t", {"x": [(0, 3.0), (5, 3.0)]})
     assert chart is not None
     assert "nan" not in chart.lines[0].path
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(None, "–"), (float("nan"), "–"), (0.5, "0.500"), (43.21, "43.2"), (1234, "1,234"), (1234.5, "1,234")],
-)
-def test_number__reads_well(value: float | None, text: str) -> None:
-    assert number(value) == text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.44, "0.4 s"), (41.2, "41 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")]
-)
-def test_duration__reads_well(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(

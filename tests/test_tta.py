@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from stages.core.detectors import tta
 from stages.core.detectors.inference import detect
 from stages.core.detectors.spec import DetectorSpec, DetrSpec, Kind
 from stages.core.detectors.tta import detect_in_views, resized
@@ -86,8 +85,7 @@ def test_detect_in_views__set_detectors_are_suppressed_across_views_alone(own: f
     assert len(found(Scripted(near, spec), 80)) == left
 
 
-def test_detect_in_views__views_too_large_for_memory_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tta, "_too_large", {})
+def test_detect_in_views__views_too_large_for_memory_are_left_out() -> None:
     model = Scripted({32: [[0.0, 0, 10, 10, 0.5, 1]], 64: [[20.0, 0, 30, 10, 0.5, 1]]})
     limit = 96
 

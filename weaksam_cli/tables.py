@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from stages.core.formatting import format_number
+
 if TYPE_CHECKING:
     from stages.core.evaluation.tasks import Report
 
@@ -18,7 +20,7 @@ def print_report_table(report: Report) -> None:
     table.add_column("figure")
     table.add_column("value", justify="right")
     for name, value in report.metrics.items():
-        table.add_row(name, _figure(value))
+        table.add_row(name, format_number(value))
     console.print(table)
     if report.per_class:
         columns = list(next(iter(report.per_class.values())))
@@ -27,7 +29,7 @@ def print_report_table(report: Report) -> None:
         for column in columns:
             classes.add_column(column, justify="right")
         for name, values in report.per_class.items():
-            classes.add_row(name, *(_figure(values[c]) for c in columns))
+            classes.add_row(name, *(format_number(values[c]) for c in columns))
         console.print(classes)
 
 
@@ -40,16 +42,10 @@ def print_run_table(figures: dict[str, Any]) -> None:
     table.add_column("figures")
     table.add_column("seconds", justify="right")
     for row in figures["rows"]:
-        shown = "  ".join(f"{name} {_figure(value)}" for name, value in row["metrics"].items())
+        shown = "  ".join(f"{name} {format_number(value)}" for name, value in row["metrics"].items())
         shown = shown or f"not measured: {row['problem']}"
         seconds = row.get("wall_seconds")
         table.add_row(
             row["stage"], row["split"], row["task"], shown, "" if seconds is None else f"{seconds:.0f}"
         )
     Console().print(table)
-
-
-def _figure(value: float | None) -> str:
-    if value is None or value != value:
-        return "–"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

@@ -17,11 +17,11 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.eva import Eva
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from stages.cam.attention import RecordedBlocks, locality_bias
 from stages.cam.config import CamConfig
 from stages.cam.fusion import AttentionFusion, FineLogits, Fusion
+from stages.core.backbones.lateral_fusion import LateralFusion
 from stages.core.backbones.timm_backbones import Trunk, build_trunk
 from stages.core.errors import ConfigError, EnvironmentFault, did_you_mean
 
@@ -60,20 +60,12 @@ class HybridBody(nn.Module):
         self.dim, self.patch = dim, trunk.strides[-1]
         self.mean, self.std = trunk.mean, trunk.std
         self.num_heads, self.locality, self.patches_see_classes = num_heads, locality, patches_see_classes
-        self.laterals = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(channels, dim, 1, bias=False), nn.BatchNorm2d(dim))
-            for channels in trunk.channels
-        )
+        self.lateral_fusion = LateralFusion(trunk.channels, dim, "coarsest", nn.BatchNorm2d)
 
     def embed(self, images_BCHW: Tensor) -> Tensor:
         """Return the summed maps [B, D, h, w] on the coarsest grid."""
-        maps = self.trunk(images_BCHW)
-        size = maps[-1].shape[-2:]
-        parts = [
-            F.adaptive_avg_pool2d(lateral(features), size)
-            for lateral, features in zip(self.laterals, maps, strict=True)
-        ]
-        return torch.stack(parts).sum(dim=0)
+        fused: Tensor = self.lateral_fusion(self.trunk(images_BCHW))
+        return fused.contiguous()  # whatever the trunk's memory format: tokens are read row by row
 
     def attention_bias(self, grid: tuple[int, int], num_classes: int) -> Tensor | None:
         """Return the locality bias, or None if the body is not asked to be local."""
@@ -156,6 +148,17 @@ class MultiClassTokenClassifier(nn.Module):
         self.head = nn.Conv2d(body.dim, self.num_classes, 3, padding=1)
         self.register_buffer("mean", torch.tensor(body.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(body.std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def trunk(self) -> Trunk | None:
+        """The pretrained convolutional part; None in a vision transformer."""
+        return self.body.trunk if isinstance(self.body, HybridBody) else None
+
+    @property
+    def tokens_and_positions(self) -> list[nn.Parameter]:
+        """Learned tokens and position embeddings that have no weight decay."""
+        positions = self.body.pos_embed if isinstance(self.body, ViTBody) else None
+        return [self.class_tokens] if positions is None else [self.class_tokens, positions]
 
     @property
     def patch(self) -> int:

@@ -33,6 +33,11 @@ class ConvClassifier(nn.Module):
         self.register_buffer("mean", torch.tensor(trunk.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(trunk.std).view(1, 3, 1, 1), persistent=False)
 
+    @property
+    def tokens_and_positions(self) -> list[nn.Parameter]:
+        """None: a convolutional network has neither."""
+        return []
+
     def forward(self, images_BCHW: Tensor, record: bool = False) -> ClassifierOutput:
         """Classify RGB images in [0, 1], sides multiples of `patch`; there is no attention to `record`."""
         features: Tensor = self.trunk((images_BCHW - self.mean) / self.std)[-1]

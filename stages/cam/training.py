@@ -31,8 +31,9 @@ from stages.core.runtime.processes import gather, is_main, own_share, wait_for_a
 from stages.core.runtime.seeding import derive_seed, numpy_generator
 from stages.core.spec import Counts, StageContext
 from stages.core.training.loop import FitSettings, Trainer, steps_per_epoch
+from stages.core.training.optimizers import build_optimizer, param_groups
 from stages.core.training.readable_images import ReadableImages
-from stages.core.training.schedule import warmup_cosine
+from stages.core.training.schedule import build_schedule
 from stages.core.weights.checkpoints import load_state, save_state
 
 MIN_HELD_OUT = 8
@@ -190,8 +191,8 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[TagClass
         trainer = Trainer(
             context=context,
             model=model,
-            optimizer=_optimizer(model, config),
-            schedule=warmup_cosine(steps, round(config.warmup * steps)),
+            optimizer=make_optimizer(model, config),
+            schedule=build_schedule("cosine", steps, config.warmup),
             items=data.ids,
             load=data.load,
             losses=batch_losses,
@@ -206,20 +207,14 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[TagClass
     return model.eval(), counts
 
 
-def _optimizer(model: TagClassifier, config: CamConfig) -> torch.optim.Optimizer:
+def make_optimizer(model: TagClassifier, config: CamConfig) -> torch.optim.Optimizer:
     """AdamW: the trunk at its own rate; biases, norms, tokens and positions without weight decay."""
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            plain = parameter.ndim <= 1 or name in ("class_tokens", "body.pos_embed")
-            groups.setdefault((name.startswith(("body.trunk.", "trunk.")), plain), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": members,
-                "lr": config.trunk_lr if in_trunk else config.lr,
-                "weight_decay": 0.0 if plain else config.weight_decay,
-            }
-            for (in_trunk, plain), members in groups.items()
-        ]
+    trunk = model.trunk
+    groups = param_groups(
+        model,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        module_lrs={} if trunk is None else {trunk: config.trunk_lr},
+        no_decay=model.tokens_and_positions,
     )
+    return build_optimizer("adamw", groups)

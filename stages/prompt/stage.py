@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from stages.core.artifacts.schemas import CAMS, MAP_KINDS, PROMPTS
-from stages.core.artifacts.table import ImageRows, Table, read_table, write_table
-from stages.core.errors import SchemaError, StaleInputError
+from stages.core.artifacts.table import ImageRows, read_split_table, read_table, write_table
+from stages.core.errors import SchemaError
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import Counts, Plan, StageContext
 from stages.prompt.config import PromptConfig
@@ -23,14 +23,14 @@ class PromptStage:
 
     def plan(self, config: PromptConfig, context: StageContext) -> Plan:
         """Check that the maps belong to this split."""
-        table = _read_cams(context)
+        table = read_split_table(context.input("cams"), CAMS, context.split.name, context.split.ids)
         return Plan(
             len(context.split.ids), (f"{table.num_rows} maps, peaks at {config.resolution} resolution",)
         )
 
     def run(self, config: PromptConfig, context: StageContext) -> Counts:
         """Write `prompts.h5`; images that have no maps (failed before) are recorded as failures."""
-        _read_cams(context)
+        read_split_table(context.input("cams"), CAMS, context.split.name, context.split.ids)
         factory = _Factory(config, context.input("cams"), context.seed)
         table = map_images(context, PROMPTS, factory, "points")
         if table is None:
@@ -43,16 +43,6 @@ class PromptStage:
         counts["images_without_points"] = int(np.sum(np.diff(table.offsets) == 0))
         context.metrics(counts)
         return counts
-
-
-def _read_cams(context: StageContext) -> Table:
-    path = context.input("cams")
-    table = read_table(path, CAMS)
-    if context.split.ids and not any(image_id in table for image_id in context.split.ids):
-        raise StaleInputError(
-            f"holds no image of {context.split.name}", where=path, hint="give this split's maps"
-        )
-    return table
 
 
 @dataclass(frozen=True)

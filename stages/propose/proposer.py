@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from segment_anything.utils.amg import uncrop_masks
 
+from stages.core.artifacts.schemas import boxes_to_rows
 from stages.core.artifacts.table import ImageRows
 from stages.core.runtime.device import Precision, autocast
 from stages.core.segmenters.protocol import EncodedImage, Segmenter
@@ -158,8 +159,7 @@ class Proposer:
 
 
 def _rows(kept: Candidates, masks: list[Array], height: int, width: int) -> ImageRows:
-    boxes = kept.boxes_xyxy.numpy()
-    columns = {name: boxes[:, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))}
+    columns = boxes_to_rows(kept.boxes_xyxy.numpy())
     for name in ("source", "class_index", "peak_score", "predicted_iou", "stability", "mask_index"):
         columns[name] = getattr(kept, name).numpy()
     return ImageRows(columns, {"image_h": height, "image_w": width}, {"rle": masks})

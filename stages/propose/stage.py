@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stages.core.artifacts.schemas import PROMPTS, PROPOSALS, SOURCE_BITS
-from stages.core.artifacts.table import ImageRows, Table, read_table, write_table
+from stages.core.artifacts.table import ImageRows, Table, read_split_table, read_table, write_table
 from stages.core.errors import ConfigError, StaleInputError
 from stages.core.runtime.device import Precision
 from stages.core.runtime.parts import ImageFunction, map_images
@@ -40,7 +40,7 @@ class ProposeStage:
             EnvironmentFault: its weights or its library are not there.
             StaleInputError: no image of the split is among the prompts.
         """
-        table = self._read_prompts(context)
+        table = read_split_table(context.input("prompts"), PROMPTS, context.split.name, context.split.ids)
         known = sum(image_id in table for image_id in context.split.ids)
         points = sum(len(table.rows(i)["x"]) for i in context.split.ids)
         notes = (
@@ -56,7 +56,7 @@ class ProposeStage:
         Raises:
             StaleInputError: no image of the split is among the prompts.
         """
-        prompts = self._read_prompts(context)
+        prompts = read_split_table(context.input("prompts"), PROMPTS, context.split.name, context.split.ids)
         factory = _Factory(
             config, context.input("prompts"), context.device, context.precision, context.split.ids,
             {i: context.split.image_path(i) for i in context.split.ids},
@@ -75,15 +75,6 @@ class ProposeStage:
             context.log.warning("dropped %d prompts outside their image", counts["prompts_dropped"])
         context.metrics(counts)
         return counts
-
-    def _read_prompts(self, context: StageContext) -> Table:
-        path = context.input("prompts")
-        table = read_table(path, PROMPTS)
-        if context.split.ids and not any(i in table for i in context.split.ids):
-            raise StaleInputError(
-                f"holds no image of {context.split.name}", where=path, hint="give the prompts of this split"
-            )
-        return table
 
 
 @dataclass(frozen=True)

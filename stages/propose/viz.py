@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.core.artifacts.schemas import PROPOSALS, SOURCE_BITS
+from stages.core.artifacts.schemas import PROPOSALS, SOURCE_BITS, rows_to_boxes
 from stages.core.artifacts.table import read_table
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
@@ -34,7 +34,7 @@ def draw(out: Path, split: WeakSplit, ids: Sequence[str], folder: Path) -> list[
             continue
         rows = table.rows(image_id)
         image, factor = enlarged(load_image(split.image_path(image_id)), 360)
-        boxes = np.stack([rows[name] for name in ("x1", "y1", "x2", "y2")], axis=1) * factor
+        boxes = rows_to_boxes(rows) * factor
         pictures, titles = [], []
         for name, bit in SOURCE_BITS.items():
             found = np.flatnonzero(rows["source"] & bit)

@@ -15,6 +15,7 @@ from stages.core.artifacts.table import ImageRows
 from stages.core.datasets.images import image_size, load_image
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import SchemaError
+from stages.core.ops.mask_boxes import mask_to_box
 from stages.core.ops.rle import encode_masks
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.segmenters.box_to_mask import (
@@ -22,7 +23,6 @@ from stages.core.segmenters.box_to_mask import (
     FROM_SECOND_TRY,
     BoxMask,
     MaskRule,
-    mask_box,
     masks_of_boxes,
 )
 from stages.core.spec import Counts, StageContext
@@ -72,7 +72,7 @@ class MaskFactory:
             pixels = load_image(path)
             found = masks_of_boxes(segmenter, pixels, boxes.boxes_xyxy, rule)
             masks = Detections(
-                np.stack([mask_box(one.mask_HW) for one in found]),
+                np.stack([mask_to_box(one.mask_HW) for one in found]),
                 boxes.classes,
                 boxes.scores,
                 run_lengths(found),

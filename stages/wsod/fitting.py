@@ -1,10 +1,10 @@
-"""Training of the weakly supervised detector: optimiser groups, schedule, one step, the weights file."""
+"""Training of the weakly supervised detector: optimizer, schedule, one step, the weights file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from pydantic import ValidationError
@@ -15,14 +15,14 @@ from stages.core.runtime.device import autocast, torch_threads
 from stages.core.spec import StageContext
 from stages.core.training.adversary import Adversary
 from stages.core.training.loop import FitSettings, Trainer, steps_per_epoch
-from stages.core.training.schedule import Schedule, warmup_cosine, warmup_steps
+from stages.core.training.optimizers import build_optimizer, param_groups
+from stages.core.training.schedule import build_schedule
 from stages.core.weights.checkpoints import load_weights, read_metadata, save_weights
 from stages.wsod.batches import WeakData, WsodBatch
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import wsod_losses
 from stages.wsod.model.detector import WsodDetector
 
-SGD_MOMENTUM = 0.9
 KIND = "wsod"
 
 
@@ -50,8 +50,14 @@ def fit_detector(config: WsodConfig, data: WeakData, context: StageContext) -> W
         trainer = Trainer(
             context=context,
             model=model,
-            optimizer=build_optimizer(model, config),
-            schedule=build_schedule(config, optimiser_steps(config, len(data.ids))),
+            optimizer=make_optimizer(model, config),
+            schedule=build_schedule(
+                config.schedule,
+                optimiser_steps(config, len(data.ids)),
+                config.warmup,
+                warmup_factor=config.warmup_factor,
+                milestone_fractions=config.milestones,
+            ),
             items=data.ids,
             load=data.load,
             losses=batch_losses,
@@ -68,30 +74,21 @@ def fit_detector(config: WsodConfig, data: WeakData, context: StageContext) -> W
         return cast(WsodDetector, trainer.fit())
 
 
-def build_optimizer(model: WsodDetector, config: WsodConfig) -> torch.optim.Optimizer:
-    """Groups by part (trunk, refinement, the rest) and by kind: biases learn faster and without weight decay."""
-    factors = {"trunk": config.trunk_lr_factor, "refinement": config.refine_lr_factor, "rest": 1.0}
-    members: dict[tuple[str, bool], list[Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        part = name.split(".")[0]
-        if part == "dropblock" and config.dropblock_form == "two_step":
-            continue
-        # A rate of 0 would still let Adam carry state for it.
-        if parameter.requires_grad and factors.get(part, 1.0) > 0:
-            key = (part if part in factors else "rest", parameter.ndim > 1)
-            members.setdefault(key, []).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {
-            "params": parameters,
-            "lr": config.lr * factors[part] * (1.0 if decays else config.bias_lr_factor),
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        for (part, decays), parameters in members.items()
-    ]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=SGD_MOMENTUM)
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=config.lr)
+def make_optimizer(model: WsodDetector, config: WsodConfig) -> torch.optim.Optimizer:
+    """Rates by part (trunk, refinement, the rest); biases learn faster and without weight decay."""
+    block = model.dropblock
+    groups = param_groups(
+        model,
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        module_lrs={
+            model.trunk: config.lr * config.trunk_lr_factor,
+            model.refinement: config.lr * config.refine_lr_factor,
+        },
+        bias_lr_factor=config.bias_lr_factor,
+        skip=[block] if block is not None and config.dropblock_form == "two_step" else [],
+    )
+    return build_optimizer(config.optimizer, groups)
 
 
 def build_adversary(model: WsodDetector, config: WsodConfig) -> Adversary | None:
@@ -106,15 +103,6 @@ def build_adversary(model: WsodDetector, config: WsodConfig) -> Adversary | None
         config.dropblock_weight,
         block.own_turn,
     )
-
-
-def build_schedule(config: WsodConfig, steps: int) -> Schedule:
-    """Learning-rate factor per optimiser step."""
-    warmup = round(config.warmup * steps)
-    if config.schedule == "cosine":
-        return warmup_cosine(steps, warmup, config.warmup_factor)
-    milestones = [round(share * steps) for share in config.milestones]
-    return warmup_steps(milestones, warmup=warmup, warmup_factor=config.warmup_factor)
 
 
 def save_detector(path: Path, model: WsodDetector, config: WsodConfig, classes: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from stages.core.artifacts.detection_rows import DETECTION_ROWS, from_table, to_
 from stages.core.artifacts.table import ImageRows
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
-from stages.core.detectors.tta import View, look, views
+from stages.core.detectors.tta import View, run_views, views
 from stages.core.errors import EnvironmentFault, InputError
 from stages.core.runtime.device import Precision, autocast
 from stages.core.runtime.parts import ImageFunction, map_images
@@ -97,9 +97,8 @@ def score_views(
     Raises:
         EnvironmentFault: memory cannot hold the plain view either.
     """
-    scored = look(
+    scored = run_views(
         views(config.test_size, config.train_sizes, config.tta),
-        config.test_size,
         device,
         lambda view: _score_view(model, pixels_CHW, boxes_xyxy, view, config.max_size, device, precision),
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.core.artifacts.schemas import PROPOSALS
+from stages.core.artifacts.schemas import PROPOSALS, rows_to_boxes
 from stages.core.artifacts.table import read_table
 from stages.wsod.config import WsodConfig
 
@@ -57,7 +57,7 @@ class ProposalSource:
         if image_id not in self.table:
             return Proposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
         rows, image = self.table.rows(image_id), self.table.image_row(image_id)
-        boxes = np.stack([rows[name] for name in ("x1", "y1", "x2", "y2")], axis=1)
+        boxes = rows_to_boxes(rows)
         keep = clean(
             boxes,
             rows["predicted_iou"],

@@ -5,31 +5,33 @@ The final artifact of a detector is COCO JSON; this table only lives in `<out>/p
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.core.artifacts.coco_fields import RLE
 from stages.core.artifacts.coco_json import Detections
+from stages.core.artifacts.schemas import (
+    BOX_COLUMNS,
+    IMAGE_SIZE,
+    RLE_COLUMNS,
+    RLE_POOL,
+    boxes_to_rows,
+    rows_to_boxes,
+)
 from stages.core.artifacts.table import ImageRows, Table, TableSchema
 
 DETECTION_ROWS = TableSchema(
     name="detection-rows",
     version=1,
     columns={
-        "x1": "float32",  # half-open pixels
-        "y1": "float32",
-        "x2": "float32",
-        "y2": "float32",
+        **BOX_COLUMNS,
         "class_index": "int32",  # 0-based
         "score": "float32",
         "origin": "int8",  # free for the stage: how the row came about; 0 if it does not say
-        "rle_start": "int64",
-        "rle_count": "int64",  # 0 without a mask
+        **RLE_COLUMNS,
     },
-    image_columns={"image_h": "int32", "image_w": "int32"},
-    pools={"rle": ("uint8", "rle_start", "rle_count")},  # COCO compressed RLE bytes
+    image_columns=IMAGE_SIZE,
+    pools=RLE_POOL,
 )
 
 
@@ -37,9 +39,8 @@ def to_rows(
     detections: Detections, height: int, width: int, origin: NDArray[np.int8] | None = None
 ) -> ImageRows:
     """Rows of one image of `height` x `width` pixels."""
-    boxes, count = detections.boxes_xyxy, len(detections)
-    columns: dict[str, NDArray[Any]] = {name: boxes[:, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))}
-    columns |= {
+    count = len(detections)
+    columns = boxes_to_rows(detections.boxes_xyxy) | {
         "class_index": detections.classes,
         "score": detections.scores,
         "origin": np.zeros(count, np.int8) if origin is None else origin,
@@ -62,7 +63,7 @@ def _one(table: Table, image_id: str, with_masks: bool) -> Detections:
         spans = zip(rows["rle_start"].tolist(), rows["rle_count"].tolist(), strict=True)
         masks = [{"size": size, "counts": pool[start : start + n].tobytes().decode()} for start, n in spans]
     return Detections(
-        np.stack([rows[name] for name in ("x1", "y1", "x2", "y2")], axis=1).astype(np.float32),
+        rows_to_boxes(rows).astype(np.float32),
         rows["class_index"].astype(np.int64),
         rows["score"].astype(np.float32),
         masks,

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
 from stages.core.artifacts.table import TableSchema
+
+CORNERS = ("x1", "y1", "x2", "y2")
+BOX_COLUMNS = dict.fromkeys(CORNERS, "float32")
+"""Half-open xyxy pixels."""
+RLE_COLUMNS = {"rle_start": "int64", "rle_count": "int64"}
+"""Where a row's mask is in the pool `rle`; a count of 0 means no mask."""
+RLE_POOL = {"rle": ("uint8", "rle_start", "rle_count")}
+"""COCO's compressed run lengths, as bytes."""
+IMAGE_SIZE = {"image_h": "int32", "image_w": "int32"}
+"""Pixels."""
 
 MAP_KINDS = ("coarse", "fine", "cross")
 """Names of ``kind`` / ``source`` 0, 1, 2 in ``cams.h5`` and ``prompts.h5``."""
@@ -23,7 +39,7 @@ CAMS = TableSchema(
         "value_start": "int64",
         "value_count": "int64",
     },
-    image_columns={"image_h": "int32", "image_w": "int32"},  # pixels; the grid covers the image exactly
+    image_columns=IMAGE_SIZE,  # the grid covers the image exactly
     pools={"values": ("float16", "value_start", "value_count")},  # row-major maps in [0, 1]
 )
 
@@ -40,28 +56,34 @@ PROMPTS = TableSchema(
         "head": "int16",
         "cluster": "int32",  # members' cluster; -1 for coarse and fine
     },
-    image_columns={"image_h": "int32", "image_w": "int32"},
+    image_columns=IMAGE_SIZE,
 )
 
 PROPOSALS = TableSchema(
     name="proposals",
     version=1,
     columns={
-        "x1": "float32",  # half-open pixels
-        "y1": "float32",
-        "x2": "float32",
-        "y2": "float32",
+        **BOX_COLUMNS,
         "source": "int8",  # OR of SOURCE_BITS
         "class_index": "int32",  # class of the prompting point; -1 for the grid
         "peak_score": "float32",  # nan for the grid
         "predicted_iou": "float32",
         "stability": "float32",
         "mask_index": "int8",  # which of SAM's three masks
-        "rle_start": "int64",
-        "rle_count": "int64",  # 0 unless masks were saved
+        **RLE_COLUMNS,
     },
-    image_columns={"image_h": "int32", "image_w": "int32"},
-    pools={"rle": ("uint8", "rle_start", "rle_count")},  # COCO compressed RLE bytes
+    image_columns=IMAGE_SIZE,
+    pools=RLE_POOL,
 )
 
 SCHEMAS = {schema.name: schema for schema in (CAMS, PROMPTS, PROPOSALS)}
+
+
+def rows_to_boxes(rows: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    """Return the boxes (n, 4) of table rows."""
+    return np.stack([rows[corner] for corner in CORNERS], axis=1)
+
+
+def boxes_to_rows(boxes_xyxy: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Return the columns of table rows that hold boxes (n, 4)."""
+    return dict(zip(CORNERS, boxes_xyxy.T, strict=True))

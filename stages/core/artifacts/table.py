@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.core.artifacts.files import atomic_path
-from stages.core.errors import MissingInputError, SchemaError
+from stages.core.errors import MissingInputError, SchemaError, StaleInputError
 
 Array = NDArray[Any]
 CHUNK_BYTES = 128 * 1024
@@ -261,6 +261,21 @@ def read_table(path: Path, schema: TableSchema) -> Table:
             f"cannot be read as a {schema.name} table ({error})", where=path, hint=hint
         ) from error
     _check_lengths(table, schema, path)
+    return table
+
+
+def read_split_table(path: Path, schema: TableSchema, split: str, ids: Sequence[str]) -> Table:
+    """Read a table that was made from a split of this name with these images.
+
+    Raises:
+        MissingInputError, SchemaError: see `read_table`.
+        StaleInputError: it holds none of the split's images.
+    """
+    table = read_table(path, schema)
+    if ids and not any(image_id in table for image_id in ids):
+        raise StaleInputError(
+            f"holds no image of {split}", where=path, hint=f"give the {schema.name} of this split"
+        )
     return table
 
 

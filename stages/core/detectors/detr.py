@@ -58,6 +58,12 @@ class Detr(nn.Module):
         )  # training images arrive resized, see detection_data
         self._least_side = least_side(spec)
 
+    @property
+    def trunk(self) -> nn.Module:
+        """The pretrained part, without encoder and decoder."""
+        trunk: nn.Module = self.network.model.backbone.trunk
+        return trunk
+
     def drop_with(self, weights: RoiWeights, compares: bool = False) -> None:
         """Weight matched queries by RoI drop from now on; `compares` as for the two-stage detectors.
 

@@ -1,4 +1,4 @@
-"""Training of a detector on pseudo ground truth: optimiser, schedule, step.
+"""Training of a detector on pseudo ground truth: optimizer, schedule, step.
 
 Shared by the rooms `retrain` and `wsis`, which differ in the targets they bring and in the RoI weights.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stages.core.detectors.checkpoints import AnyDetector, build
 from stages.core.detectors.settings import DetectorSettings
@@ -18,9 +18,9 @@ from stages.core.detectors.training_data import DetectionBatch, PseudoTruthData
 from stages.core.runtime.device import autocast, torch_threads
 from stages.core.spec import StageContext
 from stages.core.training.loop import FitSettings, Trainer, steps_per_epoch
-from stages.core.training.schedule import Schedule, warmup_cosine, warmup_steps
+from stages.core.training.optimizers import build_optimizer, param_groups
+from stages.core.training.schedule import build_schedule
 
-SGD_MOMENTUM = 0.9
 BeforeStep = Callable[[int], None]
 AfterStep = Callable[[int], dict[str, Tensor]]
 
@@ -69,13 +69,17 @@ def train_detector(
             losses: dict[str, Tensor] = model(on_device.images, on_device.targets)
         return losses | after_step(len(batch.images))
 
-    steps = total_steps(settings, len(data.ids))
     with torch_threads(settings.threads):
         trainer = Trainer(
             context=context,
             model=model,
-            optimizer=build_optimizer(model, settings),
-            schedule=build_schedule(settings, steps),
+            optimizer=make_optimizer(model, settings),
+            schedule=build_schedule(
+                settings.schedule,
+                total_steps(settings, len(data.ids)),
+                settings.warmup,
+                milestone_fractions=settings.milestones,
+            ),
             items=data.ids,
             load=data.load,
             losses=batch_losses,
@@ -91,35 +95,13 @@ def train_detector(
         return cast(AnyDetector, trainer.fit())
 
 
-def build_optimizer(model: nn.Module, settings: DetectorSettings) -> torch.optim.Optimizer:
-    """Optimiser over what is trainable: the trunk at its own rate, vectors (biases) without weight decay."""
-    rate = settings.lr * settings.batch_size * settings.accumulate / settings.lr_batch
-    groups = []
-    for in_trunk in (True, False):
-        for decays in (True, False):
-            members = [
-                parameter
-                for name, parameter in model.named_parameters()
-                if parameter.requires_grad
-                and ("backbone.trunk." in name) == in_trunk
-                and (parameter.ndim > 1) == decays
-            ]
-            if members:
-                groups.append(
-                    {
-                        "params": members,
-                        "lr": rate * (settings.trunk_lr_factor if in_trunk else 1.0),
-                        "weight_decay": settings.weight_decay if decays else 0.0,
-                    }
-                )
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=SGD_MOMENTUM)
-    return torch.optim.AdamW(groups, lr=rate)
-
-
-def build_schedule(settings: DetectorSettings, steps: int) -> Schedule:
-    """Learning-rate factor per optimiser step."""
-    warmup = round(settings.warmup * steps)
-    if settings.schedule == "cosine":
-        return warmup_cosine(steps, warmup)
-    return warmup_steps([round(share * steps) for share in settings.milestones], warmup=warmup)
+def make_optimizer(model: AnyDetector, settings: DetectorSettings) -> torch.optim.Optimizer:
+    """The trunk at its own rate, the rest at the rate of a step's images; biases and norms without weight decay."""
+    lr = settings.lr * settings.batch_size * settings.accumulate / settings.lr_batch
+    groups = param_groups(
+        model,
+        lr=lr,
+        weight_decay=settings.weight_decay,
+        module_lrs={model.trunk: lr * settings.trunk_lr_factor},
+    )
+    return build_optimizer(settings.optimizer, groups)

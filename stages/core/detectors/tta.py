@@ -7,6 +7,7 @@ box by box (docs/method.md, section 5.9); detectors that find their own boxes ar
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -47,36 +48,32 @@ def mirror_boxes(boxes_xyxy: Tensor, width: float) -> Tensor:
     return torch.stack((width - x2, y1, width - x1, y2), dim=-1)
 
 
-def look(planned: Sequence[View], plain: int, device: str, see: Callable[[View], T]) -> list[T]:
-    """What every view shows.
+def run_views(planned: Sequence[View], device: str, run: Callable[[View], T]) -> list[T]:
+    """Run every view of one image that memory can hold.
 
-    A view that memory cannot hold is left out, with a warning, and so are larger ones from then on. The plain view
-    is never given up for good: the next image may be smaller.
+    After a view that it cannot hold, larger ones are not tried; a warning names the size. The next image starts over:
+    it may be smaller, and the results of an image do not depend on those before it.
 
     Args:
-        planned: views, smallest first.
-        plain: short side of the view without augmentation, pixels.
-        device: where the views are seen.
-        see: one view's answer.
+        planned: Views, smallest first.
+        device: Where they are run.
+        run: Outputs of one view.
 
     Returns:
-        one answer per view that was seen; empty if memory held none.
+        Outputs of the views that were run; empty if memory holds none.
     """
-    seen: list[T] = []
+    outputs: list[T] = []
     for view in planned:
-        if view.size >= _too_large.get(device, view.size + 1):
-            continue
         try:
-            seen.append(see(view))
+            outputs.append(run(view))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            _leave_out(view, device, plain=view.size == plain)
-    return seen
-
-
-_too_large: dict[str, int] = {}
-"""Device -> smallest short side of a view that its memory could not hold."""
+            if device.startswith("cuda"):
+                torch.cuda.empty_cache()
+            _warn_of_left_out_views(view.size)
+            break
+    return outputs
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -84,18 +81,14 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _leave_out(view: View, device: str, *, plain: bool) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    if plain:
-        return  # of this image; another may be smaller
-    if view.size < _too_large.get(device, view.size + 1):
-        _too_large[device] = view.size
-        logging.getLogger("weaksam").warning(
-            "detect: memory cannot hold views of %d pixels; test-time augmentation goes on without these and larger"
-            " ones, and its figures are not those of all views",
-            view.size,
-        )
+@functools.cache
+def _warn_of_left_out_views(size: int) -> None:
+    """Warn once per size and process."""
+    logging.getLogger("weaksam").warning(
+        "detect: memory cannot hold views of %d pixels of some images; these and larger views are left out there, and"
+        " the metrics are not those of all views",
+        size,
+    )
 
 
 def detect_in_views(
@@ -132,7 +125,7 @@ def detect_in_views(
                 found["masks"] = found["masks"].flip(-1)
         return found
 
-    seen = look(views(spec.test_size, sizes, enabled=True), spec.test_size, device, see)
+    seen = run_views(views(spec.test_size, sizes, enabled=True), device, see)
     if not seen:
         raise EnvironmentFault(
             f"memory cannot hold an image of {spec.test_size} pixels",

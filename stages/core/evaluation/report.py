@@ -45,10 +45,3 @@ class Report:
 def finite(metrics: dict[str, float]) -> dict[str, float | None]:
     """The same figures with None for nan."""
     return {name: None if math.isnan(value) else value for name, value in metrics.items()}
-
-
-def shown(value: float) -> str:
-    """A figure as text: three decimals for fractions, one for larger counts, a dash for nan."""
-    if math.isnan(value):
-        return "–"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

@@ -25,7 +25,7 @@ import numpy as np
 from stages.core.artifacts.coco_json import Detections, read_dataset, read_results
 from stages.core.artifacts.files import read_json
 from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
-from stages.core.artifacts.schemas import CAMS, MAP_KINDS, PROMPTS, PROPOSALS, SOURCE_BITS
+from stages.core.artifacts.schemas import CAMS, MAP_KINDS, PROMPTS, PROPOSALS, SOURCE_BITS, rows_to_boxes
 from stages.core.artifacts.table import Array, read_table
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
@@ -204,7 +204,7 @@ def _proposals(artifact: Path, ground: Ground) -> Report:
         rows = table.rows(name)
         # Best first by SAM's own estimate, so that the curve asks what a cap on the number would cost.
         order = np.argsort(-np.nan_to_num(rows["predicted_iou"].astype(np.float64), nan=-1.0), kind="stable")
-        corners = np.stack([rows[c].astype(np.float64) for c in ("x1", "y1", "x2", "y2")], axis=1)
+        corners = rows_to_boxes(rows).astype(np.float64)
         boxes[name], sources[name] = corners[order], rows["source"][order]
     result = proposal_recall(boxes, ground.images)
     metrics = {f"recall{100 * iou:.0f}": result.at(iou) for iou in IOU_THRESHOLDS}

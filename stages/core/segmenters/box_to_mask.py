@@ -22,6 +22,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stages.core.ops.mask_boxes import mask_to_box
+
 if TYPE_CHECKING:
     from stages.core.segmenters.protocol import EncodedImage, Segmenter
 
@@ -137,7 +139,7 @@ def box_fit(mask_HW: Mask, box_xyxy: NDArray[Any]) -> float:
     """IoU of a mask's tight box with a box, in [0, 1]; 0 for an empty mask."""
     if not mask_HW.any():
         return 0.0
-    tight = mask_box(mask_HW)
+    tight = mask_to_box(mask_HW)
     left, top = np.maximum(tight[:2], box_xyxy[:2])
     right, bottom = np.minimum(tight[2:], box_xyxy[2:])
     shared = float(max(0.0, right - left) * max(0.0, bottom - top))
@@ -168,12 +170,6 @@ def filled_box(box_xyxy: NDArray[Any], height: int, width: int) -> Mask:
     mask = np.zeros((height, width), dtype=np.bool_)
     mask[top:bottom, left:right] = True
     return mask
-
-
-def mask_box(mask_HW: Mask) -> Box:
-    """Tight half-open box (4,) of a mask that is not empty."""
-    rows, columns = np.flatnonzero(mask_HW.any(axis=1)), np.flatnonzero(mask_HW.any(axis=0))
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float32)
 
 
 def _area(box_xyxy: NDArray[Any]) -> float:

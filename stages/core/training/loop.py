@@ -288,7 +288,7 @@ class Trainer(Generic[BatchT]):
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
 
     def _check_finite(self, seen: Sequence[_MicroBatch], statistics: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Stop all processes if one of them met a loss that is not finite, with the model as before the step.
@@ -302,7 +302,7 @@ class Trainer(Generic[BatchT]):
         found = [entry for entries in processes.gather(bad) for entry in entries]
         images = sorted({image for used, _ in found for image in used})
         names = sorted({name for _, own in found for name in own})
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         for buffer, before in statistics:
             buffer.copy_(before)
         self.save()

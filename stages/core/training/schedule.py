@@ -4,8 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 Schedule = Callable[[int], float]
+ScheduleName = Literal["cosine", "steps"]
+
+
+def build_schedule(
+    name: ScheduleName,
+    total: int,
+    warmup_fraction: float,
+    *,
+    warmup_factor: float = 0.001,
+    milestone_fractions: Sequence[float] = (),
+) -> Schedule:
+    """Build the schedule of a training of `total` steps.
+
+    Args:
+        name: `cosine`, or `steps`: a tenth at each milestone.
+        total: Optimizer steps.
+        warmup_fraction: Fraction of the steps with a growing learning rate.
+        warmup_factor: Factor at the first step.
+        milestone_fractions: Of `steps`, fractions of the whole training.
+    """
+    warmup = round(warmup_fraction * total)
+    if name == "cosine":
+        return warmup_cosine(total, warmup, warmup_factor)
+    milestones = [round(fraction * total) for fraction in milestone_fractions]
+    return warmup_steps(milestones, warmup=warmup, warmup_factor=warmup_factor)
 
 
 def warmup_cosine(total: int, warmup: int = 0, warmup_factor: float = 0.001, final: float = 0.01) -> Schedule:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from stages.core.formatting import format_number
+
 Series = Sequence[tuple[int, float]]
 WIDTH, HEIGHT = 320, 130
 MARGIN = 6
@@ -55,10 +57,18 @@ def line_chart(title: str, series: Mapping[str, Series], slots: int = 6) -> Char
     first = min(points[0][0] for points in kept.values())
     last = max(points[-1][0] for points in kept.values())
     lines = tuple(
-        Line(name, slot % slots, _path(points, (first, last), (low, high)), number(series[name][-1][1]))
+        Line(
+            name, slot % slots, _path(points, (first, last), (low, high)), format_number(series[name][-1][1])
+        )
         for slot, (name, points) in enumerate(kept.items())
     )
-    return Chart(title, lines, number(low), number(high), int(max(p[-1][0] for p in series.values() if p)))
+    return Chart(
+        title,
+        lines,
+        format_number(low),
+        format_number(high),
+        int(max(p[-1][0] for p in series.values() if p)),
+    )
 
 
 def _binned(points: Series) -> list[tuple[float, float]]:
@@ -77,24 +87,3 @@ def _path(
         for s, v in points
     ]
     return "M" + "L".join(places)
-
-
-def number(value: float | int | None) -> str:
-    """A figure for reading: three decimals below ten, fewer above, a dash for what is not there."""
-    if value is None or value != value:
-        return "–"
-    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 10):
-        return f"{int(value):,}"
-    if abs(value) >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as ``0.4 s``, ``41 s``, ``3 min 05 s`` or ``2 h 07 min``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"

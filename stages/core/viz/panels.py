@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stages.core.artifacts.cams import stored_map
 from stages.core.artifacts.coco_fields import RLE
 from stages.core.artifacts.coco_json import Detections, read_dataset, read_results
-from stages.core.artifacts.schemas import MAP_KINDS, SCHEMAS, SOURCE_BITS
+from stages.core.artifacts.schemas import MAP_KINDS, SCHEMAS, SOURCE_BITS, rows_to_boxes
 from stages.core.artifacts.table import Table, read_table
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
@@ -192,7 +192,7 @@ def _prompts(canvas: _Canvas, rows: dict[str, NDArray[Any]]) -> Panel:
 
 
 def _proposals(canvas: _Canvas, rows: dict[str, NDArray[Any]]) -> Panel:
-    boxes = np.stack([rows[c] for c in ("x1", "y1", "x2", "y2")], axis=1) * canvas.factor
+    boxes = rows_to_boxes(rows) * canvas.factor
     bits = rows["source"].astype(np.int64)
     # Prompted boxes on top of the grid's; a box found in several ways takes the rarer colour.
     names = [

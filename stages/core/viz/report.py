@@ -22,7 +22,8 @@ from stages.core.datasets.split import WeakSplit
 from stages.core.errors import ImageError, InputError, MissingInputError
 from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.tasks import load_ground
-from stages.core.viz.charts import Chart, duration, line_chart, number
+from stages.core.formatting import format_duration, format_number
+from stages.core.viz.charts import Chart, line_chart
 from stages.core.viz.drawing import encode_jpeg
 from stages.core.viz.palette import SOURCE_COLORS, Color, class_color
 from stages.core.viz.panels import Panel, image_panels, read_artifacts
@@ -152,8 +153,8 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
-    environment.filters["duration"] = duration
+    environment.filters["number"] = format_number
+    environment.filters["duration"] = format_duration
     environment.filters["words"] = words
     return environment
 
@@ -206,7 +207,7 @@ def headlines(rows: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
         ]
         if values:
             value, split = values[-1]
-            found.append((number(value), what, split))
+            found.append((format_number(value), what, split))
     return found
 
 

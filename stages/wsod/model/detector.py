@@ -13,6 +13,7 @@ from torchvision.ops import roi_pool
 
 from stages.core.backbones import vgg
 from stages.core.backbones.batch_norm_folding import fold_batch_norms
+from stages.core.backbones.lateral_fusion import LateralFusion
 from stages.core.backbones.timm_backbones import Trunk, build_trunk
 from stages.core.ops.roi_align import roi_align
 from stages.core.runtime.image_generators import ImageDropout
@@ -38,22 +39,6 @@ class ProposalOutputs:
     """Share of feature cells that Concrete DropBlock hid."""
 
 
-class FusedMap(nn.Module):
-    """Sum of 1x1-projected maps at the resolution of the finest."""
-
-    def __init__(self, channels: Sequence[int], out_channels: int) -> None:
-        super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(c, out_channels, kernel_size=1) for c in channels)
-
-    def forward(self, maps: list[Tensor]) -> Tensor:
-        """Fuse maps (B, c_i, H_i, W_i), finest first, into (B, out_channels, H_0, W_0)."""
-        projected = [lateral(feats) for lateral, feats in zip(self.laterals, maps, strict=True)]
-        fused: Tensor = projected[0]
-        for coarse in projected[1:]:
-            fused = fused + F.interpolate(coarse, size=fused.shape[-2:], mode="bilinear", align_corners=False)
-        return F.relu(fused)
-
-
 class WsodDetector(nn.Module):
     """Scores (and moves) given proposals; learns from image tags alone.
 
@@ -71,7 +56,7 @@ class WsodDetector(nn.Module):
         self.trunk.freeze_to(config.freeze_stride, "wsod.freeze_stride")
         self.stride = self.trunk.strides[0]
         fuse = config.fused_channels > 0
-        self.fuse = FusedMap(self.trunk.channels, config.fused_channels) if fuse else None
+        self.fuse = LateralFusion(self.trunk.channels, config.fused_channels, "finest") if fuse else None
         channels = config.fused_channels if fuse else self.trunk.channels[0]
         self.dropblock = (
             ConcreteDropBlock(
@@ -106,7 +91,7 @@ class WsodDetector(nn.Module):
         mean, std = self.statistics
         images = (images_BCHW.float() / 255 - mean) / std
         maps: list[Tensor] = self.trunk(images)
-        return self.fuse(maps) if self.fuse is not None else maps[0]
+        return maps[0] if self.fuse is None else F.relu(self.fuse(maps))
 
     def pooled(self, feats_BCHW: Tensor, boxes_xyxy: Sequence[Tensor]) -> Tensor:
         """RoI features (N, size, size, channels) for input-pixel boxes, one tensor per image."""

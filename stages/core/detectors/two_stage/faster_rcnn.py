@@ -60,6 +60,12 @@ class Detector(GeneralizedRCNN):  # type: ignore[misc]
     classes: tuple[str, ...]
     roi_heads: WeightedRoIHeads
 
+    @property
+    def trunk(self) -> nn.Module:
+        """The pretrained part, without the pyramid."""
+        trunk: nn.Module = self.backbone.trunk
+        return trunk
+
     def drop_with(self, weights: RoiWeights, compares: bool = False) -> None:
         """Weight sampled RoIs by RoI drop from now on.
 

@@ -24,6 +24,7 @@ from stages.core.datasets.voc import is_difficult, unknown_class
 from stages.core.errors import SchemaError
 from stages.core.evaluation.ground_truth import rle as run_lengths
 from stages.core.evaluation.ground_truth.types import RLE, ImageTruth
+from stages.core.ops.mask_boxes import mask_to_box
 
 VOID = 255
 Boxes = NDArray[np.float64]
@@ -133,7 +134,7 @@ class _Instances:
             else:
                 continue  # an instance of no class has nothing to be compared with
             numbers.append(int(number))
-            self.boxes = np.vstack([self.boxes, _tight_box(inside)])
+            self.boxes = np.vstack([self.boxes, mask_to_box(inside).astype(np.float64)])
         self.numbers = numbers
         self.classes = np.array(classes, dtype=np.int64)
 
@@ -174,11 +175,6 @@ def _box(item: Element, number: int, path: Path) -> tuple[float, float, float, f
             hint="correct or remove the object",
         )
     return x1, y1, x2, y2
-
-
-def _tight_box(inside_HW: NDArray[np.bool_]) -> NDArray[np.float64]:
-    rows, columns = np.flatnonzero(inside_HW.any(axis=1)), np.flatnonzero(inside_HW.any(axis=0))
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float64)
 
 
 def _iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
