@@ -16,6 +16,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -26,9 +27,10 @@ from benchmarks.plots import bar_plot, new_figure
 from stages.core.artifacts.coco_json import read_dataset
 from stages.core.artifacts.manifest import read_manifest
 from stages.core.datasets.catalog import data_root, open_split
+from stages.core.detectors.checkpoints import DetectorFile
 from stages.core.detectors.settings import Augmentation
 from stages.core.detectors.training_data import PseudoTruthData
-from stages.core.detectors.two_stage.faster_rcnn import Detector, load_detector
+from stages.core.detectors.two_stage.faster_rcnn import Detector
 from stages.core.detectors.two_stage.roi_heads import roi_losses
 from stages.core.errors import ImageError
 from stages.core.evaluation.ground_truth.load import load_truth
@@ -164,7 +166,9 @@ def collect(
     folder = run / "retrain" / split_name
     config = RetrainConfig.model_validate(read_manifest(folder).config)
     split = open_split(split_name, data)
-    model = load_detector(folder / "detector.safetensors", "faster-rcnn", split.classes).to(device).train()
+    detector = DetectorFile.open(folder / "detector.safetensors")
+    detector.check(split.classes, ("faster-rcnn",))
+    model = cast(Detector, detector.model()).to(device).train()
     plain = Augmentation((config.test_size,), config.max_size, flip=0.0)
     pgt = read_dataset(run / "pgt" / split_name / "pgt.json", split)
     pseudo = PseudoTruthData(split, pgt, plain, 0, with_masks=False, failures=FailureLog())

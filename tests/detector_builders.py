@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -14,6 +17,7 @@ from stages.core.artifacts.coco_json import Detections, write_dataset
 from stages.core.config import StageConfig
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
+from stages.core.detectors import checkpoints
 from stages.core.ops.rle import encode_masks
 from stages.core.spec import Stage, StageContext
 from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
@@ -55,6 +59,22 @@ def write_pgt(tmp_path: Path, split: WeakSplit, skip: tuple[str, ...] = (), mask
 def run(stage: Stage[Any], config: StageConfig, at: StageContext) -> dict[str, int | float]:
     stage.plan(config, at)
     return stage.run(config, at)
+
+
+def count_detector_calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count from now on how often files of detectors are read and built in this process."""
+    calls: Counter[str] = Counter()
+
+    def counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            calls[name] += 1
+            return function(*arguments, **options)
+
+        return call
+
+    for name in ("read_metadata", "build", "load_tensors"):
+        monkeypatch.setattr(checkpoints, name, counted(name, getattr(checkpoints, name)))
+    return calls
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stages.core.backbones.timm_backbones import build_trunk
 from stages.core.detectors import detr
-from stages.core.detectors.checkpoints import BOX_KINDS, open_detector
+from stages.core.detectors.checkpoints import DetectorFile
 from stages.core.detectors.detr import COSTS, Detr, build_detr, check_detr, least_side, relative_targets
 from stages.core.detectors.detr_losses import LayerOutput, SetOutput, layer_losses, match_queries, set_losses
 from stages.core.detectors.fitting import make_optimizer
@@ -405,10 +405,12 @@ def test_forward__nms_per_class_is_a_setting(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_open_detector__same_detections_after_a_round_trip(kind: DetrKind, tmp_path: Path) -> None:
+def test_detector_file__same_detections_after_a_round_trip(kind: DetrKind, tmp_path: Path) -> None:
     model, path = tiny(kind).eval(), tmp_path / "detector.safetensors"
     save_detector(path, model, model.spec, CLASSES)
-    again = open_detector(path, CLASSES, BOX_KINDS)
+    file = DetectorFile.open(path)
+    again = file.model()
+    assert again is file.model()
     assert isinstance(again, Detr)
     assert (again.spec, again.classes, again.training) == (model.spec, CLASSES, False)
     pixels = (torch.rand(40, 60, 3) * 255).byte().numpy()
@@ -418,17 +420,17 @@ def test_open_detector__same_detections_after_a_round_trip(kind: DetrKind, tmp_p
     save_detector(second, again, again.spec, CLASSES)
     assert path.read_bytes() == second.read_bytes()
     with pytest.raises(SchemaError, match="classes"):
-        open_detector(path, ("cat", "dog"))
+        file.check(("cat", "dog"))
     with pytest.raises(SchemaError, match=f"trained for model '{kind}'"):
-        open_detector(path, CLASSES, MASKS)
+        file.check(CLASSES, MASKS)
     wider = model.spec.model_copy(update={"feedforward": 24})
     save_detector(second, model, wider, CLASSES)
     with pytest.raises(SchemaError, match="tensors do not fit"):
-        open_detector(second)
+        DetectorFile.open(second).model()
     other: DetrKind = "rt-detr" if kind == "deformable-detr" else "deformable-detr"
     save_detector(second, model, model.spec.model_copy(update={"kind": other}), CLASSES)
     with pytest.raises(SchemaError, match="tensors do not fit"):
-        open_detector(second)
+        DetectorFile.open(second).model()
 
 
 def test_require_transformers__absent_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,9 +19,10 @@ from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.ops import MultiScaleRoIAlign
 
 from stages.core.config import load_recipe
+from stages.core.detectors.checkpoints import DetectorFile
 from stages.core.detectors.inference import detect
 from stages.core.detectors.spec import DetectorSpec, Kind
-from stages.core.detectors.two_stage.faster_rcnn import build_detector, load_detector, save_detector
+from stages.core.detectors.two_stage.faster_rcnn import build_detector, save_detector
 from stages.core.detectors.two_stage.roi_heads import SMOOTH_L1_BETA, TopKMatcher, roi_losses
 from stages.core.errors import ConfigError, MissingInputError, SchemaError
 from stages.core.runtime.image_generators import image_streams
@@ -201,7 +202,8 @@ def test_save_detector__round_trip_gives_same_detections(tmp_path: Path, kind: K
     model = build_detector(spec, CLASSES, pretrained=False).eval()
     path = tmp_path / "detector.safetensors"
     save_detector(path, model, spec, CLASSES)
-    again = load_detector(path, kind, CLASSES)
+    file = DetectorFile.open(path)
+    again = file.model()
     pixels = (torch.rand(50, 40, 3) * 255).byte().numpy()
     first, second = detect(model, pixels), detect(again, pixels)
     assert len(first) > 0
@@ -211,29 +213,29 @@ def test_save_detector__round_trip_gives_same_detections(tmp_path: Path, kind: K
     assert (first.masks is not None) == (kind == "mask-rcnn")
     assert first.boxes_xyxy[:, 2].max() <= 40
     assert set(first.classes.tolist()) <= {0, 1}
-    assert again.classes == CLASSES
+    assert (again.classes, file.classes, file.kind, file.spec) == (CLASSES, CLASSES, kind, spec)
 
 
 @pytest.mark.parametrize(
     ("kind", "classes", "word"),
     [("faster-rcnn", ("circle", "star"), "star"), ("mask-rcnn", CLASSES, "faster-rcnn")],
 )
-def test_load_detector__wrong_checkpoint(
+def test_detector_file__wrong_checkpoint(
     tmp_path: Path, kind: Kind, classes: tuple[str, ...], word: str
 ) -> None:
     path = tmp_path / "detector.safetensors"
     save_detector(path, build_detector(tiny(), CLASSES, pretrained=False), tiny(), CLASSES)
     with pytest.raises(SchemaError, match=word):
-        load_detector(path, kind, classes)
+        DetectorFile.open(path).check(classes, (kind,))
 
 
-def test_load_detector__missing_and_damaged(tmp_path: Path) -> None:
+def test_detector_file__missing_and_damaged(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError):
-        load_detector(tmp_path / "none.safetensors", "faster-rcnn")
+        DetectorFile.open(tmp_path / "none.safetensors")
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"not a checkpoint")
     with pytest.raises(SchemaError):
-        load_detector(bad, "faster-rcnn")
+        DetectorFile.open(bad)
 
 
 @pytest.mark.parametrize(

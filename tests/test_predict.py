@@ -16,13 +16,15 @@ from pycocotools.coco import COCO
 from stages.core.artifacts.coco_json import Detections
 from stages.core.artifacts.manifest import Manifest, write_manifest
 from stages.core.datasets.photos import open_photos
+from stages.core.detectors.checkpoints import DetectorFile
 from stages.core.detectors.inference import detect
 from stages.core.detectors.spec import DetectorSpec, Kind
-from stages.core.detectors.two_stage.faster_rcnn import build_detector, load_detector, save_detector
+from stages.core.detectors.two_stage.faster_rcnn import build_detector, save_detector
 from stages.core.errors import InputError, MissingInputError
 from stages.core.ops.rle import decode_masks
 from stages.core.weights.checkpoints import save_weights
 from tests.datasets_builders import make_image
+from tests.detector_builders import count_detector_calls
 from tests.test_cli import run
 from weaksam_cli.photo_stage import PhotoFactory, PredictConfig, draw, picture_names, sure
 
@@ -85,7 +87,7 @@ def test_predict__folder_gives_a_coco_data_set_and_pictures(
     coco = COCO(str(out / "predictions.json"))  # any COCO tool reads it
     assert [image["file_name"] for image in coco.loadImgs([1, 2])] == ["b.jpg", "deep/a.png"]
     assert [(c["id"], c["name"]) for c in coco.loadCats([1, 2])] == [(1, "cat"), (2, "dog")]
-    model = load_detector(trained / "retrain" / "pets_train" / "detector.safetensors", "faster-rcnn")
+    model = DetectorFile.open(trained / "retrain" / "pets_train" / "detector.safetensors").model()
     wanted = detect(model, np.asarray(Image.open(folder / "deep" / "a.png").convert("RGB")))
     found = coco.loadAnns(coco.getAnnIds([2]))
     assert [a["score"] for a in found] == pytest.approx(wanted.scores.tolist(), abs=1e-5)
@@ -97,6 +99,16 @@ def test_predict__folder_gives_a_coco_data_set_and_pictures(
     with Image.open(out / "viz" / "deep" / "a.png") as picture:
         assert picture.size == (round(20 * 480 / 44), 480)
     assert (out / "viz" / "b.png").is_file()
+
+
+def test_predict__reads_the_detector_once_and_builds_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, detector = photos(tmp_path / "photos"), write_detector(tmp_path / "d.safetensors")
+    calls = count_detector_calls(monkeypatch)
+    arguments = ("--detector", detector, "--out", tmp_path / "out", "--tta-sizes", "48,80", "--workers", 0)
+    assert predict(folder, *arguments) == 0
+    assert calls == {"read_metadata": 1, "build": 1, "load_tensors": 1}
 
 
 def test_predict__threshold_and_limit_and_no_overlays(tmp_path: Path) -> None:
@@ -116,7 +128,7 @@ def test_predict__threshold_and_limit_and_no_overlays(tmp_path: Path) -> None:
 def test_predict__threshold_below_that_of_the_detector(tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos")
     open_to_all, strict = write_detector(tmp_path / "all.safetensors"), tmp_path / "strict.safetensors"
-    model = load_detector(open_to_all, "faster-rcnn")
+    model = DetectorFile.open(open_to_all).model()
     save_detector(strict, model, SPEC.model_copy(update={"score_threshold": 0.9}), CLASSES)
     found = {}
     for detector in (open_to_all, strict):
@@ -134,7 +146,7 @@ def test_predict__views_of_the_training_or_those_named(
     checkpoint = trained / "retrain" / "pets_train" / "detector.safetensors"
     finished(checkpoint.parent, "retrain", (checkpoint.name,), {"tta_sizes": [], "train_sizes": [48, 80]})
     assert predict(folder, "--run", trained, "--score-threshold", 0, "--tta") == 0
-    model = load_detector(checkpoint, "faster-rcnn")
+    model = DetectorFile.open(checkpoint).model()
     pixels = np.asarray(Image.open(folder / "deep" / "a.png").convert("RGB"))
     scores = [a["score"] for a in read(trained / "predict")["annotations"] if a["image_id"] == 2]
     assert scores == pytest.approx(detect(model, pixels, view_sizes=(48, 80)).scores.tolist(), abs=1e-5)
@@ -334,7 +346,9 @@ def test_photo_factory__works_in_another_process(tmp_path: Path) -> None:
     """What workers are sent can be pickled; they draw on their own."""
     split = open_photos([str(photos(tmp_path / "photos"))], CLASSES)
     detector = write_detector(tmp_path / "d.safetensors")
-    factory = PhotoFactory(detector, split, tmp_path / "out", PredictConfig(score_threshold=0), "cpu", "fp32")
+    factory = PhotoFactory(
+        DetectorFile.open(detector), split, tmp_path / "out", PredictConfig(score_threshold=0), "cpu", "fp32"
+    )
     rows = pickle.loads(pickle.dumps(factory))()("b.jpg")  # noqa: S301 - our own bytes
     assert rows.image_columns == {"image_h": 32, "image_w": 48}
     assert len(rows.columns["score"]) > 0

@@ -25,13 +25,13 @@ from stages.retrain.stage import RetrainStage
 from stages.wsis.config import WsisConfig
 from stages.wsis.stage import WsisStage
 from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
-from tests.detector_builders import MASKED, TINY, context, run, write_pgt
+from tests.detector_builders import MASKED, TINY, context, count_detector_calls, run, write_pgt
 from tests.test_predict import finished
 
 pytestmark = pytest.mark.usefixtures("random_trunks")
 
 
-def test_retrain__fit_then_apply_on_train_and_test(tmp_path: Path) -> None:
+def test_retrain__fit_then_apply_on_train_and_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[dict[str, Any]] = []
     train = context(tmp_path, "train", "retrain")
     train.inputs = {"pgt": write_pgt(tmp_path, train.split, skip=("img_3",))}
@@ -56,7 +56,9 @@ def test_retrain__fit_then_apply_on_train_and_test(tmp_path: Path) -> None:
     # Whoever applies a checkpoint need not repeat the settings that trained it.
     finished(train.out, "retrain", (checkpoint.name,), config={"tta_sizes": [24, 48]})
     known = context(tmp_path, "test", "known", checkpoint=checkpoint)
+    calls = count_detector_calls(monkeypatch)
     run(RetrainStage(), RetrainConfig(**TINY, tta=True), known)
+    assert calls == {"read_metadata": 1, "build": 1, "load_tensors": 1}
     assert (known.out / "detections.json").read_bytes() == (views.out / "detections.json").read_bytes()
 
 

@@ -25,7 +25,13 @@ from stages.core.training.loop import (
     micro_batches,
 )
 from stages.core.training.schedule import warmup_cosine, warmup_steps
-from stages.core.weights.checkpoints import load_state, load_weights, read_metadata, save_weights
+from stages.core.weights.checkpoints import (
+    load_state,
+    load_tensors,
+    load_weights,
+    read_metadata,
+    save_weights,
+)
 from tests.fake_split import FakeSplit, weak
 
 ITEMS = tuple("abcdefghij")
@@ -238,9 +244,9 @@ def test_load_weights__mismatches_are_named(tmp_path: Path) -> None:
     with pytest.raises(SchemaError, match="classes"):
         load_weights(path, nn.Linear(2, 2), {"classes": ["y"]})
     with pytest.raises(SchemaError, match="weight is"):
-        load_weights(path, nn.Linear(3, 2))
+        load_tensors(path, nn.Linear(3, 2))
     with pytest.raises(SchemaError, match="lacks"):
-        load_weights(path, nn.Sequential(nn.Linear(2, 2)))
+        load_tensors(path, nn.Sequential(nn.Linear(2, 2)))
     path.write_bytes(b"junk")
     with pytest.raises(SchemaError, match="not a weaksam checkpoint"):
         read_metadata(path)

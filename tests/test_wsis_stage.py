@@ -13,13 +13,13 @@ from stages.wsis.config import WsisConfig
 from stages.wsis.pseudo_masks import make_pseudo_masks
 from stages.wsis.stage import WsisStage
 from tests.datasets_builders import HEIGHT, WIDTH, make_image
-from tests.detector_builders import MASKED, BoxSegmenter, context, run, write_pgt
+from tests.detector_builders import MASKED, BoxSegmenter, context, count_detector_calls, run, write_pgt
 
 pytestmark = pytest.mark.usefixtures("random_trunks")
 
 
 def test_wsis__masks_fit_and_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import stages.core.segmenters.sam_segmenter as segmenters
+    import stages.core.segmenters.loading as segmenters
 
     segmenter = BoxSegmenter()
     monkeypatch.setattr(segmenters, "load_segmenter", lambda *arguments, **options: segmenter)
@@ -37,7 +37,9 @@ def test_wsis__masks_fit_and_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(raw["images"]) == 3
     checkpoint = train.out / "segmenter.safetensors"
     test = context(tmp_path, "test", "wsis", checkpoint=checkpoint)
+    calls = count_detector_calls(monkeypatch)
     run(WsisStage(), WsisConfig(**MASKED), test)
+    assert calls == {"read_metadata": 1, "build": 1, "load_tensors": 1}
     found = read_results(test.out / "segmentations.json", test.split)
     assert found["img_4"].masks is not None
     assert found["img_4"].masks[0]["size"] == [HEIGHT, WIDTH]
@@ -77,7 +79,7 @@ def test_wsis__given_masks_that_are_absent_or_of_another_size(tmp_path: Path) ->
 
 
 def test_wsis__masks_are_not_made_again_on_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import stages.core.segmenters.sam_segmenter as segmenters
+    import stages.core.segmenters.loading as segmenters
 
     segmenter = BoxSegmenter()
     monkeypatch.setattr(segmenters, "load_segmenter", lambda *arguments, **options: segmenter)

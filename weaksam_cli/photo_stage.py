@@ -24,7 +24,7 @@ from stages.core.artifacts.table import ImageRows, Table
 from stages.core.config import StageConfig
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
-from stages.core.detectors.checkpoints import detector_kind, open_detector
+from stages.core.detectors.checkpoints import DetectorFile
 from stages.core.detectors.inference import detect
 from stages.core.ops.rle import decode_masks
 from stages.core.runtime.device import Precision
@@ -82,31 +82,32 @@ class PredictStage:
 
     def plan(self, config: PredictConfig, context: StageContext) -> Plan:
         """Build the models once, so that a damaged or missing file is found before the work."""
-        checkpoint = context.input("detector")
-        open_detector(checkpoint, context.split.classes)
-        if _prompts(config, checkpoint):
+        detector = context.open_once(context.input("detector"), DetectorFile.open)
+        detector.check(context.split.classes)
+        detector.model()
+        if _prompts(config, detector):
             _load_segmenter(config, "cpu")
         classes = ", ".join(context.split.classes[:8])
         more = len(context.split.classes) - 8
         return Plan(
             len(context.split.ids),
-            (f"{detector_kind(checkpoint)} for {classes}" + (f" and {more} more" if more > 0 else ""),),
+            (f"{detector.kind} for {classes}" + (f" and {more} more" if more > 0 else ""),),
         )
 
     def run(self, config: PredictConfig, context: StageContext) -> Counts:
         """Find, mask and draw; write the COCO data set."""
-        checkpoint = context.input("detector")
+        detector = context.open_once(context.input("detector"), DetectorFile.open)
         factory = PhotoFactory(
-            checkpoint, context.split, context.out, config, context.device, context.precision
+            detector, context.split, context.out, config, context.device, context.precision
         )
         table = map_images(context, DETECTION_ROWS, factory, "predict")
         assert table is not None, "a run without shards does all parts"
-        with_masks = config.masks or detector_kind(checkpoint) == "mask-rcnn"
+        with_masks = config.masks or detector.gives_masks
         found = from_table(table, with_masks)
         info = {
             "description": "weaksam predict",
             "version": package_version(),
-            "detector_sha256": file_sha256(checkpoint),
+            "detector_sha256": file_sha256(detector.path),
             "score_threshold": config.score_threshold,
             "failed": _failed(context),
         }
@@ -118,7 +119,7 @@ class PredictStage:
 class PhotoFactory:
     """Builds the per-image function inside a worker process."""
 
-    checkpoint: Path
+    detector: DetectorFile
     split: WeakSplit
     out: Path
     config: PredictConfig
@@ -128,11 +129,11 @@ class PhotoFactory:
     def __call__(self) -> ImageFunction:
         """Load the models once and return image id -> rows; draws on the way."""
         split, device, config = self.split, self.device, self.config
-        model = open_detector(self.checkpoint, split.classes).to(device)
+        model = self.detector.model().to(device)
         # Only ever lowered: above its own threshold, the detector's answers stay what they were at its training.
         if config.score_threshold < model.spec.score_threshold:
             model.keep_from(config.score_threshold)
-        masked = _masker(config, device) if _prompts(config, self.checkpoint) else _as_found
+        masked = _masker(config, device) if _prompts(config, self.detector) else _as_found
         pictures = picture_names(split.ids)
 
         def rows(image_id: str) -> ImageRows:
@@ -191,9 +192,9 @@ def picture_names(ids: Sequence[str]) -> dict[str, str]:
         whole |= colliding
 
 
-def _prompts(config: PredictConfig, checkpoint: Path) -> bool:
+def _prompts(config: PredictConfig, detector: DetectorFile) -> bool:
     """Whether masks are asked for that the detector itself does not give."""
-    return config.masks and detector_kind(checkpoint) != "mask-rcnn"
+    return config.masks and not detector.gives_masks
 
 
 def _masker(config: PredictConfig, device: str) -> Masker:

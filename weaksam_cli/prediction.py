@@ -13,6 +13,7 @@ from stages.core.registry import chain_specs
 from weaksam_cli.state import OPTIONS
 
 if TYPE_CHECKING:
+    from stages.core.detectors.checkpoints import DetectorFile
     from stages.core.runtime.execute import Outcome
 
 CHECKPOINTS = {
@@ -95,12 +96,12 @@ def predict(
     Needs neither tags nor a data set.
     """
     from stages.core.datasets.photos import PHOTOS, open_photos
-    from stages.core.detectors.checkpoints import detector_classes
+    from stages.core.detectors.checkpoints import DetectorFile
     from stages.core.runtime.execute import execute
     from stages.core.runtime.request import Request
     from weaksam_cli.photo_stage import PredictConfig, PredictStage
 
-    checkpoint = detector if detector is not None else find_detector(run, stage)
+    checkpoint = DetectorFile.open(detector if detector is not None else find_detector(run, stage))
     folder = out if out is not None else Path("predictions") if run is None else run / "predict"
     prompting = mask_settings(run) if masks else {}
     config = PredictConfig(
@@ -117,7 +118,7 @@ def predict(
         run=folder if run is None else run,
         data=Path(),
         out=folder,
-        overrides={"detector": checkpoint},
+        overrides={"detector": checkpoint.path},
         limit=limit,
         resume=resume,
         overwrite=overwrite,
@@ -129,8 +130,8 @@ def predict(
         verbosity=OPTIONS.verbosity,
         show_progress=OPTIONS.progress,
     )
-    split = open_photos(images, detector_classes(checkpoint), leave_out=[folder])
-    outcome = execute(PredictStage(), config, request, split)
+    split = open_photos(images, checkpoint.classes, leave_out=[folder])
+    outcome = execute(PredictStage(), config, request, split, {checkpoint.path: checkpoint})
     _print(outcome, as_json=as_json, pictures=overlays)
 
 
@@ -174,11 +175,11 @@ def find_detector(run: Path | None, stage: str) -> Path:
     return finished[0]
 
 
-def view_sizes(checkpoint: Path, given: str | None) -> tuple[int, ...]:
+def view_sizes(detector: DetectorFile, given: str | None) -> tuple[int, ...]:
     """Short sides of the views of test-time augmentation: those given, or those of the detector's training.
 
     Args:
-        checkpoint: the detector's file; the manifest beside it holds its settings.
+        detector: the detector's file; the manifest beside it holds its settings.
         given: sizes as typed, `480,576`, or None.
 
     Raises:
@@ -194,11 +195,11 @@ def view_sizes(checkpoint: Path, given: str | None) -> tuple[int, ...]:
                 f"'{given}' is no list of sizes", where="--tta-sizes", hint="give pixels, e.g. 480,576,688"
             )
         return tuple(int(part) for part in parts)
-    if sizes := recorded_view_sizes(checkpoint):
+    if sizes := recorded_view_sizes(detector.path):
         return sizes
     raise UsageError(
         "the sizes that the detector was trained at are not recorded beside it",
-        where=checkpoint,
+        where=detector.path,
         hint="name the short sides of the views, e.g. --tta-sizes 480,576,688",
     )
 

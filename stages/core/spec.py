@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 from stages.core.errors import MissingInputError
 
@@ -130,6 +130,10 @@ class StageContext:
         resume: Continue from parts and training state found in ``out``.
         save_every: Seconds between saved states of a training.
         log_every: Steps between the lines of ``metrics.jsonl``.
+        failures: Images that could not be processed.
+        log: Log of the run.
+        progress_fn, metrics_fn, interrupted_fn: What :meth:`progress`, :meth:`metrics` and :meth:`interrupted` call.
+        opened: What :meth:`open_once` has opened.
     """
 
     split: WeakSplit
@@ -149,6 +153,7 @@ class StageContext:
     progress_fn: ProgressFn = _silent
     metrics_fn: Callable[[Mapping[str, Any]], None] = lambda values: None
     interrupted_fn: Callable[[], None] = lambda: None
+    opened: dict[Path, Any] = field(default_factory=dict)
 
     @property
     def trains(self) -> bool:
@@ -168,6 +173,12 @@ class StageContext:
         if name not in self.inputs:
             raise MissingInputError(f"no {name} given", where=f"--{name}", hint=f"give --{name} PATH")
         return self.inputs[name]
+
+    def open_once(self, path: Path, open_file: Callable[[Path], T]) -> T:
+        """Open a file the first time, and return the same object afterwards: ``run`` gets what ``plan`` opened."""
+        if path not in self.opened:
+            self.opened[path] = open_file(path)
+        return cast(T, self.opened[path])
 
     def progress(self, iterable: Iterable[T], total: int, label: str) -> Iterator[T]:
         """Pass through ``iterable`` while showing progress."""

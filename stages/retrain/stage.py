@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from stages.core.artifacts.coco_json import Detections, read_dataset, write_results
-from stages.core.detectors.checkpoints import BOX_KINDS, AnyDetector, open_detector, recorded_view_sizes
+from stages.core.detectors.checkpoints import BOX_KINDS, AnyDetector, DetectorFile, recorded_view_sizes
 from stages.core.detectors.detr import check_detr, require_transformers
 from stages.core.detectors.fitting import total_steps, train_detector
 from stages.core.detectors.inference import detect_split
@@ -33,7 +33,9 @@ class RetrainStage:
     def plan(self, config: RetrainConfig, context: StageContext) -> Plan:
         """Read the pseudo boxes, or the checkpoint's class list, and say how long the training is."""
         if not context.trains:
-            open_detector(context.input("checkpoint"), context.split.classes, BOX_KINDS)
+            detector = context.open_once(context.input("checkpoint"), DetectorFile.open)
+            detector.check(context.split.classes, BOX_KINDS)
+            detector.model()
             return Plan(len(context.split.ids), ("apply only",))
         spec = config.detector_spec()
         if isinstance(spec, DetrSpec):
@@ -52,12 +54,12 @@ class RetrainStage:
             counts = self._fit(config, context)
         else:
             checkpoint = context.input("checkpoint")
+        detector = context.open_once(checkpoint, DetectorFile.open)
         detections = detect_split(
             context,
-            checkpoint,
-            *BOX_KINDS,
+            detector,
             score=config.train_score_threshold if context.split.role == "train" else None,
-            view_sizes=config.view_sizes(recorded_view_sizes(context.inputs.get("checkpoint"))),
+            view_sizes=config.view_sizes(() if context.trains else recorded_view_sizes(detector.path)),
         )
         if detections is not None:
             write_results(context.out / DETECTIONS, context.split, detections)

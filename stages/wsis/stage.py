@@ -6,11 +6,11 @@ On a train split: masks, fit, then apply. On a test split: apply the train split
 from __future__ import annotations
 
 from stages.core.artifacts.coco_json import read_dataset, write_dataset, write_results
-from stages.core.detectors.checkpoints import recorded_view_sizes
+from stages.core.detectors.checkpoints import DetectorFile, recorded_view_sizes
 from stages.core.detectors.fitting import total_steps, train_detector
 from stages.core.detectors.inference import detect_split
 from stages.core.detectors.training_data import PseudoTruthData
-from stages.core.detectors.two_stage.faster_rcnn import load_detector, save_detector
+from stages.core.detectors.two_stage.faster_rcnn import save_detector
 from stages.core.runtime.processes import is_main
 from stages.core.spec import Counts, Plan, StageContext
 from stages.core.weights.cache import require_weights
@@ -27,7 +27,9 @@ class WsisStage:
     def plan(self, config: WsisConfig, context: StageContext) -> Plan:
         """Read the pseudo boxes, or the checkpoint's class list, and say how long the training is."""
         if not context.trains:
-            load_detector(context.input("checkpoint"), "mask-rcnn", context.split.classes)
+            detector = context.open_once(context.input("checkpoint"), DetectorFile.open)
+            detector.check(context.split.classes, ("mask-rcnn",))
+            detector.model()
             return Plan(len(context.split.ids), ("apply only",))
         truth = read_dataset(context.input("pgt"), context.split)
         if config.mask_source == "given":
@@ -48,8 +50,9 @@ class WsisStage:
             counts = self._fit(config, context)
         else:
             checkpoint = context.input("checkpoint")
-        sizes = config.view_sizes(recorded_view_sizes(context.inputs.get("checkpoint")))
-        found = detect_split(context, checkpoint, "mask-rcnn", view_sizes=sizes)
+        detector = context.open_once(checkpoint, DetectorFile.open)
+        sizes = config.view_sizes(() if context.trains else recorded_view_sizes(detector.path))
+        found = detect_split(context, detector, view_sizes=sizes)
         if found is not None:
             write_results(context.out / SEGMENTATIONS, context.split, found)
             counts["segmentations"] = sum(len(one) for one in found.values())

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from pydantic import ValidationError
 
 from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
 from stages.core.detectors.detr import Detr, build_detr
-from stages.core.detectors.spec import AnyKind, DetectorSpec, DetrSpec
-from stages.core.detectors.two_stage.faster_rcnn import Detector, build_detector, load_detector, read_spec
+from stages.core.detectors.spec import AnyKind, DetectorSpec, DetrSpec, Kind
+from stages.core.detectors.two_stage.faster_rcnn import Detector, build_detector
 from stages.core.errors import SchemaError
-from stages.core.weights.checkpoints import load_weights, read_metadata
+from stages.core.weights.checkpoints import load_tensors, read_metadata
 
 AnyDetector = Detector | Detr
 KINDS: tuple[AnyKind, ...] = typing.get_args(AnyKind)
 BOX_KINDS: tuple[AnyKind, ...] = tuple(kind for kind in KINDS if kind != "mask-rcnn")
 """What `retrain` can train."""
+TWO_STAGE_KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 
 
 def build(spec: DetectorSpec | DetrSpec, classes: Sequence[str], pretrained: bool = True) -> AnyDetector:
@@ -31,71 +35,97 @@ def build(spec: DetectorSpec | DetrSpec, classes: Sequence[str], pretrained: boo
     return build_detector(spec, classes, pretrained)
 
 
-def detector_kind(path: Path) -> AnyKind:
-    """Which detector a checkpoint holds, from its metadata alone.
+@dataclass
+class DetectorFile:
+    """The file of a trained detector: its metadata is read once, its model built once per process.
 
-    Raises:
-        MissingInputError: no such file.
-        SchemaError: no checkpoint of this project, or not one of a detector that needs only an image.
+    A pickled copy, as worker processes get it, leaves the model behind: each process builds its own.
+
+    Attributes:
+        path: A file of `save_detector`.
+        kind: Which detector it holds.
+        classes: Names of the classes it was trained for, in order.
+        spec: What it is rebuilt from.
     """
-    return typing.cast(AnyKind, _metadata(path)["model"])
+
+    path: Path
+    kind: AnyKind
+    classes: tuple[str, ...]
+    spec: DetectorSpec | DetrSpec
+    _model: AnyDetector | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Read the metadata of a detector that finds boxes in an image alone.
+
+        Raises:
+            MissingInputError: no such file.
+            SchemaError: no checkpoint of this project, one of another model, or an unusable specification.
+        """
+        metadata = read_metadata(path)
+        kind, classes = metadata.get("model", metadata.get("kind")), metadata.get("classes")
+        if kind not in KINDS or not isinstance(classes, list):
+            raise SchemaError(
+                f"holds {kind!r}, not a detector that finds boxes in an image alone",
+                where=path,
+                hint="use detector.safetensors of retrain or segmenter.safetensors of wsis "
+                "(the detector of wsod needs proposals)",
+            )
+        spec_class = DetectorSpec if kind in TWO_STAGE_KINDS else DetrSpec
+        try:
+            spec: DetectorSpec | DetrSpec = spec_class.model_validate(metadata.get("spec"))
+        except ValidationError as error:
+            raise SchemaError(f"holds no usable detector specification ({error})", where=path) from error
+        return cls(path, kind, tuple(str(name) for name in classes), spec)
+
+    @property
+    def gives_masks(self) -> bool:
+        """Whether its detections come with masks."""
+        return self.kind == "mask-rcnn"
+
+    def check(self, classes: Sequence[str], kinds: Collection[AnyKind] = KINDS) -> None:
+        """Refuse a detector of another kind, or for other classes.
+
+        Args:
+            classes: The class list it must have been trained for, in order.
+            kinds: What it may be.
+
+        Raises:
+            SchemaError: which of the two it is.
+        """
+        if self.kind not in kinds:
+            raise SchemaError(
+                f"was trained for model {self.kind!r}, {' or '.join(kinds)} is needed",
+                where=self.path,
+                hint="use a checkpoint of the right stage",
+            )
+        if self.classes != tuple(classes):
+            raise SchemaError(
+                f"was trained for classes {list(self.classes)}, {list(classes)} is needed",
+                where=self.path,
+                hint="use the checkpoint trained on this data set's train split",
+            )
+
+    def model(self) -> AnyDetector:
+        """Return the detector in evaluation mode; the same object on every call.
+
+        Raises:
+            SchemaError: tensors that do not fit the specification, or a damaged file.
+            EnvironmentFault: its kind needs an extra that is not installed.
+        """
+        if self._model is None:
+            model = build(self.spec, self.classes, pretrained=False)
+            load_tensors(self.path, model)
+            self._model = model.eval()
+        return self._model
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_model": None}
 
 
-def detector_classes(path: Path) -> tuple[str, ...]:
-    """Class names that a checkpoint was trained for, in order.
-
-    Raises:
-        MissingInputError, SchemaError: see :func:`detector_kind`.
-    """
-    return tuple(str(name) for name in _metadata(path)["classes"])
-
-
-def recorded_view_sizes(checkpoint: Path | None) -> tuple[int, ...]:
-    """Short sides, pixels, of the views of a detector's training; none where no manifest beside it says so."""
-    if checkpoint is None or not (checkpoint.parent / MANIFEST_NAME).is_file():
+def recorded_view_sizes(checkpoint: Path) -> tuple[int, ...]:
+    """Return the short sides, pixels, of a detector's training; none where no manifest beside it says so."""
+    if not (checkpoint.parent / MANIFEST_NAME).is_file():
         return ()
     config = read_manifest(checkpoint.parent).config
     return tuple(config.get("tta_sizes") or config.get("train_sizes") or ())
-
-
-def open_detector(
-    path: Path, classes: Sequence[str] | None = None, kinds: Collection[AnyKind] = KINDS
-) -> AnyDetector:
-    """Rebuild a detector from its file alone, in eval mode.
-
-    Args:
-        path: a file of `save_detector`.
-        classes: the class list it must have been trained for, in order; None takes the file's.
-        kinds: what it may be.
-
-    Raises:
-        MissingInputError: no such file.
-        SchemaError: another kind of model, other classes, or a specification or tensors that do not fit.
-        EnvironmentFault: its kind needs an extra that is not installed.
-    """
-    kind = detector_kind(path)
-    if kind not in kinds:
-        raise SchemaError(
-            f"was trained for model {kind!r}, {' or '.join(kinds)} is needed",
-            where=path,
-            hint="use a checkpoint of the right stage",
-        )
-    if kind in ("faster-rcnn", "mask-rcnn"):
-        return load_detector(path, kind, classes)
-    spec, own_classes = read_spec(path, DetrSpec, kind, classes)
-    model = build_detr(spec, own_classes, pretrained=False)
-    load_weights(path, model)
-    return model.eval()
-
-
-def _metadata(path: Path) -> dict[str, Any]:
-    metadata = read_metadata(path)
-    held = metadata.get("model", metadata.get("kind"))
-    if held not in KINDS or not isinstance(metadata.get("classes"), list):
-        raise SchemaError(
-            f"holds {held!r}, not a detector that finds boxes in an image alone",
-            where=path,
-            hint="use detector.safetensors of retrain or segmenter.safetensors of wsis "
-            "(the detector of wsod needs proposals)",
-        )
-    return metadata

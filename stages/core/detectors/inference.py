@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,8 +15,7 @@ from stages.core.artifacts.detection_rows import DETECTION_ROWS, from_table, to_
 from stages.core.artifacts.table import ImageRows
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
-from stages.core.detectors.checkpoints import AnyDetector, open_detector
-from stages.core.detectors.spec import AnyKind
+from stages.core.detectors.checkpoints import AnyDetector, DetectorFile
 from stages.core.detectors.thin_images import check_not_thin
 from stages.core.detectors.tta import detect_in_views
 from stages.core.ops.rle import encode_masks
@@ -71,8 +69,7 @@ def detect(
 class DetectorFactory:
     """Builds the per-image function inside a worker process; everything it holds can be pickled."""
 
-    checkpoint: Path
-    kinds: tuple[AnyKind, ...]
+    detector: DetectorFile
     split: WeakSplit
     device: str
     precision: Precision
@@ -81,7 +78,7 @@ class DetectorFactory:
 
     def __call__(self) -> ImageFunction:
         """Load the model once and return image id -> rows."""
-        model = open_detector(self.checkpoint, self.split.classes, self.kinds).to(self.device)
+        model = self.detector.model().to(self.device)
         if self.score is not None:
             model.keep_from(self.score)
 
@@ -95,8 +92,8 @@ class DetectorFactory:
 
 def detect_split(
     context: StageContext,
-    checkpoint: Path,
-    *kinds: AnyKind,
+    detector: DetectorFile,
+    *,
     score: float | None = None,
     view_sizes: tuple[int, ...] = (),
 ) -> dict[str, Detections] | None:
@@ -104,8 +101,7 @@ def detect_split(
 
     Args:
         context: gives images, device, workers and the output folder.
-        checkpoint: a detector file.
-        kinds: what it may be.
+        detector: the trained detector.
         score: least score of a detection; None takes the checkpoint's own.
         view_sizes: see `detect`.
 
@@ -113,11 +109,9 @@ def detect_split(
         Image id -> detections, or None while other shards have parts to do.
 
     Raises:
-        SchemaError: the checkpoint is of another kind or another class list.
+        SchemaError: its tensors do not fit.
     """
-    open_detector(checkpoint, context.split.classes, kinds)  # fail here rather than in a worker
-    factory = DetectorFactory(
-        checkpoint, kinds, context.split, context.device, context.precision, score, view_sizes
-    )
+    detector.model()  # fail here rather than in a worker
+    factory = DetectorFactory(detector, context.split, context.device, context.precision, score, view_sizes)
     table = map_images(context, DETECTION_ROWS, factory, "detect")
-    return None if table is None else from_table(table, with_masks=kinds == ("mask-rcnn",))
+    return None if table is None else from_table(table, with_masks=detector.gives_masks)

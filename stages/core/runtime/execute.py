@@ -11,11 +11,11 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 
@@ -67,7 +67,11 @@ class Outcome:
 
 
 def execute(
-    stage: Stage[ConfigT], config: ConfigT, request: Request, split: WeakSplit | None = None
+    stage: Stage[ConfigT],
+    config: ConfigT,
+    request: Request,
+    split: WeakSplit | None = None,
+    opened: Mapping[Path, Any] | None = None,
 ) -> Outcome:
     """Run one stage on one split; every process of a launch calls it, the main one writes.
 
@@ -76,6 +80,7 @@ def execute(
         config: Its settings.
         request: Everything else that is asked for.
         split: Images that belong to no data set; None opens the split that the request names.
+        opened: Files that the caller has opened already, by path; see :meth:`StageContext.open_once`.
 
     Raises:
         WeakSamError: any of the documented failures; the exit code is the class's.
@@ -84,6 +89,7 @@ def execute(
     machine = join_machine(request)
     split = _open_split(stage.spec, request, split)
     context = _context(stage.spec, split, request, machine)
+    context.opened.update(opened or {})
     run = _identified(stage.spec, config, request, context)
     output = processes.from_main(lambda: examine_output(context.out, run.identity, request))
     plan = stage.plan(config, context)

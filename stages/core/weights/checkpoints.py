@@ -57,28 +57,34 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def load_weights(path: Path, module: nn.Module, expect: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Load weights strictly into a module.
+def load_weights(path: Path, module: nn.Module, expect: Mapping[str, Any]) -> None:
+    """Load weights strictly into a module, if their metadata agree.
 
     Args:
         path: A file of :func:`save_weights`.
         module: Built as the metadata says.
         expect: Metadata that must agree, e.g. ``{"classes": [...]}``.
 
-    Returns:
-        The metadata.
-
     Raises:
         SchemaError: metadata or tensors do not fit; the message names the first differences.
     """
     metadata = read_metadata(path)
-    for key, value in (expect or {}).items():
+    for key, value in expect.items():
         if metadata.get(key) != value:
             raise SchemaError(
                 f"made for {key} {_short(metadata.get(key))}, {_short(value)} expected",
                 where=path,
                 hint="use a checkpoint trained for this data set and detector",
             )
+    load_tensors(path, module)
+
+
+def load_tensors(path: Path, module: nn.Module) -> None:
+    """Load weights strictly into a module that was built by their metadata.
+
+    Raises:
+        SchemaError: damaged, or tensors that do not fit; the message names the first differences.
+    """
     try:
         state = load_file(path)
     except SafetensorError as error:
@@ -87,7 +93,6 @@ def load_weights(path: Path, module: nn.Module, expect: Mapping[str, Any] | None
     if problem is not None:
         raise SchemaError(problem, where=path, hint="use a checkpoint of the same architecture")
     module.load_state_dict(state)
-    return metadata
 
 
 def state_mismatch(module: nn.Module, state: Mapping[str, Tensor]) -> str | None:

@@ -14,12 +14,11 @@ so that what is learnt from an image does not depend on the others of its batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
@@ -31,15 +30,14 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from stages.core.backbones.batch_norm_folding import fold_batch_norms
 from stages.core.backbones.feature_pyramid import PyramidBackbone
 from stages.core.backbones.timm_backbones import build_trunk
-from stages.core.detectors.spec import ALIASES, AnyKind, DetectorSpec, DetrSpec, Kind
+from stages.core.detectors.spec import ALIASES, DetectorSpec, DetrSpec
 from stages.core.detectors.two_stage.region_proposals import ImageMeanRPN, ImageSampler, padded_groups
 from stages.core.detectors.two_stage.roi_heads import RoiWeights, TopKMatcher, WeightedRoIHeads
 from stages.core.detectors.two_stage.roi_pooling import PyramidRoIPool
-from stages.core.errors import ConfigError, SchemaError
+from stages.core.errors import ConfigError
 from stages.core.runtime.image_generators import chosen_images
-from stages.core.weights.checkpoints import load_weights, read_metadata, save_weights
+from stages.core.weights.checkpoints import save_weights
 
-SpecT = TypeVar("SpecT", DetectorSpec, DetrSpec)
 BOX_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
@@ -195,50 +193,3 @@ def save_detector(
         "spec": spec.model_dump(mode="json"),
     }
     save_weights(path, model, metadata)
-
-
-def load_detector(path: Path, kind: Kind, classes: Sequence[str] | None = None) -> Detector:
-    """Rebuild a detector from its file alone, in eval mode.
-
-    Args:
-        path: a file of `save_detector`.
-        kind: what it must be.
-        classes: the class list it must have been trained for, in order; None takes the file's.
-
-    Raises:
-        MissingInputError: no such file.
-        SchemaError: another kind of model, other classes, or a specification or tensors that do not fit.
-    """
-    spec, own_classes = read_spec(path, DetectorSpec, kind, classes)
-    model = build_detector(spec, own_classes, pretrained=False)
-    load_weights(path, model)
-    model.eval()
-    return model
-
-
-def read_spec(
-    path: Path, spec_class: type[SpecT], kind: AnyKind, classes: Sequence[str] | None = None
-) -> tuple[SpecT, list[str]]:
-    """Specification and class names of a checkpoint.
-
-    Args:
-        path: a file of `save_detector`.
-        spec_class: what the specification must be.
-        kind, classes: see `load_detector`.
-
-    Raises:
-        MissingInputError, SchemaError: see `load_detector`.
-    """
-    metadata = read_metadata(path)
-    expect: Mapping[str, Any] = {"model": kind} | ({} if classes is None else {"classes": list(classes)})
-    for key, value in expect.items():
-        if metadata.get(key) != value:
-            raise SchemaError(
-                f"was trained for {key} {metadata.get(key)!r}, {value!r} is needed",
-                where=path,
-                hint="use the checkpoint trained on this data set's train split",
-            )
-    try:
-        return spec_class.model_validate(metadata.get("spec")), metadata["classes"]
-    except ValidationError as error:
-        raise SchemaError(f"holds no usable detector specification ({error})", where=path) from error
