@@ -5,18 +5,30 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import os
+import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Any, ClassVar
 
 import pytest
+from pydantic import Field
+from typer.main import get_command
 
-from stages.core.config import config_class
+from stages.core.config import OnlyWith, Settings, StageConfig, config_class
+from stages.core.config.model import setting_fields
+from stages.core.config.renamed import RENAMED
+from stages.core.config.values import range_words
 from stages.core.datasets import catalog
 from stages.core.registry import CHAIN, Step, chain_specs, chain_steps, load_stage, stage_spec
 from stages.core.spec import Role
 from weaksam_cli import main as entry
 from weaksam_cli import state
+from weaksam_cli.help_page import kind
+from weaksam_cli.options import option_names
+from weaksam_cli.setting_flags import given_settings, main_parameters, other_parameters
 from weaksam_cli.stage_command import stage_command
 from weaksam_cli.state import OPTIONS
 
@@ -58,11 +70,19 @@ def test_stage_help__needs_no_torch_and_names_every_setting(stage: str) -> None:
         env={"COLUMNS": "200", "PATH": ""},
     )
     assert result.stderr.strip().splitlines()[-1] == "[]"
-    words = " ".join(result.stdout.split())
-    for name, field in config_class(stage).model_fields.items():
-        assert f"--{name.replace('_', '-')}"[:40] in result.stdout
-        if isinstance(field.default, int | float) and not isinstance(field.default, bool):
-            assert f"{field.default})" in words, f"the default of {name} is not shown"
+    words = " ".join(result.stdout.replace("│", " ").split())
+    for name, field in setting_fields(config_class(stage)):
+        *group, last = (part.replace("_", "-") for part in name)
+        flag = "--" + ".".join([*group, f"[no-]{last}" if field.annotation is bool else last])
+        assert f"{flag} " in words
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, int | float) and not isinstance(default, bool):
+            limits = range_words(field.metadata).removeprefix("in ")
+            assert f"({limits + '; ' if limits else ''}default: {default})" in words, name
+    assert "Examples" in words
+    assert "<" not in re.sub("<(dataset|subset|run|stage|split|out)>", "", words).replace("<=", ""), (
+        "types in <>"
+    )
 
 
 @pytest.mark.parametrize("stage", CHAIN)
@@ -72,6 +92,125 @@ def test_stage_command__flags_do_not_collide(stage: str) -> None:
         for declared in parameter.default.param_decls:
             flags += declared.split("/")
     assert len(flags) == len(set(flags)), f"{stage}: two options of one name"
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("command", ["", "propose", "predict", "weights", "weights get", "evaluate"])
+def test_help__fits_the_terminal_and_ends_with_examples(
+    command: str, columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert run(*command.split(), "--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines) <= columns
+    titles = [line.strip("╭─╮ ") for line in lines if line.startswith("╭")]
+    assert titles[-1] == "Examples"
+    assert f"Usage: weaksam {command}".strip() in "\n".join(lines)
+
+
+def test_stage_help__main_settings_come_before_the_run_and_the_groups() -> None:
+    class ExampleConfig(StageConfig):
+        main_settings: ClassVar[tuple[str, ...]] = ("detr.heads", "epochs")
+        headings: ClassVar[Mapping[str, str]] = {"lr": "Rates"}
+        epochs: int = Field(3, ge=1, description="Passes.")
+        sizes: tuple[int, ...] = Field((1, 2), description="Sizes.")
+        lr: float = Field(0.1, gt=0, le=1, description="Rate.")
+        detr: Annotated[ExampleGroup, OnlyWith("sizes", ((1,),))] = ExampleGroup()
+
+    assert [p.default.param_decls for p in main_parameters(ExampleConfig)] == [
+        ("--detr.heads",),
+        ("--epochs",),
+    ]
+    others = {p.default.param_decls[0]: p.default for p in other_parameters(ExampleConfig)}
+    assert {flag: option.rich_help_panel for flag, option in others.items()} == {
+        "--sizes": "Other settings",
+        "--lr": "Rates",
+        "--detr.masks/--detr.no-masks": "A transformer (only with sizes 1)",
+    }
+    assert (others["--sizes"].metavar, others["--lr"].metavar) == ("INTEGER,...", "NUMBER")
+    assert others["--lr"].help == "Rate. ((0, 1]; default: 0.1)"
+    values = {"setting__detr__heads": "4", "setting__detr__masks": False, "setting__sizes": "480,576"}
+    assert given_settings(ExampleConfig, values) == {
+        "detr": {"heads": "4", "masks": False},
+        "sizes": "480,576",
+    }
+
+
+class ExampleGroup(Settings):
+    """A transformer."""
+
+    heads: int = Field(8, description="Heads.")
+    masks: bool = Field(True, description="Masks.")
+
+
+def test_options__are_the_same_in_every_command_that_has_them() -> None:
+    """One declaration: flags and types never differ, and variables only where a command says so."""
+    app: Any = get_command(entry.build_app(CHAIN))
+    expected = {p.name: p for p in app.commands["cam"].params}
+    for command in app.commands.values():
+        for parameter in getattr(command, "params", []):
+            if parameter.name in option_names():
+                assert parameter.opts == expected[parameter.name].opts
+                assert parameter.envvar in (expected[parameter.name].envvar, None)
+                assert kind(parameter) in (kind(expected[parameter.name]), "STAGE.KEY=VALUE")
+
+
+def completed(words: str, cwd: Path) -> tuple[list[str], list[str]]:
+    """What bash offers for the last word, and the heavy modules that were imported for it."""
+    program = (
+        "import sys\nsys.argv = ['weaksam']\nfrom weaksam_cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('torch', 'cv2', 'timm', 'h5py') if m in sys.modules], file=sys.stderr)"
+    )
+    environment = {
+        **os.environ,
+        "_WEAKSAM_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+        "PYTHONPATH": str(ROOT),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=cwd, env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.split(), done.stderr.strip().splitlines()[-1:]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("weaksam c", {"cam"}),
+        ("weaksam cam --split shapes_tr", {"shapes_train"}),
+        ("weaksam cam --run runs/b", {"runs/best"}),
+        ("weaksam cam --recipe vo", {"voc07", "voc12"}),
+        ("weaksam cam --precision f", {"fp32", "fp16"}),
+        ("weaksam pgt --mode p", {"paper", "pgf"}),
+        ("weaksam pgt --set mode=i", {"mode=improved"}),
+        ("weaksam demo --set pgt.mode=i", {"pgt.mode=improved"}),
+        ("weaksam report --dataset sha", {"shapes"}),
+        ("weaksam weights get sam-vit-h", {"sam-vit-h"}),
+        ("weaksam propose --segmenter sam-n", {"sam-nano"}),
+    ],
+)
+def test_completion__offers_names_without_torch(words: str, expected: set[str], tmp_path: Path) -> None:
+    (tmp_path / "runs" / "best").mkdir(parents=True)
+    found, heavy = completed(words, tmp_path)
+    assert set(found) == expected
+    assert heavy == ["[]"]
+
+
+def test_version__short_and_long(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("-V") == run("--version") == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+    assert first.startswith("weaksam ")
+
+
+def test_main__renamed_flag_says_its_new_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(RENAMED, "pgt", {"rule": "mode"})
+    assert run("pgt", "--split", "shapes_train", "--rule", "paper") == 2
+    assert "'--rule': renamed to 'mode'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("stage", CHAIN)
@@ -138,6 +277,15 @@ def test_registry__declarations_need_the_standard_library_alone() -> None:
         (["cam", "--split", "shapes_train", "--config", "absent.yaml"], 3, "absent.yaml"),
         (["inspect", "absent.h5"], 3, "absent.h5"),
         (["evaluate"], 2, "--dataset"),
+        (["evaluate", "x.json", "--task", "dets"], 2, "--task: expected cams, prompts"),
+        (
+            ["cam", "--split", "x_train", "--workers", "-1"],
+            2,
+            "--workers: expected an integer >= 0, got '-1'",
+        ),
+        (["cam", "--split", "x_train", "--precision=half"], 2, "fp32, bf16 or fp16, got 'half'"),
+        (["predict", "a", "--score-threshold", "7"], 2, "expected a number in [0, 1], got '7'"),
+        (["cam", "--split", "shapes_train", "--epochs", "0"], 2, "expected an integer >= 1, got '0'"),
     ],
 )
 def test_main__errors_become_exit_codes(

@@ -33,6 +33,9 @@ class ToyConfig(StageConfig):
     name: str = Field("a", description="Name.")
 
 
+Layers = list[tuple[str, dict[str, Any]]]
+
+
 class DetrGroup(Settings):
     num_queries: int = Field(60, description="Boxes.", ge=1)
     heads: int = Field(8, description="Heads.", ge=1)
@@ -50,7 +53,7 @@ class DetectorConfig(StageConfig):
     drop: Literal["off", "paper"] = Field("paper", description="Rule.")
 
 
-GRAMMAR: list[tuple[Any, str, Any]] = [
+GRAMMAR: list[tuple[Any, Any, Any]] = [
     (str, "off", "off"),  # text is never reinterpreted
     (str, "0123", "0123"),
     (str, "1e-3", "1e-3"),
@@ -167,7 +170,7 @@ def test_range_words__nothing_to_say() -> None:
 
 
 def test_groups__layers_merge_deep_and_keep_the_fields_own_defaults() -> None:
-    layers = [
+    layers: Layers = [
         ("recipe r", {"architecture": "rt-detr", "detr": {"num_queries": "9", "denoising": "no"}}),
         ("--set", {"detr": {"num_queries": "11"}}),
     ]
@@ -205,7 +208,7 @@ def test_groups__inactive_ones_are_refused_beside_the_choice() -> None:
 
 
 def test_groups__a_higher_choice_lets_go_of_the_other_choices_settings() -> None:
-    layers = [("recipe r", {"anchors": {"sizes": "16"}}), ("--set", {"architecture": "rt-detr"})]
+    layers: Layers = [("recipe r", {"anchors": {"sizes": "16"}}), ("--set", {"architecture": "rt-detr"})]
     config = build_config(DetectorConfig, layers)
     assert config == DetectorConfig(architecture="rt-detr")
 
@@ -244,7 +247,7 @@ def test_build_config__says_what_is_wrong(section: dict[str, Any], expected: str
     ],
 )
 def test_build_config__shows_how_to_write_it_there(layer: str, expected: str) -> None:
-    layers = [("a", {"architecture": "rt-detr"}), (layer, {"detr": {"num_queries": "0"}})]
+    layers: Layers = [("a", {"architecture": "rt-detr"}), (layer, {"detr": {"num_queries": "0"}})]
     with pytest.raises(ConfigError) as caught:
         build_config(DetectorConfig, layers)
     assert f"write for example {expected}" in str(caught.value)

@@ -15,8 +15,10 @@ from typer.main import get_command
 
 from stages.core.config import config_class, recipe_names
 from stages.core.registry import CHAIN
+from weaksam_cli.examples import EXAMPLES
 from weaksam_cli.main import build_app
-from weaksam_cli.stage_command import resolve_settings, setting_flags
+from weaksam_cli.setting_flags import given_settings
+from weaksam_cli.stage_command import resolve_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(
@@ -55,7 +57,8 @@ def shown_commands(program: str) -> list[tuple[str, str]]:
     return sorted(set(found))
 
 
-WEAKSAM = shown_commands("weaksam")
+HELP = [(f"{name} --help", line) for name, lines in EXAMPLES.items() for line, _ in lines]
+WEAKSAM = shown_commands("weaksam") + HELP
 MAKE = shown_commands("make")
 
 
@@ -89,7 +92,7 @@ def test_weaksam_command__parses_and_its_settings_are_valid(page: str, line: str
     if name in CHAIN:
         assert values["recipe"] in (None, *recipe_names()), f"{page}: no recipe is called {values['recipe']}"
         model = config_class(name)
-        flags = setting_flags(model, values)
+        flags = given_settings(model, values)
         resolve_settings(name, model, values["recipe"], None, values["assignments"], flags)
 
 

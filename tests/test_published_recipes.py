@@ -212,11 +212,15 @@ def test_propose__dry_run_shows_the_table(tmp_path: Path, capsys: pytest.Capture
         entry_point.main(words)
     assert caught.value.code == 5, "the run would fail: the weights are not there"
     shown = capsys.readouterr()
-    assert "grid_predicted_iou = 0.3" in shown.out
+    assert shown.out == "", "what is wrong comes before the settings"
     assert "weaksam weights get sam-vit-h" in shown.err
     weights = Path(os.environ["WEAKSAM_CACHE"]) / "weights" / "sam_vit_h_4b8939.pth"
     weights.parent.mkdir(parents=True)
     weights.touch()
+    with pytest.raises(SystemExit) as caught:
+        entry_point.main(words)
+    assert caught.value.code == 0
+    assert "grid_predicted_iou = 0.3" in capsys.readouterr().out
     with pytest.raises(SystemExit) as caught:
         entry_point.main([*words, "--json"])
     assert caught.value.code == 0

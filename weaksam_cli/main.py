@@ -6,16 +6,19 @@ without their settings, and only the one on the command line imports its setting
 
 from __future__ import annotations
 
+import itertools
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from stages.core.registry import CHAIN, chain_specs
 from weaksam_cli import tools
+from weaksam_cli.commands import HelpCommand, HelpGroup
+from weaksam_cli.completion import words_to_complete
 from weaksam_cli.stage_command import stage_command
 from weaksam_cli.state import OPTIONS
 from weaksam_cli.weights import weights_app
@@ -40,7 +43,7 @@ def _global_options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress display.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("-V", "--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Image-level tags in; object detectors and instance segmenters out."""
@@ -57,19 +60,20 @@ def build_app(detailed: Sequence[str]) -> typer.Typer:
     """
     app = typer.Typer(
         name="weaksam",
+        cls=HelpGroup,
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
-        rich_markup_mode="rich",
         epilog=EPILOG,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_global_options)
     for spec in chain_specs():
         function = stage_command(spec.name) if spec.name in detailed else _placeholder
-        app.command(spec.name, help=spec.summary, rich_help_panel="Stages, in order")(function)
+        app.command(spec.name, cls=HelpCommand, help=spec.summary, rich_help_panel="Stages, in order")(
+            function
+        )
     for name, function in tools.COMMANDS.items():
-        app.command(name, rich_help_panel="Tools", hidden=name in tools.HIDDEN)(function)
+        app.command(name, cls=HelpCommand, rich_help_panel="Tools", hidden=name in tools.HIDDEN)(function)
     app.add_typer(weights_app(), name="weights", rich_help_panel="Tools")
     return app
 
@@ -81,15 +85,15 @@ def _placeholder() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: run, and turn errors into messages on stderr and documented exit codes."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    app = build_app([word for word in given if word in CHAIN])
+    app = build_app([word for word in [*given, *words_to_complete()] if word in CHAIN])
     try:
-        result = app(args=given, standalone_mode=False)
+        result = app(args=given, prog_name="weaksam", standalone_mode=False)
     except KeyboardInterrupt:
         _fail("stopped by Ctrl-C", 130)
     except SystemExit:
         raise
     except Exception as error:
-        _report(error)
+        _report(error, given)
     else:
         _leave_processes()
         sys.exit(result if isinstance(result, int) else 0)
@@ -112,7 +116,7 @@ def _leave_processes() -> None:
         leave()
 
 
-def _report(error: Exception) -> None:
+def _report(error: Exception, given: Sequence[str]) -> None:
     from stages.core.errors import WeakSamError
 
     if OPTIONS.debug:
@@ -122,7 +126,7 @@ def _report(error: Exception) -> None:
     if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # Click's own usage errors
         if not error.format_message():
             sys.exit(int(error.exit_code))  # help was asked for by giving no argument, and has been shown
-        _fail(error.format_message(), int(error.exit_code))
+        _fail(_usage_message(error, given), int(error.exit_code))
     if isinstance(error, MemoryError):
         _fail("out of memory\n  hint: fewer --workers, a smaller batch or image size", 5)
     where = traceback.extract_tb(error.__traceback__)[-1]
@@ -131,6 +135,39 @@ def _report(error: Exception) -> None:
         "  hint: `weaksam --debug ...` shows the traceback; please report it",
         1,
     )
+
+
+def _usage_message(error: Any, given: Sequence[str]) -> str:
+    """What is wrong with the command line, in our words; the new name of a renamed setting; where to look."""
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    message, flag = str(error.format_message()), getattr(error, "option_name", None)
+    if context is None:
+        return message
+    if message.startswith("Invalid value") and parameter is not None:
+        message = _wrong_value(parameter, given)
+    elif flag and context.info_name in CHAIN:
+        from stages.core.config.building import renamed_to
+
+        if new := renamed_to(context.info_name, flag.removeprefix("--").replace("-", "_").split("=")[0]):
+            message = f"'{flag}': {new}"
+    return f"{message}\n  hint: `{context.command_path} --help` lists the options"
+
+
+def _wrong_value(parameter: Any, given: Sequence[str]) -> str:
+    from weaksam_cli.help_page import argument_name, expected
+
+    name = (
+        argument_name(parameter) if parameter.param_type_name == "argument" else max(parameter.opts, key=len)
+    )
+    words = [word for flag in parameter.opts for word in _values_of(flag, given)]
+    got = f", got '{words[-1]}'" if words else ""
+    return f"{name}: expected {expected(parameter)}{got}"
+
+
+def _values_of(flag: str, given: Sequence[str]) -> list[str]:
+    """What was typed after a flag, each time it was given."""
+    following = [after for word, after in itertools.pairwise(given) if word == flag]
+    return following + [word.partition("=")[2] for word in given if word.startswith(f"{flag}=")]
 
 
 def _fail(message: str, code: int) -> None:

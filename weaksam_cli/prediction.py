@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from stages.core.registry import chain_specs
+from weaksam_cli import completion
+from weaksam_cli.options import Options, use, with_options
 from weaksam_cli.state import OPTIONS
 
 if TYPE_CHECKING:
@@ -25,17 +27,27 @@ CHECKPOINTS = {
 """Stages whose model needs nothing but an image, and the name of its file."""
 
 
+@with_options(
+    use("run", help="Run folder whose detector is used."),
+    use("out", help="Output folder; default <run>/predict, or ./predictions."),
+    use("limit", help="Take only the first N images."),
+    "resume",
+    "overwrite",
+    "dry_run",
+    "device",
+    "precision",
+    "workers",
+    "max_failures",
+    "as_json",
+)
 def predict(
+    options: Options,
     images: Annotated[
         list[str],
         typer.Argument(metavar="IMAGES...", help="Image files, folders (searched recursively), patterns."),
     ],
-    run: Annotated[
-        Path | None,
-        typer.Option("--run", envvar="WEAKSAM_RUN", help="Run folder whose detector is used."),
-    ] = None,
     stage: Annotated[
-        str,
+        Literal["retrain", "wsis"],
         typer.Option("--stage", help="retrain: boxes; wsis: boxes and masks of the trained Mask R-CNN."),
     ] = "retrain",
     detector: Annotated[
@@ -48,7 +60,9 @@ def predict(
     tta_sizes: Annotated[
         str | None,
         typer.Option(
-            "--tta-sizes", metavar="LIST", help="Short sides of --tta, pixels; default those of the training."
+            "--tta-sizes",
+            metavar="INTEGER,...",
+            help="Short sides of --tta, pixels; default those of the training.",
         ),
     ] = None,
     masks: Annotated[
@@ -57,7 +71,9 @@ def predict(
     segmenter: Annotated[
         str | None,
         typer.Option(
-            "--segmenter", help="Segmenter of --masks; default that of the run's wsis, or sam-nano."
+            "--segmenter",
+            help="Segmenter of --masks; default that of the run's wsis, or sam-nano.",
+            autocompletion=completion.segmenters,
         ),
     ] = None,
     segmenter_checkpoint: Annotated[
@@ -66,30 +82,9 @@ def predict(
     score_threshold: Annotated[
         float, typer.Option("--score-threshold", min=0, max=1, help="Leave out detections below.")
     ] = 0.3,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Output folder; default <run>/predict, or ./predictions.")
-    ] = None,
     overlays: Annotated[
         bool, typer.Option("--overlays/--no-overlays", help="Draw every image into <out>/viz.")
     ] = True,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Take only the first N images.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier predictions.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, say what would be done.")
-    ] = False,
-    device: Annotated[
-        str, typer.Option("--device", envvar="WEAKSAM_DEVICE", help="auto, cpu, cuda or cuda:N.")
-    ] = "auto",
-    precision: Annotated[str, typer.Option("--precision", help="auto, fp32, bf16 or fp16.")] = "auto",
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=0, help="Processes; default all cores on a CPU.")
-    ] = None,
-    max_failures: Annotated[
-        str,
-        typer.Option("--max-failures", help="Images that may be unreadable: a count or a percentage."),
-    ] = "5%",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")] = False,
 ) -> None:
     """Apply the trained detector to new images: a COCO JSON file and a picture of each image.
 
@@ -101,9 +96,9 @@ def predict(
     from stages.core.runtime.request import Request
     from weaksam_cli.photo_stage import PredictConfig, PredictStage
 
-    checkpoint = DetectorFile.open(detector if detector is not None else find_detector(run, stage))
-    folder = out if out is not None else Path("predictions") if run is None else run / "predict"
-    prompting = mask_settings(run) if masks else {}
+    checkpoint = DetectorFile.open(detector if detector is not None else find_detector(options.run, stage))
+    folder = options.out or (Path("predictions") if options.run is None else options.run / "predict")
+    prompting = mask_settings(options.run) if masks else {}
     config = PredictConfig(
         score_threshold=score_threshold,
         view_sizes=view_sizes(checkpoint, tta_sizes) if tta or tta_sizes else (),
@@ -115,24 +110,24 @@ def predict(
     )
     request = Request(
         split=PHOTOS,
-        run=folder if run is None else run,
+        run=folder if options.run is None else options.run,
         data=Path(),
         out=folder,
         overrides={"detector": checkpoint.path},
-        limit=limit,
-        resume=resume,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        device=device,
-        precision=precision,
-        workers=workers,
-        max_failures=max_failures,
+        limit=options.limit,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        dry_run=options.dry_run,
+        device=options.device,
+        precision=options.precision,
+        workers=options.workers,
+        max_failures=options.max_failures,
         verbosity=OPTIONS.verbosity,
         show_progress=OPTIONS.progress,
     )
     split = open_photos(images, checkpoint.classes, leave_out=[folder])
     outcome = execute(PredictStage(), config, request, split, {checkpoint.path: checkpoint})
-    _print(outcome, as_json=as_json, pictures=overlays)
+    _print(outcome, as_json=options.as_json, pictures=overlays)
 
 
 def find_detector(run: Path | None, stage: str) -> Path:

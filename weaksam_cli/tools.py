@@ -5,47 +5,50 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from weaksam_cli import completion
 from weaksam_cli.chain import demo, evaluate_and_report
 from weaksam_cli.diagnosis import doctor
 from weaksam_cli.inspection import inspect_artifact
+from weaksam_cli.options import Options, use, with_options
 from weaksam_cli.prediction import predict
 from weaksam_cli.state import data_root, run_folder
 
-DataOption = Annotated[
-    Path | None, typer.Option("--data", help="Folder of data sets; default $WEAKSAM_DATA, else ./data.")
+DatasetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dataset",
+        help="Measure a run: data set name, e.g. shapes.",
+        autocompletion=completion.datasets,
+    ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
 
 
+@with_options(
+    use("split", default="", env=None, help="Split that the artifact was made for."),
+    use("run", help="Run folder; default runs/<dataset>."),
+    "limit",
+    "data",
+    "as_json",
+    panel=None,
+)
 def evaluate(
+    options: Options,
     artifact: Annotated[
         Path | None, typer.Argument(help="File to measure; without one, the whole run.")
     ] = None,
-    split: Annotated[str | None, typer.Option("--split", help="Split the file was made for.")] = None,
     task: Annotated[
-        str | None,
-        typer.Option(
-            "--task",
-            help="cams, prompts, proposals, detections, pgt or segmentations; default from the file.",
-        ),
+        Literal["cams", "prompts", "proposals", "detections", "pgt", "segmentations"] | None,
+        typer.Option("--task", help="What the file holds; default from the file."),
     ] = None,
-    dataset: Annotated[
-        str | None, typer.Option("--dataset", help="Measure a run: data set name, e.g. shapes.")
-    ] = None,
-    run: Annotated[Path | None, typer.Option("--run", help="Run folder; default runs/<dataset>.")] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Take only the first N images in id order.")
-    ] = None,
+    dataset: DatasetOption = None,
     expect: Annotated[
         list[str] | None,
         typer.Option("--expect", metavar="'AP50>=0.6'", help="Exit 7 unless it holds; may be repeated."),
     ] = None,
-    data: DataOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Measure an artifact, or a whole run, against the ground truth."""
     from stages.core.errors import UsageError
@@ -57,36 +60,43 @@ def evaluate(
             raise UsageError("give an ARTIFACT with --split, or --dataset for a whole run", where="evaluate")
         from stages.core.evaluation.suite import evaluate_run
 
-        train, test = dataset_splits(dataset, data_root(data))
-        figures: dict[str, Any] = evaluate_run(run_folder(run, dataset), data_root(data), train, test)
+        train, test = dataset_splits(dataset, data_root(options.data))
+        figures: dict[str, Any] = evaluate_run(
+            run_folder(options.run, dataset), data_root(options.data), train, test
+        )
         metrics = figures["metrics"]
-        if as_json:
+        if options.as_json:
             typer.echo(json.dumps(figures))
         else:
             print_run_table(figures)
     else:
-        if split is None:
+        if not options.split:
             raise UsageError(
                 "an artifact is measured against a split", where="--split", hint="add --split NAME"
             )
         from stages.core.evaluation.tasks import evaluate as evaluate_artifact
 
-        report = evaluate_artifact(task, artifact, split, data_root(data), limit=limit)
+        report = evaluate_artifact(
+            task, artifact, options.split, data_root(options.data), limit=options.limit
+        )
         metrics = report.metrics
-        if as_json:
+        if options.as_json:
             typer.echo(json.dumps(report.as_json()))
         else:
             print_report_table(report)
     check_expectations(expect or [], metrics)
 
 
+@with_options(use("run", help="Run folder; default runs/<dataset>."), "data", panel=None)
 def report(
-    dataset: Annotated[str, typer.Option("--dataset", help="Data set name, e.g. shapes.")],
-    run: Annotated[Path | None, typer.Option("--run", help="Run folder; default runs/<dataset>.")] = None,
-    data: DataOption = None,
+    options: Options,
+    dataset: Annotated[
+        str,
+        typer.Option("--dataset", help="Data set name, e.g. shapes.", autocompletion=completion.datasets),
+    ],
 ) -> None:
     """Measure a run and write its self-contained report.html."""
-    root, folder = data_root(data), run_folder(run, dataset)
+    root, folder = data_root(options.data), run_folder(options.run, dataset)
     train, test = dataset_splits(dataset, root)
     evaluate_and_report(folder, root, train, test)
     typer.echo(f"report: {folder / 'report.html'}")
@@ -99,14 +109,9 @@ def dataset_splits(dataset: str, root: Path) -> tuple[str, str]:
     return main_splits(dataset, root)
 
 
+@with_options("run", "recipe", "config", "assignments", "data", "seed", panel=None)
 def settings(
-    run: Annotated[Path, typer.Option("--run")],
-    dataset: Annotated[str, typer.Option("--dataset")],
-    recipe: Annotated[str | None, typer.Option("--recipe")] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c")] = None,
-    assignments: Annotated[list[str] | None, typer.Option("--set", "-s")] = None,
-    data: DataOption = None,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    options: Options, dataset: Annotated[str, typer.Option("--dataset", help="Data set name.")]
 ) -> None:
     """Write <run>/settings/<stage>.yaml where it changed and print 'train-split test-split' (for Make)."""
     import yaml
@@ -116,14 +121,17 @@ def settings(
     from stages.core.registry import CHAIN
     from weaksam_cli.stage_command import resolve_settings
 
+    folder = run_folder(options.run, dataset) / "settings"
     for stage in CHAIN:
-        resolved = resolve_settings(stage, config_class(stage), recipe, config, assignments or [], {})
-        content = {stage: json.loads(resolved.model_dump_json()), "seed": seed}
+        resolved = resolve_settings(
+            stage, config_class(stage), options.recipe, options.config, options.assignments, {}
+        )
+        content = {stage: json.loads(resolved.model_dump_json()), "seed": options.seed}
         text = yaml.safe_dump(content, sort_keys=False)
-        path = run / "settings" / f"{stage}.yaml"
+        path = folder / f"{stage}.yaml"
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             write_text(path, text)
-    typer.echo(" ".join(dataset_splits(dataset, data_root(data))))
+    typer.echo(" ".join(dataset_splits(dataset, data_root(options.data))))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

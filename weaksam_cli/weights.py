@@ -12,26 +12,35 @@ from typing import Annotated
 
 import typer
 
+from weaksam_cli import completion
+from weaksam_cli.commands import HelpCommand, HelpGroup
+from weaksam_cli.options import Options, with_options
 from weaksam_cli.state import OPTIONS
 
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A name of `weaksam weights list`.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as one line of JSON.")]
+NameArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="A name of `weaksam weights list`.", autocompletion=completion.weights
+    ),
+]
 LINE_EVERY_SECONDS = 30.0
 
 
 def weights_app() -> typer.Typer:
     """The group of subcommands."""
     app = typer.Typer(
+        cls=HelpGroup,
         no_args_is_help=True,
         help="List, fetch, check and locate published weights.",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     for name, function in COMMANDS.items():
-        app.command(name)(function)
+        app.command(name, cls=HelpCommand)(function)
     return app
 
 
-def list_weights(as_json: JsonOption = False) -> None:
+@with_options("as_json", panel=None)
+def list_weights(options: Options) -> None:
     """List the weights that can be fetched: size, licence, origin, and whether they are here."""
     from stages.core.weights.cache import cache_folder, cached
     from stages.core.weights.table import weights_table
@@ -49,7 +58,7 @@ def list_weights(as_json: JsonOption = False) -> None:
                 "path": None if found is None else str(found),
             }
         )
-    if as_json:
+    if options.as_json:
         typer.echo(json.dumps(rows))
         return
     from rich.console import Console
@@ -70,7 +79,12 @@ def list_weights(as_json: JsonOption = False) -> None:
 
 
 def get(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of `weaksam weights list`.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME...", help="Names of `weaksam weights list`.", autocompletion=completion.weights
+        ),
+    ],
     no_network: Annotated[
         bool, typer.Option("--offline", help="Only say whether they are here; exit 5 if not.")
     ] = False,
@@ -91,9 +105,7 @@ def verify(
     name: NameArgument,
     checkpoint: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="[PATH]", help="A file or folder of your own; without it, the cached weights."
-        ),
+        typer.Argument(metavar="PATH", help="A file or folder of your own; without it, the cached weights."),
     ] = None,
     published: Annotated[
         bool, typer.Option("--published", help="PATH, too, must be the published file to the last byte.")

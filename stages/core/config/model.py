@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
 from pydantic.fields import FieldInfo
@@ -78,7 +78,15 @@ class Settings(BaseModel):
 
 
 class StageConfig(Settings):
-    """Base of every stage's settings."""
+    """Base of every stage's settings.
+
+    Attributes:
+        main_settings: Dotted names of the settings that matter most; the help begins with them.
+        headings: Of the settings that the stage itself declares, the first below a heading in the help -> the heading.
+    """
+
+    main_settings: ClassVar[tuple[str, ...]] = ()
+    headings: ClassVar[Mapping[str, str]] = {}
 
     @classmethod
     def stage(cls) -> str:

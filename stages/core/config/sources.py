@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -26,7 +26,7 @@ Section = dict[str, Any]
 class _TextLoader(yaml.SafeLoader):
     """YAML whose scalars all stay text: ``off`` is a word, ``0123`` keeps its zero; ``<<`` still merges."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as in the base class
         start: [(tag, rule) for tag, rule in resolvers if tag == "tag:yaml.org,2002:merge"]
         for start, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

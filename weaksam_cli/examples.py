@@ -1,0 +1,104 @@
+"""Examples at the end of every command's help: command -> lines and what they do; a test validates each line."""
+
+from __future__ import annotations
+
+EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
+    "": (
+        ("weaksam demo", "All seven stages on drawn images, then runs/demo/report.html"),
+        ("weaksam cam --split shapes_train", "One stage; the next finds what it wrote"),
+        ("weaksam predict photos/ --run runs/demo", "The trained detector on your photos"),
+        ("weaksam retrain --help", "A stage's options and settings"),
+    ),
+    "cam": (
+        ("weaksam cam --split shapes_train", "Learn from tags, then map every image"),
+        ("weaksam cam --split shapes_test", "Apply what was learnt; classes are predicted"),
+        (
+            "weaksam cam --split shapes_train --epochs 12 --lr 5e-4 --resume",
+            "Other settings; go on if killed",
+        ),
+        ("weaksam cam --split voc07_trainval --recipe voc07 --device cuda", "The published classifier"),
+    ),
+    "prompt": (
+        ("weaksam prompt --split shapes_train", "Points of every map of the run"),
+        ("weaksam prompt --split shapes_train --viz 8 --resume", "Also draw the first eight images"),
+        ("weaksam prompt --split shapes_train --clustering none --out runs/all-peaks", "Keep every peak"),
+    ),
+    "propose": (
+        ("weaksam propose --split shapes_train", "Boxes from a grid and the prompts, by sam-nano"),
+        ("weaksam propose --split voc07_trainval --recipe voc07 --device cuda", "As published, by SAM ViT-H"),
+        ("weaksam propose --split voc07_trainval --shard 0/4 --resume", "One of four jobs"),
+    ),
+    "wsod": (
+        ("weaksam wsod --split shapes_train", "Train on tags and proposals, then detect"),
+        ("weaksam wsod --split shapes_test", "Apply the trained detector"),
+        (
+            "weaksam wsod --split shapes_train --method oicr --set epochs=20",
+            "Another method, a longer training",
+        ),
+    ),
+    "pgt": (
+        ("weaksam pgt --split shapes_train", "The boxes worth training on"),
+        ("weaksam pgt --split shapes_train --mode paper --overwrite", "By Algorithm 2 as published"),
+        (
+            "weaksam pgt --split shapes_train --run runs/shapes-2 "
+            "--detections runs/shapes/retrain/shapes_train/detections.json",
+            "A second round, from the retrained detector",
+        ),
+    ),
+    "retrain": (
+        ("weaksam retrain --split shapes_train", "Faster R-CNN on the pseudo boxes, with RoI drop"),
+        ("weaksam retrain --split shapes_test", "Apply it; evaluate with `weaksam evaluate`"),
+        ("weaksam retrain --split shapes_train --recipe detr", "RT-DETR instead (extra hf)"),
+        ("weaksam retrain --split shapes_test --tta --overwrite", "Merge several sizes and mirrored images"),
+    ),
+    "wsis": (
+        ("weaksam wsis --split shapes_train", "Masks from boxes, then Mask R-CNN"),
+        ("weaksam wsis --split shapes_test", "Apply it"),
+        ("weaksam wsis --split shapes_train --segmenter sam-vit-h --device cuda", "A published segmenter"),
+    ),
+    "demo": (
+        ("weaksam demo", "Ten minutes on two cores, then runs/demo/report.html"),
+        ("weaksam demo --train-images 24 --test-images 8 --run runs/small", "A smaller one"),
+        ("weaksam demo --set wsod.epochs=4", "Another setting: what depends on it is done again"),
+    ),
+    "predict": (
+        ("weaksam predict photos/ --run runs/demo", "Files, folders or patterns; no tags needed"),
+        ("weaksam predict photos/ --run runs/demo --masks", "A mask for every box"),
+        ("weaksam predict photos/ --run runs/demo --stage wsis", "Boxes and masks of the Mask R-CNN"),
+        ("weaksam predict cat.jpg --detector detector.safetensors --out found", "Any detector file"),
+    ),
+    "evaluate": (
+        ("weaksam evaluate --dataset shapes", "Every metric of runs/shapes"),
+        ("weaksam evaluate detections.json --split shapes_test --expect 'AP50>=0.6'", "One file, as a gate"),
+        ("weaksam evaluate --dataset shapes --run runs/demo --json", "For a program"),
+    ),
+    "report": (("weaksam report --dataset shapes --run runs/demo", "Metrics and pictures on one page"),),
+    "inspect": (
+        ("weaksam inspect runs/demo/wsod/shapes_train", "How a stage ended, with its settings"),
+        (
+            "weaksam inspect runs/demo/propose/shapes_train/proposals.h5 --image shapes_0001",
+            "One image's rows",
+        ),
+    ),
+    "doctor": (
+        ("weaksam doctor", "Is everything here?"),
+        ("weaksam doctor --data ~/datasets --json", "For a program"),
+    ),
+    "weights": (
+        ("weaksam weights list", "What can be fetched, and what is here"),
+        ("weaksam weights get sam-vit-b", "Fetch and check"),
+    ),
+    "weights list": (
+        ("weaksam weights list", "Names, sizes, licences"),
+        ("weaksam weights list --json", "For a program"),
+    ),
+    "weights get": (
+        ("weaksam weights get sam-vit-h", "The published SAM ViT-H, 2.6 GB"),
+        ("weaksam weights get sam-vit-h --offline", "Only say whether it is here"),
+    ),
+    "weights verify": (
+        ("weaksam weights verify sam-vit-b", "The cached file: is it the published one, does it fit?"),
+        ("weaksam weights verify sam-vit-b my_sam.pth", "A file of your own"),
+    ),
+    "weights path": (("weaksam weights path sam-vit-h", "Where it is"),),
+}
