@@ -155,26 +155,6 @@ def test_options__are_the_same_in_every_command_that_has_them() -> None:
                 assert kind(parameter) in (kind(expected[parameter.name]), "STAGE.KEY=VALUE")
 
 
-def completed(words: str, cwd: Path) -> tuple[list[str], list[str]]:
-    """What bash offers for the last word, and the heavy modules that were imported for it."""
-    program = (
-        "import sys\nsys.argv = ['weaksam']\nfrom weaksam_cli.main import main\n"
-        "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "print([m for m in ('torch', 'cv2', 'timm', 'h5py') if m in sys.modules], file=sys.stderr)"
-    )
-    environment = {
-        **os.environ,
-        "_WEAKSAM_COMPLETE": "complete_bash",
-        "COMP_WORDS": words,
-        "COMP_CWORD": str(len(words.split(" ")) - 1),
-        "PYTHONPATH": str(ROOT),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=cwd, env=environment, capture_output=True, text=True, check=True
-    )
-    return done.stdout.split(), done.stderr.strip().splitlines()[-1:]
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -191,11 +171,39 @@ def completed(words: str, cwd: Path) -> tuple[list[str], list[str]]:
         ("weaksam propose --segmenter sam-n", {"sam-nano"}),
     ],
 )
-def test_completion__offers_names_without_torch(words: str, expected: set[str], tmp_path: Path) -> None:
+def test_completion__offers_names(
+    words: str,
+    expected: set[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     (tmp_path / "runs" / "best").mkdir(parents=True)
-    found, heavy = completed(words, tmp_path)
-    assert set(found) == expected
-    assert heavy == ["[]"]
+    monkeypatch.chdir(tmp_path)
+    for name, value in completion_request(words).items():
+        monkeypatch.setenv(name, value)
+    assert run() == 0
+    assert set(capsys.readouterr().out.split()) == expected
+
+
+def completion_request(words: str) -> dict[str, str]:
+    """The variables by which bash asks what the last word may become."""
+    number = str(len(words.split(" ")) - 1)
+    return {"_WEAKSAM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": number}
+
+
+def test_completion__needs_no_torch() -> None:
+    program = (
+        "import sys\nfrom weaksam_cli.main import main\n"
+        "try:\n    main([])\nexcept SystemExit:\n    pass\n"
+        "print([m for m in ('torch', 'cv2', 'timm', 'h5py') if m in sys.modules], file=sys.stderr)"
+    )
+    environment = {**os.environ, **completion_request("weaksam propose --split shapes_te")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["shapes_test"]
+    assert done.stderr.split("\n")[-2] == "[]"
 
 
 def test_version__short_and_long(capsys: pytest.CaptureFixture[str]) -> None:

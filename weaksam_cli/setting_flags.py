@@ -38,7 +38,8 @@ def other_parameters(model: type[StageConfig]) -> list[inspect.Parameter]:
     """Flags of all other settings, group by group."""
     from stages.core.config.model import setting_fields
 
-    main, groups = _main(model), {}
+    main = _main(model)
+    groups: dict[str, list[tuple[SettingName, FieldInfo]]] = {}
     for name, field in setting_fields(model):
         if name not in main:
             groups.setdefault(panel_title(model, name), []).append((name, field))
