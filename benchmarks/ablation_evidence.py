@@ -1,10 +1,10 @@
-"""Why one row of the ablation beats another, image by image: what its surest boxes are, where the other's are.
+"""Why one row of the ablation is better than another, image by image: what its highest-scoring boxes are.
 
-Looks at two files of detections of one split. For every image and class in it, the surest box of the class is right
-(IoU .5 with an object of the class), on an object of another class, a part of an object, around one or several objects
-but too large, elsewhere, or missing. The same for the boxes that decide AP: of each class as many of the surest over
-the split as it has objects, where a second box on an object is a duplicate. Prints both counts, the change from
-the first file to the second, and the images that were won and lost.
+Compares two files of detections of one split. For every image and class in it, the highest-scoring box of the class is
+right (IoU .5 with an object of the class), on an object of another class, a part of an object, around one or several
+objects but too large, elsewhere, or missing. The same for the boxes that decide AP: of each class as many of the
+highest-scoring ones over the split as it has objects, where a second box on an object is a duplicate. Prints both
+counts, the change from the first file to the second, and the images that were won and lost.
 
     python -m benchmarks.ablation_evidence --split shapes_test \\
         --before runs/ablation-shapes/wsod/oicr/s0/wsod/shapes_test/detections.json \\
@@ -38,22 +38,22 @@ OUTCOMES: tuple[Outcome, ...] = (
 )  # fmt: skip
 RIGHT_IOU = 0.5
 INSIDE = 0.7
-"""Share of a box inside an object from which it is a part; of an object inside a box, from which that is too large."""
+"""Fraction of a box inside an object from which it is a part; of an object inside a box, from which it is too large."""
 
 
-def outcome(box_xyxy: FloatArray, class_index: int, truth: ImageTruth) -> tuple[Outcome, int]:
+def outcome(box_xyxy: FloatArray, class_index: int, ground_truth: ImageTruth) -> tuple[Outcome, int]:
     """What a box (4,) of a class is, and the row of the object it is right about (-1: none).
 
     Difficult objects and crowds are objects here, too: a box on one is not wrong.
     """
-    own = np.flatnonzero(truth.classes == class_index)
-    ious = box_iou(box_xyxy[None], truth.boxes_xyxy)[0]
+    own = np.flatnonzero(ground_truth.classes == class_index)
+    ious = box_iou(box_xyxy[None], ground_truth.boxes_xyxy)[0]
     if len(own) and ious[own].max() >= RIGHT_IOU:
         return "right", int(own[ious[own].argmax()])
     if len(ious) and ious.max() >= RIGHT_IOU:
         return "other class", -1
     if len(own):
-        box, objects = torch.from_numpy(box_xyxy[None]), torch.from_numpy(truth.boxes_xyxy[own])
+        box, objects = torch.from_numpy(box_xyxy[None]), torch.from_numpy(ground_truth.boxes_xyxy[own])
         if float(pairwise_containment(box, objects).max()) >= INSIDE:
             return "part", -1
         if float(pairwise_containment(objects, box).max()) >= INSIDE:
@@ -62,11 +62,11 @@ def outcome(box_xyxy: FloatArray, class_index: int, truth: ImageTruth) -> tuple[
 
 
 def best_boxes(
-    found: Mapping[str, Detections], truth: Mapping[str, ImageTruth]
+    found: Mapping[str, Detections], ground_truth: Mapping[str, ImageTruth]
 ) -> dict[tuple[str, int], Outcome]:
-    """(image, class in it) -> what the surest box of the class is."""
+    """(image, class in it) -> what the highest-scoring box of the class is."""
     outcomes: dict[tuple[str, int], Outcome] = {}
-    for image_id, true in truth.items():
+    for image_id, true in ground_truth.items():
         boxes = found.get(image_id, Detections.empty())
         for c in sorted(set(true.classes[~ignored_objects(true)].tolist())):
             rows = np.flatnonzero(boxes.classes == c)
@@ -79,21 +79,23 @@ def best_boxes(
 
 
 def deciding_boxes(
-    found: Mapping[str, Detections], truth: Mapping[str, ImageTruth], classes: int
+    found: Mapping[str, Detections], ground_truth: Mapping[str, ImageTruth], classes: int
 ) -> Counter[Outcome]:
-    """What the surest boxes of each class are, as many as the class has objects in the split."""
+    """What the highest-scoring boxes of each class are, as many as the class has objects in the split."""
     counts: Counter[Outcome] = Counter()
     for c in range(classes):
-        objects = sum(int((t.classes[~ignored_objects(t)] == c).sum()) for t in truth.values())
+        objects = sum(int((t.classes[~ignored_objects(t)] == c).sum()) for t in ground_truth.values())
         ranked = sorted(
             (-float(boxes.scores[row]), image_id, int(row))
             for image_id, boxes in found.items()
-            if image_id in truth
+            if image_id in ground_truth
             for row in np.flatnonzero(boxes.classes == c)
         )[:objects]
         taken: set[tuple[str, int]] = set()
         for _, image_id, row in ranked:
-            what, place = outcome(found[image_id].boxes_xyxy[row].astype(np.float64), c, truth[image_id])
+            what, place = outcome(
+                found[image_id].boxes_xyxy[row].astype(np.float64), c, ground_truth[image_id]
+            )
             if what == "right" and (image_id, place) in taken:
                 what = "duplicate"
             taken.add((image_id, place))
@@ -105,11 +107,11 @@ def deciding_boxes(
 def compare(
     before: Mapping[str, Detections],
     after: Mapping[str, Detections],
-    truth: Mapping[str, ImageTruth],
+    ground_truth: Mapping[str, ImageTruth],
     classes: Sequence[str],
 ) -> dict[str, Any]:
-    """Counts of both files, and the images where the surest box of a class became right or ceased to be."""
-    first, second = best_boxes(before, truth), best_boxes(after, truth)
+    """Counts of both files, and the images where the highest-scoring box of a class became right or ceased to be."""
+    first, second = best_boxes(before, ground_truth), best_boxes(after, ground_truth)
     changes = {
         name: [
             {
@@ -123,10 +125,10 @@ def compare(
         ]
         for name, wanted in (("won", (False, True)), ("lost", (True, False)))
     }
-    deciding = [deciding_boxes(found, truth, len(classes)) for found in (before, after)]
-    surest = [Counter(outcomes.values()) for outcomes in (first, second)]
+    deciding = [deciding_boxes(found, ground_truth, len(classes)) for found in (before, after)]
+    best = [Counter(outcomes.values()) for outcomes in (first, second)]
     return {
-        "surest": [{name: counts[name] for name in OUTCOMES} for counts in surest],
+        "best": [{name: counts[name] for name in OUTCOMES} for counts in best],
         "deciding": [{name: counts[name] for name in OUTCOMES} for counts in deciding],
         **changes,
     }
@@ -135,7 +137,10 @@ def compare(
 def text(result: Mapping[str, Any], shown: int) -> str:
     """Markdown tables of the counts, and the first images of each list."""
     lines = []
-    for key, title in (("surest", "surest box per image and class"), ("deciding", "boxes that decide AP")):
+    for key, title in (
+        ("best", "highest-scoring box per image and class"),
+        ("deciding", "boxes that decide AP"),
+    ):
         before, after = result[key]
         lines += [f"| {title} | before | after | change |", "|---|---|---|---|"]
         lines += [

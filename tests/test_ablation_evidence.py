@@ -57,7 +57,7 @@ def test_outcome__of_a_class_that_is_not_there() -> None:
     assert outcome(np.array([10.0, 10, 30, 30]), 2, image()) == ("elsewhere", -1)
 
 
-def test_best_boxes__the_surest_of_every_class_that_counts() -> None:
+def test_best_boxes__the_highest_scoring_one_of_every_class_that_counts() -> None:
     truth = {"a": TWO, "b": image((1, [0, 0, 9, 9]), difficult=(0,))}
     found = {"a": boxes((0, 0.2, [10, 10, 30, 30]), (0, 0.9, [12, 12, 20, 20]), (2, 1.0, [0, 0, 5, 5]))}
     assert best_boxes(found, truth) == {("a", 0): "part", ("a", 1): "none"}
@@ -80,8 +80,8 @@ def test_compare__won_lost_and_counts() -> None:
     result = compare(before, after, truth, ("cat", "dog"))
     assert result["won"] == [{"image": "a", "class": "cat", "before": "part", "after": "right"}]
     assert result["lost"] == [{"image": "b", "class": "dog", "before": "right", "after": "too large"}]
-    assert [counts["right"] for counts in result["surest"]] == [1, 1]
-    assert [sum(counts.values()) for counts in result["surest"]] == [3, 3]
+    assert [counts["right"] for counts in result["best"]] == [1, 1]
+    assert [sum(counts.values()) for counts in result["best"]] == [3, 3]
     assert [sum(counts.values()) for counts in result["deciding"]] == [4, 4]  # one per object
 
 
