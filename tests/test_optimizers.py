@@ -52,7 +52,7 @@ def test_param_groups__renaming_an_attribute_changes_nothing() -> None:
     renamed.encoder = renamed.backbone
     del renamed.backbone
     before = param_groups(model, lr=1.0, weight_decay=0.1, module_lrs={model.backbone: 0.5})
-    after = param_groups(renamed, lr=1.0, weight_decay=0.1, module_lrs={renamed.encoder: 0.5})  # type: ignore[dict-item]
+    after = param_groups(renamed, lr=1.0, weight_decay=0.1, module_lrs={renamed.encoder: 0.5})
     shapes = [
         sorted((group["lr"], group["weight_decay"], len(group["params"])) for group in groups)
         for groups in (before, after)
