@@ -24,7 +24,7 @@ from stages.core.config.values import range_words
 from stages.core.datasets import catalog
 from stages.core.registry import CHAIN, Step, chain_specs, chain_steps, load_stage, stage_spec
 from stages.core.spec import Role
-from weaksam_cli import main as entry
+from tests.command_builder import run
 from weaksam_cli import state
 from weaksam_cli.help_page import kind
 from weaksam_cli.options import option_names
@@ -34,14 +34,6 @@ from weaksam_cli.state import OPTIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "torchvision", "cv2", "h5py", "timm", "pycocotools", "segment_anything", "pydantic")
-
-
-def run(*arguments: str) -> int:
-    """Exit code of a command in this process."""
-    with pytest.raises(SystemExit) as caught:
-        entry.main(arguments)
-    code = caught.value.code
-    return code if isinstance(code, int) else 0 if code is None else 1
 
 
 def test_help__imports_nothing_heavy() -> None:

@@ -28,8 +28,8 @@ from stages.propose.decoding import decode_batch
 from stages.propose.grid import grid_points
 from stages.propose.prompting import build_prompts
 from tests.hf_builders import BUILDERS, SIZE, save_tiny, tiny
+from tests.segmenter_builders import PROMPTS, check_decode_above, picture
 from tests.test_propose import prompt_rows
-from tests.test_segmenters import PROMPTS, picture
 
 NAMES = tuple(BUILDERS)
 read_only_tiny = cache(tiny)
@@ -118,16 +118,9 @@ def test_encode__once_and_decode_never_again(folders: dict[str, Path], name: str
 @pytest.mark.parametrize("name", NAMES)
 def test_decode_above__what_decode_draws_above_the_floor(folders: dict[str, Path], name: str) -> None:
     segmenter = load_segmenter(name, folders[name], "cpu")
+    check_decode_above(segmenter, points_per_prompt=2)
     encoded = segmenter.encode(picture(40, 60))
     points, labels = torch.rand(7, 2, 2) * 40, torch.ones(7, 2)
-    whole = segmenter.decode(encoded, points, labels, None, multimask=True)
-    floor = torch.full((7, 3), float(whole.predicted_iou.median()))
-    floor[2] = float("inf")
-    drawn = segmenter.decode_above(encoded, points, labels, None, multimask=True, floor_PM=floor)
-    prompt, mask = (whole.predicted_iou > floor).nonzero(as_tuple=True)
-    assert 0 < len(prompt) < 21
-    assert (drawn.prompt.tolist(), drawn.mask_index.tolist()) == (prompt.tolist(), mask.tolist())
-    torch.testing.assert_close(drawn.logits_NHW, whole.low_res_logits[prompt, mask])
     none = segmenter.decode_above(
         encoded, points, labels, None, multimask=True, floor_PM=torch.full((7, 3), float("inf"))
     )

@@ -93,7 +93,7 @@ def test_pgt__writes_a_coco_data_set_with_statistics_and_reasons(tmp_path: Path)
 
 
 def test_pgt__pictures_of_the_images_that_can_be_read(tmp_path: Path) -> None:
-    from tests.test_cli import run as command
+    from tests.command_builder import run as command
 
     at = context(tmp_path)
     at.split.image_path("img_1").write_bytes(b"not an image")

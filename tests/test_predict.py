@@ -23,9 +23,9 @@ from stages.core.detectors.two_stage.faster_rcnn import build_detector, save_det
 from stages.core.errors import InputError, MissingInputError
 from stages.core.ops.rle import decode_masks
 from stages.core.weights.checkpoints import save_weights
+from tests.command_builder import run
 from tests.datasets_builders import make_image
 from tests.detector_builders import count_detector_calls
-from tests.test_cli import run
 from weaksam_cli.photo_stage import PhotoFactory, PredictConfig, draw, picture_names, sure
 
 CLASSES = ("cat", "dog")

@@ -307,7 +307,7 @@ def test_second_round__from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """pgt from the detections of retrain, in a run of its own; again with --overwrite; then apply and predict."""
-    from tests.test_cli import run as command
+    from tests.command_builder import run as command
 
     monkeypatch.chdir(tmp_path)
     make_voc(tmp_path / "data")

@@ -16,8 +16,8 @@ from stages.core.artifacts.table import ImageRows, gather, read_table, write_tab
 from tests.datasets_builders import HEIGHT, WIDTH, make_voc
 from tests.hf_builders import save_tiny
 from tests.run_builder import build_run, draw_toy_data
+from tests.segmenter_builders import shaken, tiny_vit_sam
 from tests.test_propose import prompt_rows
-from tests.test_segmenters import shaken, tiny_vit_sam
 from weaksam_cli import main as entry_point
 
 IDS = ("img_1", "img_2", "img_3")
