@@ -25,6 +25,7 @@ from stages.core.datasets import catalog
 from stages.core.registry import CHAIN, Step, chain_specs, chain_steps, load_stage, stage_spec
 from stages.core.spec import Role
 from tests.command_builder import run
+from weaksam_cli import main as entry
 from weaksam_cli import state
 from weaksam_cli.help_page import kind
 from weaksam_cli.options import option_names
