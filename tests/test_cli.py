@@ -71,7 +71,7 @@ def test_stage_help__needs_no_torch_and_names_every_setting(stage: str) -> None:
         default = field.get_default(call_default_factory=True)
         if isinstance(default, int | float) and not isinstance(default, bool):
             limits = range_words(field.metadata).removeprefix("in ")
-            assert f"({limits + '; ' if limits else ''}default: {default})" in words, name
+            assert f"{limits + '; ' if limits else ''}default: {default})" in words, name
     assert "Examples" in words
     assert "<" not in re.sub("<(dataset|subset|run|stage|split|out)>", "", words).replace("<=", ""), (
         "types in <>"

@@ -207,6 +207,26 @@ def test_groups__inactive_ones_are_refused_beside_the_choice() -> None:
         DetectorConfig(detr=DetrGroup())
 
 
+def test_marks__a_setting_may_need_two_choices() -> None:
+    for layers, words in (
+        ([("--set", {"kept": "no", "temperature": "2"})], "belongs to rule soft"),
+        ([("--set", {"rule": "soft", "kept": "no", "temperature": "2"})], "belongs to kept true"),
+        ([("--set", {"temperature": "2"})], "belongs to rule soft"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            build_config(TwoMarksConfig, layers)
+    config = build_config(TwoMarksConfig, [("a", {"rule": "soft", "temperature": "2"})])
+    assert dict(config.named_values()) == {"rule": "soft", "kept": True, "temperature": 2.0}
+    higher: Layers = [("a", {"rule": "soft", "temperature": "2"}), ("b", {"rule": "hard", "kept": "no"})]
+    assert dict(build_config(TwoMarksConfig, higher).named_values()) == {"rule": "hard", "kept": False}
+
+
+class TwoMarksConfig(StageConfig):
+    rule: Literal["hard", "soft"] = "hard"
+    kept: bool = True
+    temperature: Annotated[float, OnlyWith("rule", ("soft",)), OnlyWith("kept", (True,))] = 1.0
+
+
 def test_groups__a_higher_choice_lets_go_of_the_other_choices_settings() -> None:
     layers: Layers = [("recipe r", {"anchors": {"sizes": "16"}}), ("--set", {"architecture": "rt-detr"})]
     config = build_config(DetectorConfig, layers)

@@ -61,16 +61,24 @@ def given_settings(model: type[StageConfig], values: dict[str, Any]) -> dict[str
 
 def panel_title(model: type[Settings], name: SettingName) -> str:
     """Heading of a setting in the help: its group with the choice it belongs to, or the class that declares it."""
-    from stages.core.config.model import group_of, marks
+    from stages.core.config.model import group_of
 
     if len(name) > 1:
-        group = group_of(model.model_fields[name[0]])
-        assert group is not None
-        condition = "".join(f" (only with {mark})" for marked, mark in marks(model) if marked == name[0])
-        return _first_sentence(group) + condition
+        group = model.model_fields[name[0]]
+        owner = group_of(group)
+        assert owner is not None
+        return (group.description or _first_sentence(owner)) + _conditions(group, " (", ")")
     declaring = [owner for owner in model.__mro__ if name[0] in inspect.get_annotations(owner)]
     owner = declaring[-1]
     return _heading(model, name[0]) if owner is model else _first_sentence(owner)
+
+
+def _conditions(field: FieldInfo, before: str = "", after: str = "") -> str:
+    """With which choices a setting or a group exists; empty if with all."""
+    from stages.core.config import OnlyWith
+
+    found = " and ".join(str(mark) for mark in field.metadata if isinstance(mark, OnlyWith))
+    return f"{before}only with {found}{after}" if found else ""
 
 
 def _heading(model: type[Settings], name: str) -> str:
@@ -124,7 +132,8 @@ def _help(field: FieldInfo) -> str:
     words = choices(field.annotation)
     limits = f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else "".join(words)
     limits = limits or range_words(field.metadata).removeprefix("in ")
-    return f"{field.description} ({limits}{'; ' if limits else ''}default: {shown})"
+    facts = [fact for fact in (_conditions(field), limits, f"default: {shown}") if fact]
+    return f"{field.description} ({'; '.join(facts)})"
 
 
 def notation(annotation: Any) -> str:

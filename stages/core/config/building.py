@@ -175,7 +175,7 @@ def _without_abandoned(
     """Drop the settings of choices that a higher layer has unmade; those said beside the choice are problems."""
     kept = dict(values)
     for name, mark in marks(model):
-        if name not in values or applies(model, mark, values):
+        if name not in kept or applies(model, mark, values):
             continue
         chosen_at, chosen_by = origins.get((*prefix, mark.setting), (-1, "default"))
         inside = {path: at for path, at in origins.items() if path[: len(prefix) + 1] == (*prefix, name)}
