@@ -12,6 +12,7 @@ import inspect
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -173,9 +174,14 @@ def as_command(
     return function
 
 
+@cache
+def _declared() -> dict[str, Any]:
+    """Name -> annotation of every shared option."""
+    return typing.get_type_hints(Options, include_extras=True)
+
+
 def _parameter(item: Use, panel: str | None) -> inspect.Parameter:
-    hint = typing.get_type_hints(Options, include_extras=True)[item.name]
-    kind, shown = typing.get_args(hint)
+    kind, shown = typing.get_args(_declared()[item.name])
     changes = dict(item.changes)
     required = shown.required and "default" not in changes
     default = changes.pop("default", getattr(Options(), item.name))

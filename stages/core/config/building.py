@@ -254,7 +254,8 @@ def _own_words(detail: ErrorDetails) -> str:
 def _as_error(model: type[StageConfig], problems: list[Problem]) -> ConfigError:
     if len(problems) == 1:
         only = problems[0]
-        return ConfigError(only.what, where=only.where, hint=only.hint)
+        where = only.where if only.where == model.stage() else f"{model.stage()}: {only.where}"
+        return ConfigError(only.what, where=where, hint=only.hint)
     lines = [f"{len(problems)} settings are wrong"]
     for problem in problems:
         lines.append(f"  {problem.where}: {problem.what}" + (f" ({problem.hint})" if problem.hint else ""))
