@@ -118,7 +118,7 @@ def test_stage_help__main_settings_come_before_the_run_and_the_groups() -> None:
     assert {flag: option.rich_help_panel for flag, option in others.items()} == {
         "--sizes": "Other settings",
         "--lr": "Rates",
-        "--detr.masks/--detr.no-masks": "A transformer (only with sizes 1)",
+        "--detr.masks/--detr.no-masks": "A transformer | only with sizes 1",
     }
     assert (others["--sizes"].metavar, others["--lr"].metavar) == ("INTEGER,...", "NUMBER")
     assert others["--lr"].help == "Rate. ((0, 1]; default: 0.1)"

@@ -22,7 +22,7 @@ from stages.core.config import (
 )
 from stages.core.config.model import setting_fields
 from stages.core.config.renamed import RENAMED
-from stages.core.config.values import format_value, range_words, read_value, type_words
+from stages.core.config.values import format_value, item_range, range_words, read_value, type_words
 from stages.core.errors import ConfigError, MissingInputError, did_you_mean
 from stages.core.registry import CHAIN
 
@@ -167,6 +167,11 @@ def test_type_words(annotation: Any, field: Any, expected: str) -> None:
 
 def test_range_words__nothing_to_say() -> None:
     assert range_words([]) == ""
+
+
+def test_item_range__of_lists_alone() -> None:
+    assert item_range(tuple[Annotated[float, Field(gt=0, le=1)], ...]) == "in (0, 1]"
+    assert item_range(tuple[int, ...]) == item_range(int) == ""
 
 
 def test_groups__layers_merge_deep_and_keep_the_fields_own_defaults() -> None:

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from weaksam_cli.examples import EXAMPLES
+from weaksam_cli.setting_flags import CONDITION
 
 MAX_FLAG_WIDTH = 42
 TYPES = {
@@ -180,7 +181,13 @@ def _variable(parameter: Any) -> str:
 
 def _default(parameter: Any) -> str:
     value = parameter.default
-    if not parameter.show_default or value in (None, False, "", []) or parameter.required:
+    if (
+        not parameter.show_default
+        or value is None
+        or value is False
+        or value in ("", [])
+        or parameter.required
+    ):
         return ""
     if isinstance(value, bool):
         return f"default: {'on' if value else 'off'}"
@@ -208,7 +215,15 @@ def _panel(title: str, rows: Iterable[tuple[Text, Text]], width: int) -> Panel:
     table.add_column(ratio=1)
     for flags, text in rows:
         table.add_row(flags, text)
-    return Panel(table, title=title, title_align="left", border_style="dim")
+    title, _, condition = title.partition(CONDITION)  # below, because a long title would be cut
+    return Panel(
+        table,
+        title=title,
+        title_align="left",
+        subtitle=condition or None,
+        subtitle_align="left",
+        border_style="dim",
+    )
 
 
 def _examples(examples: Iterable[tuple[str, str]]) -> Panel:

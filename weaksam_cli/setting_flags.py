@@ -15,6 +15,9 @@ import typer
 
 from weaksam_cli import completion
 
+CONDITION = " | "
+"""In the heading of a group of settings: what follows says with which choice they exist."""
+
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
@@ -67,18 +70,18 @@ def panel_title(model: type[Settings], name: SettingName) -> str:
         group = model.model_fields[name[0]]
         owner = group_of(group)
         assert owner is not None
-        return (group.description or _first_sentence(owner)) + _conditions(group, " (", ")")
+        return (group.description or _first_sentence(owner)) + _conditions(group, CONDITION)
     declaring = [owner for owner in model.__mro__ if name[0] in inspect.get_annotations(owner)]
     owner = declaring[-1]
     return _heading(model, name[0]) if owner is model else _first_sentence(owner)
 
 
-def _conditions(field: FieldInfo, before: str = "", after: str = "") -> str:
+def _conditions(field: FieldInfo, before: str = "") -> str:
     """With which choices a setting or a group exists; empty if with all."""
     from stages.core.config import OnlyWith
 
     found = " and ".join(str(mark) for mark in field.metadata if isinstance(mark, OnlyWith))
-    return f"{before}only with {found}{after}" if found else ""
+    return f"{before}only with {found}" if found else ""
 
 
 def _heading(model: type[Settings], name: str) -> str:
@@ -123,7 +126,7 @@ def _parameter(name: SettingName, field: FieldInfo, panel: str) -> inspect.Param
 
 
 def _help(field: FieldInfo) -> str:
-    from stages.core.config.values import choices, format_value, range_words
+    from stages.core.config.values import choices, format_value, item_range, range_words
 
     default = field.get_default(call_default_factory=True)
     shown = format_value(default) or "empty"
@@ -132,6 +135,8 @@ def _help(field: FieldInfo) -> str:
     words = choices(field.annotation)
     limits = f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else "".join(words)
     limits = limits or range_words(field.metadata).removeprefix("in ")
+    if not limits and (each := item_range(field.annotation)):
+        limits = f"each {each.removeprefix('in ')}"
     facts = [fact for fact in (_conditions(field), limits, f"default: {shown}") if fact]
     return f"{field.description} ({'; '.join(facts)})"
 

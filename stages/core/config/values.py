@@ -88,6 +88,12 @@ def item_type(annotation: Any, index: int) -> Any:
     return arguments[min(index, len(arguments) - 1)] if arguments else Any
 
 
+def item_range(annotation: Any) -> str:
+    """Range of the items of a list of numbers, as :func:`range_words`; empty for anything else."""
+    bare = optional_type(annotation)[0]
+    return range_words(_bare(item_type(bare, 0))[1]) if is_list(bare) else ""
+
+
 def type_words(field: FieldInfo) -> str:
     """A setting's type and range in words: ``an integer >= 1``, ``a list of numbers in (0, 1]``."""
     bare, may_be_none = optional_type(field.annotation)
