@@ -72,7 +72,7 @@ def rows_of(bench: Bench, parts: Sequence[str], patterns: Sequence[str], detr: s
     if "retrain" in parts:
         for recipe in dict.fromkeys((None, detr)):
             config = RetrainConfig.model_validate(bench.settings("retrain", None, recipe).model_dump())
-            drop = "paper" if config.drop == "off" else config.drop
+            drop = "paper" if config.roi_drop == "off" else config.roi_drop
             if config.architecture != "faster-rcnn":
                 require_transformers()
             if any(row.key.startswith(f"{config.architecture}/") for row in rows):

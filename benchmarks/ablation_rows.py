@@ -62,7 +62,7 @@ WSOD_ROWS = (
 """CDB: Concrete DropBlock."""
 
 RULES: dict[str, tuple[str, dict[str, Any]]] = {
-    "top1": ("top-1 PGT", {"mode": "topk", "top": 1}),
+    "top1": ("top-1 PGT", {"mode": "topk", "top_k": 1}),
     "paper": ("adaptive PGT (paper)", {"mode": "paper"}),
     "improved": ("adaptive PGT (improved)", {"mode": "improved"}),
 }
@@ -88,14 +88,16 @@ def retrain_rows(
     for rule, (label, changes) in RULES.items():
         if rule not in rules:
             continue
-        plain = {"pgt": changes, "retrain": {"drop": "off"}}
+        plain = {"pgt": changes, "retrain": {"roi_drop": "off"}}
         over = None if rule == "top1" else f"{detector}/top1"
         rows.append(Row(f"{detector}/{rule}", f"{name}, {label}", plain, over, bound, recipe))
         if rule != "top1":
-            dropping = {"pgt": changes, "retrain": {"drop": drop}}
+            dropping = {"pgt": changes, "retrain": {"roi_drop": drop}}
             key, title = f"{detector}/{rule}-drop", f"{name}, {label} + RoI drop"
             rows.append(Row(key, title, dropping, f"{detector}/{rule}", bound, recipe))
-    rows.append(Row(bound, f"{name}, true boxes", {"retrain": {"drop": "off"}}, recipe=recipe, truth=True))
+    rows.append(
+        Row(bound, f"{name}, true boxes", {"retrain": {"roi_drop": "off"}}, recipe=recipe, truth=True)
+    )
     return tuple(rows)
 
 

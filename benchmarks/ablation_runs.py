@@ -17,7 +17,7 @@ from benchmarks.ablation_rows import WSOD_ROWS, Figures, Row
 from benchmarks.supervised_bound import write_truth
 from stages.core.artifacts.coco_json import read_results, write_results
 from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
-from stages.core.config import StageConfig, build_config, config_class, load_recipe, parse_assignments
+from stages.core.config import StageConfig, build_config, config_class, parse_assignments, recipe_layers
 from stages.core.datasets.catalog import open_split
 from stages.core.errors import MissingInputError
 from stages.core.evaluation.corloc import corloc
@@ -92,11 +92,11 @@ class Bench:
         layers: list[tuple[str, dict[str, Any]]] = []
         made = self.options.run / stage / self.options.train
         if self.options.recipe:
-            layers.append((f"recipe {self.options.recipe}", load_recipe(self.options.recipe).get(stage, {})))
+            layers += _recipe(self.options.recipe, stage)
         elif (made / MANIFEST_NAME).is_file():
             layers.append((str(made), dict(read_manifest(made).config)))
         if recipe:
-            layers.append((f"recipe {recipe}", load_recipe(recipe).get(stage, {})))
+            layers += _recipe(recipe, stage)
         layers.append(("--set", parse_assignments(self.options.assignments, stage)))
         layers.append(("the row", dict(changes or {})))
         return build_config(config_class(stage), layers)
@@ -261,3 +261,8 @@ def _need(path: Path, stage: str) -> None:
             where=path,
             hint="bring the run that far (make wsod DATASET=...), or name another with --run",
         )
+
+
+def _recipe(name: str, stage: str) -> list[tuple[str, dict[str, Any]]]:
+    """A stage's settings in a recipe and those it is based on, lowest first."""
+    return [(layer, sections.get(stage, {})) for layer, sections in recipe_layers(name)]

@@ -18,6 +18,7 @@ from benchmarks.ablation_rows import Figures, Row, Spread, retrain_rows, spread
 from benchmarks.ablation_runs import Bench
 from benchmarks.plots import line_plot
 from stages.core.artifacts.coco_json import Detections, read_results
+from stages.core.config import build_config
 from stages.core.evaluation.ground_truth.types import ImageTruth
 from stages.core.evaluation.pgt_quality import pgt_quality
 from stages.core.evaluation.tasks import Ground
@@ -31,7 +32,7 @@ TAU_O = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
 TAU_RAW = (1.0, 2.0, 4.0)
 """Thresholds of raw losses. The published 4 drops one RoI in 300 of the drawn set: higher ones have nothing to drop."""
 TAU_SHARE = (0.5, 0.7, 0.8, 0.9, 0.95)
-"""Thresholds of the rules `normalised` and `percentile`."""
+"""Thresholds of the rules `normalized` and `percentile`."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,9 @@ def pgt_sweeps(bench: Bench) -> list[Sweep]:
         for mode in MODES:
             measured: dict[float, dict[int, Figures]] = {}
             for value in sorted({*values, getattr(base, setting)}):
-                config = PgtConfig.model_validate(base.model_dump() | {"mode": mode, setting: value})
+                config = build_config(
+                    PgtConfig, [("base", base.model_dump()), ("sweep", {"mode": mode, setting: value})]
+                )
                 measured[value] = {s: pgt_figures(found, ground, config) for s, found in teachers.items()}
             curves[mode] = points(measured)
         sweeps.append(Sweep(setting, split, f"{other} = {getattr(base, other):g}", curves))
@@ -175,8 +178,12 @@ def rule_of(bench: Bench) -> str:
 
 def drop_row(config: RetrainConfig) -> Row:
     """One point of the sweep of RoI drop, on the pseudo boxes of the base settings."""
-    changes = {"drop": config.drop, "tau_cls": config.tau_cls, "tau_reg": config.tau_reg}
-    name = "off" if config.drop == "off" else f"{config.drop},cls={config.tau_cls:g},reg={config.tau_reg:g}"
+    changes = {"roi_drop": config.roi_drop, "tau_cls": config.tau_cls, "tau_reg": config.tau_reg}
+    name = (
+        "off"
+        if config.roi_drop == "off"
+        else f"{config.roi_drop},cls={config.tau_cls:g},reg={config.tau_reg:g}"
+    )
     return Row(f"sweeps/drop={name}", f"drop {name}", {"pgt": {}, "retrain": changes})
 
 
@@ -189,10 +196,10 @@ def drop_grid(base: RetrainConfig, rule: str) -> dict[str, list[tuple[float, Row
         base: Base settings.
         rule: Rule of `pgt` in the base settings.
     """
-    values = TAU_SHARE if base.drop in ("normalised", "percentile") else TAU_RAW
-    on = base if base.drop != "off" else base.model_copy(update={"drop": "paper"})
-    table = {row.key: row for row in retrain_rows(on.architecture, on.architecture, on.drop)}
-    off = drop_row(on.model_copy(update={"drop": "off"}))
+    values = TAU_SHARE if base.roi_drop in ("normalized", "percentile") else TAU_RAW
+    on = base if base.roi_drop != "off" else base.model_copy(update={"roi_drop": "paper"})
+    table = {row.key: row for row in retrain_rows(on.architecture, on.architecture, on.roi_drop)}
+    off = drop_row(on.model_copy(update={"roi_drop": "off"}))
     known = {
         drop_row(on).key: table.get(f"{on.architecture}/{rule}-drop"),
         off.key: table.get(f"{on.architecture}/{rule}"),

@@ -66,7 +66,7 @@ class Variant:
     @property
     def config(self) -> ProposeConfig:
         """Settings of the stage."""
-        return ProposeConfig.model_validate({**SETTINGS[self.settings], "grid_side": self.grid or 1})
+        return ProposeConfig.model_validate({**SETTINGS[self.settings], "points_per_side": self.grid or 1})
 
     @property
     def name(self) -> str:
@@ -77,7 +77,7 @@ class Variant:
 def variants(names: list[str], grids: list[int]) -> list[Variant]:
     """Every grid under the default settings, and the published settings with their own grid."""
     found = [Variant("default", grid) for grid in grids] if "default" in names else []
-    return found + ([Variant("paper", int(SETTINGS["paper"]["grid_side"]))] if "paper" in names else [])
+    return found + ([Variant("paper", int(SETTINGS["paper"]["points_per_side"]))] if "paper" in names else [])
 
 
 class Measurement:
@@ -94,7 +94,7 @@ class Measurement:
             grids = {v: self._decode(encoded, v.config, None, image_id) for v in self.wanted if v.grid}
             for run, table in enumerate(tables):
                 for settings in dict.fromkeys(v.settings for v in self.wanted):
-                    config = ProposeConfig.model_validate({**SETTINGS[settings], "grid_side": 0})
+                    config = ProposeConfig.model_validate({**SETTINGS[settings], "points_per_side": 0})
                     prompted = self._decode(encoded, config, table, image_id)
                     for variant in (v for v in self.wanted if v.settings == settings):
                         found = Candidates.concat([grids[variant]] if variant.grid else [])
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--limit", type=int)
     parser.add_argument("--segmenter", default="sam-nano")
-    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--segmenter-weights", type=Path)
     parser.add_argument("--settings", nargs="+", choices=tuple(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--grids", type=int, nargs="+", default=[10, 8, 4, 0], help="of the default settings")
     parser.add_argument("--classic", type=Path, help="what benchmarks/classic_proposals.py wrote")
@@ -220,7 +220,7 @@ def main() -> None:
     if options.plot:
         new_figure()
     truth = load_truth(options.split, root).images
-    segmenter = load_segmenter(options.segmenter, options.checkpoint, options.device)
+    segmenter = load_segmenter(options.segmenter, options.segmenter_weights, options.device)
     measurement = Measurement(segmenter, variants(options.settings, options.grids), options.device)
     measure_split(measurement, split, [_prompts(run, options.split) for run in options.run])
     boxes = dict(measurement.boxes)

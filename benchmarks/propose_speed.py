@@ -128,9 +128,9 @@ def _prompt_group(
 def generator_boxes(sam: Any, image: Image, config: ProposeConfig) -> torch.Tensor:
     """Boxes of the library's generator at the thresholds of a proposer's grid, as half-open xyxy."""
     generator = SamAutomaticMaskGenerator(
-        sam, config.grid_side, config.points_per_batch, pred_iou_thresh=config.grid_predicted_iou,
-        stability_score_thresh=config.grid_stability, stability_score_offset=config.stability_offset,
-        box_nms_thresh=config.grid_nms,
+        sam, config.points_per_side, config.prompts_per_batch, pred_iou_thresh=config.pred_iou_thresh,
+        stability_score_thresh=config.stability_score_thresh, stability_score_offset=config.stability_score_offset,
+        box_nms_thresh=config.box_nms_thresh,
     )  # fmt: skip
     boxes = torch.tensor([m["bbox"] for m in generator.generate(image)], dtype=torch.float32).reshape(-1, 4)
     return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:] + 1], dim=1)
@@ -183,14 +183,17 @@ def main() -> None:
     parser.add_argument("--drawn", action="store_true", help="photo-sized drawn images instead of a split")
     parser.add_argument("--images", type=int, default=5)
     parser.add_argument("--segmenter", default="sam-nano")
-    parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--random", action="store_true", help="random weights for a ViT without a checkpoint")
+    parser.add_argument("--segmenter-weights", type=Path)
+    parser.add_argument("--random", action="store_true", help="random weights for a ViT without weights")
     parser.add_argument("--grid", type=int, default=16)
     parser.add_argument("--classes", type=int, default=2)
     parser.add_argument("--points", type=int, default=3, help="peaks per class and kind")
     parser.add_argument("--cross", type=int, default=12, help="cross-attention points")
     parser.add_argument(
-        "--set", nargs="*", default=[], help="thresholds of the grid and the generator, such as grid_nms=0.7"
+        "--set",
+        nargs="*",
+        default=[],
+        help="thresholds of the grid and the generator, such as box_nms_thresh=0.7",
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of our way")
@@ -199,7 +202,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    segmenter = build(options.segmenter, options.checkpoint, options.random, options.device)
+    segmenter = build(options.segmenter, options.segmenter_weights, options.random, options.device)
     if options.compile:
         segmenter.compile()
     clock = Clock(options.device)
@@ -223,10 +226,10 @@ def compare(
     precision: Precision = options.precision
     recipe = load_recipe("paper")["propose"]
     settings = {
-        "paper": ProposeConfig.model_validate({**recipe, "grid_side": grid}),
-        "improved": ProposeConfig(grid_side=grid),
+        "paper": ProposeConfig.model_validate({**recipe, "points_per_side": grid}),
+        "improved": ProposeConfig(points_per_side=grid),
         "grid": ProposeConfig.model_validate(
-            {**recipe, **_values(options.set), "grid_side": grid, "prompt_sources": ()}
+            {**recipe, **_values(options.set), "points_per_side": grid, "prompt_sources": ()}
         ),
     }
     proposers = {name: Proposer(segmenter, config, device, precision) for name, config in settings.items()}

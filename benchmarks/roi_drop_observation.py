@@ -2,7 +2,7 @@
 
 Takes the detector of a finished `retrain` run, samples RoIs of its training images as training does (no augmentation),
 and computes their two raw losses against the pseudo boxes. The truth, opened here alone, says which RoIs are
-labelled wrongly: those without a true box of their pseudo class at an IoU of 0.5. Prints the error rate by normalised
+labelled wrongly: those without a true box of their pseudo class at an IoU of 0.5. Prints the error rate by normalized
 loss, and for the drop rules the dropped share and how precise the drops are; writes the losses of every RoI, a JSON of
 the figures and a plot per loss (extra `bench`).
 
@@ -67,7 +67,7 @@ class Rois:
 
 @dataclass(frozen=True)
 class Bin:
-    """RoIs whose normalised loss lies in [low, high)."""
+    """RoIs whose normalized loss lies in [low, high)."""
 
     low: float
     high: float
@@ -94,7 +94,7 @@ def scaled(values: Floats) -> Floats:
 
 
 def error_by_loss(loss: Floats, wrong: NDArray[np.bool_], bins: int = 10) -> list[Bin]:
-    """Error rate of RoIs in equal steps of their normalised loss."""
+    """Error rate of RoIs in equal steps of their normalized loss."""
     place = np.minimum((loss * bins).astype(int), bins - 1)
     return [
         Bin(
@@ -169,7 +169,7 @@ def collect(
     detector = DetectorFile.open(folder / "detector.safetensors")
     detector.check(split.classes, ("faster-rcnn",))
     model = cast(Detector, detector.model()).to(device).train()
-    plain = Augmentation((config.test_size,), config.max_size, flip=0.0)
+    plain = Augmentation((config.test_short_side,), config.max_size, hflip_prob=0.0)
     pgt = read_dataset(run / "pgt" / split_name / "pgt.json", split)
     pseudo = PseudoTruthData(split, pgt, plain, 0, with_masks=False, failures=FailureLog())
     truth = load_truth(split_name, data).images
@@ -189,13 +189,13 @@ def collect(
 
 def rules(config: RetrainConfig) -> dict[str, DropRule]:
     """The run's own rule, the published one, and quantiles, which need no scale."""
-    found = {f"run: {config.drop}": DropRule(config.drop, config.tau_cls, config.tau_reg)}
+    found = {f"run: {config.roi_drop}": DropRule(config.roi_drop, config.tau_cls, config.tau_reg)}
     found["paper 4, 4"] = DropRule("paper", 4.0, 4.0)
     return found | {f"percentile {q:g}": DropRule("percentile", q, q) for q in QUANTILES}
 
 
 def plot(path: Path, bins: Sequence[Bin], base_rate: float, loss: str) -> None:
-    """Draw the error rate by normalised loss as bars, with the number of RoIs above each."""
+    """Draw the error rate by normalized loss as bars, with the number of RoIs above each."""
     bars = [(f"{one.high:g}", one.error_rate, str(one.rois)) for one in bins]
     bar_plot(
         path, f"Wrong RoIs by {loss} loss (above each bar: RoIs)", f"normalized {loss} loss up to", "error rate",

@@ -35,7 +35,7 @@ SHOWN = {
 }
 """Stage -> task, artifact, figures compared."""
 
-CHANGED = {"retrain": {"drop": "off"}, "wsis": {"mask_source": "given"}}
+CHANGED = {"retrain": {"roi_drop": "off"}, "wsis": {"mask_source": "given"}}
 """What differs from the weak run's settings."""
 
 

@@ -5,7 +5,7 @@ A step is cut into backbone, RoI (pooling and heads), mining, loss and backward,
 each with all better ones, and a loop over the ``unique()`` seeds that hands out labels. It must give the same labels.
 
     python -m benchmarks.wsod_speed
-    python -m benchmarks.wsod_speed --device cuda --trunk vgg16-d8 --size 800 --classes 20 --pool max
+    python -m benchmarks.wsod_speed --device cuda --backbone vgg16-d8 --size 800 --classes 20 --pooler-type roi_pool
 
 Times are process CPU seconds on a CPU (other programs disturb them little) and wall seconds on a GPU; medians over the
 repetitions, with the span from the lowest to the highest. Memory is the peak of live tensors: of a whole step, and
@@ -30,7 +30,7 @@ from benchmarks.clock import Clock
 from stages.core.ops.boxes import pairwise_iou
 from stages.core.runtime.seeding import numpy_generator
 from stages.wsod import criterion
-from stages.wsod.config import WsodConfig
+from stages.wsod.config import MistSettings, WsodConfig
 from stages.wsod.criterion import Bags, mine, wsod_losses
 from stages.wsod.fitting import make_optimizer
 from stages.wsod.miners.mist import candidate_count
@@ -121,7 +121,12 @@ def published_targets(scores_NC: Tensor, tags: tuple[int, ...], boxes_N4: Tensor
 
 def our_targets(scores_NC: Tensor, tags: tuple[int, ...], boxes_N4: Tensor) -> tuple[Tensor, Tensor]:
     """The stage's own mining with the published settings."""
-    config = WsodConfig(method="mist", seed_weights="score", score_ties=False, mist_whole=0.0)
+    config = WsodConfig(
+        method="mist",
+        seed_weights="score",
+        tie_break_by_score=False,
+        mist=MistSettings(container_score_ratio=0.0),
+    )
     seeds = mine(scores_NC, torch.tensor(tags, device=boxes_N4.device), boxes_N4, config)
     found = assign_labels(boxes_N4, seeds)
     return found.labels_N, found.weights_N
@@ -132,10 +137,12 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.device = options, options.device
+        published = {"out_strides": (8,), "fused_channels": 0, "fc_dim": 4096}
         self.config = WsodConfig.model_validate(
             {
-                "method": options.method, "trunk": options.trunk, "pool": options.pool, "pretrained": False,
-                **({"out_strides": (8,), "fused_channels": 0, "hidden": 4096} if options.trunk == "vgg16-d8" else {}),
+                "method": options.method, "backbone": options.backbone, "pooler_type": options.pooler_type,
+                "pretrained": False,
+                **(published if options.backbone == "vgg16-d8" else {}),
             }
         )  # fmt: skip
         torch.manual_seed(0)
@@ -263,8 +270,8 @@ def main() -> None:
     parser.add_argument("--proposals", type=int, nargs="+", default=[200, 500, 2000])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--method", default="mist", choices=("oicr", "mist"))
-    parser.add_argument("--trunk", default="lite0-embedded")
-    parser.add_argument("--pool", default="align", choices=("align", "max"))
+    parser.add_argument("--backbone", default="lite0-embedded")
+    parser.add_argument("--pooler-type", default="roi_align", choices=("roi_align", "roi_pool"))
     parser.add_argument("--size", type=int, default=224, help="short side, pixels")
     parser.add_argument("--classes", type=int, default=20)
     parser.add_argument("--tags", type=int, default=2, help="positive classes of the image")

@@ -22,12 +22,17 @@ from stages.core.ops.rle import encode_masks
 from stages.core.spec import Stage, StageContext
 from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
 
-TINY: dict[str, Any] = {
-    "backbone": "resnet10t", "strides": (8, 16), "frozen_through": 8, "fpn_channels": 8, "anchor_sizes": (16, 32),
-    "test_size": 32, "max_size": 64, "train_sizes": (32,), "rpn_candidates": 20, "rois_per_image": 8,
-    "head_width": 16, "epochs": 2, "batch_size": 2, "score_threshold": 0.0, "max_detections": 3, "threads": 1,
+SHARED: dict[str, Any] = {
+    "backbone": "resnet10t", "out_strides": (8, 16), "freeze_through_stride": 8, "test_short_side": 32, "max_size": 64,
+    "train_short_sides": (32,), "epochs": 2, "batch_size": 2, "score_thresh": 0.0, "detections_per_image": 3,
+    "num_threads": 1,
 }  # fmt: skip
-MASKED = TINY | {"mask_channels": 8}
+"""Settings of `retrain` and `wsis` but for those of the architecture."""
+TWO_STAGE: dict[str, Any] = {
+    "fpn_channels": 8, "anchor_sizes": (16, 32), "rpn_pre_nms_top_n": 20, "box_batch_size_per_image": 8, "fc_dim": 16,
+}  # fmt: skip
+TINY = SHARED | {"faster_rcnn": TWO_STAGE}
+MASKED = SHARED | {"mask_rcnn": TWO_STAGE | {"mask_channels": 8}}
 
 
 def context(tmp_path: Path, subset: str, stage: str, **inputs: Path) -> StageContext:

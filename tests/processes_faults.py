@@ -70,7 +70,7 @@ def only_main_fails() -> None:
     processes.from_main(refuse)
 
 
-def normalised_alike() -> bool:
+def normalized_alike() -> bool:
     """Batch statistics, values and gradients over both processes are those of the whole batch in one."""
     torch.manual_seed(1)
     plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).train()
@@ -115,7 +115,7 @@ def main() -> None:
         "stopped": caught(trainer(out / "stopped", stop_second()).fit),
         "refused": caught(only_main_fails),
         "gathered": processes.gather(rank),
-        "normalised": normalised_alike(),
+        "normalized": normalized_alike(),
         "dropped": dropped_alike(),
     }
     (out / f"{rank}.json").write_text(json.dumps(seen))

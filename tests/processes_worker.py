@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from stages.cam.config import CamConfig
+from stages.cam.config import CamConfig, HybridSettings
 from stages.cam.stage import CamStage
 from stages.core.backbones.timm_backbones import build_trunk
 from stages.core.config import StageConfig
@@ -24,7 +24,7 @@ from stages.core.detectors.two_stage import faster_rcnn
 from stages.core.runtime import processes
 from stages.core.runtime.seeding import seed_everything
 from stages.core.spec import Stage, StageContext
-from stages.retrain.config import RetrainConfig
+from stages.retrain.config import RetrainConfig, RtDetrSettings
 from stages.retrain.stage import RetrainStage
 from stages.wsis.config import WsisConfig
 from stages.wsis.stage import WsisStage
@@ -32,46 +32,57 @@ from stages.wsod.config import WsodConfig
 from stages.wsod.stage import WsodStage
 
 EPOCHS = 5
-DETECTOR: dict[str, Any] = {
-    "backbone": "resnet10t", "strides": (8, 16), "frozen_through": 8, "fpn_channels": 8, "anchor_sizes": (16, 32),
-    "test_size": 48, "max_size": 96, "train_sizes": (32, 48), "rpn_candidates": 20, "rois_per_image": 8,
-    "head_width": 16, "epochs": EPOCHS, "batch_size": 4, "max_detections": 3, "threads": 1,
+SHARED: dict[str, Any] = {
+    "backbone": "resnet10t", "out_strides": (8, 16), "freeze_through_stride": 8, "test_short_side": 48, "max_size": 96,
+    "train_short_sides": (32, 48), "epochs": EPOCHS, "batch_size": 4, "detections_per_image": 3, "num_threads": 1,
 }  # fmt: skip
+TWO_STAGE: dict[str, Any] = {
+    "fpn_channels": 8, "anchor_sizes": (16, 32), "rpn_pre_nms_top_n": 20, "box_batch_size_per_image": 8, "fc_dim": 16,
+}  # fmt: skip
+FASTER_RCNN = SHARED | {"faster_rcnn": TWO_STAGE}
+MASK_RCNN = SHARED | {"mask_rcnn": TWO_STAGE | {"mask_channels": 8}}
 STAGES: dict[str, tuple[Stage[Any], StageConfig, tuple[str, ...]]] = {
     "cam": (
         CamStage(),
         CamConfig(
-            dim=16, heads=2, depth=2, epochs=EPOCHS, batch_size=4, train_size=32, max_side=64,
-            scales=(1.0,), threads=1,
+            hybrid=HybridSettings(embed_dim=16, num_heads=2, depth=2),
+            epochs=EPOCHS, batch_size=4, train_crop_size=32,
+            max_size=64,
+            tta_scales=(1.0,), num_threads=1,
         ),
         (),
     ),
     "wsod": (
         WsodStage(),
         WsodConfig(
-            method="mist", pretrained=False, fused_channels=8, pool_size=2, hidden=16, train_sizes=(32, 48),
-            test_size=32, epochs=EPOCHS, batch_size=4, threads=1, ema_decay=0.9,
+            method="mist", pretrained=False, fused_channels=8, pooler_resolution=2, fc_dim=16,
+            train_short_sides=(32, 48),
+            test_short_side=32, epochs=EPOCHS, batch_size=4, num_threads=1, ema_decay=0.9,
         ),
         ("proposals",),
     ),
-    "retrain": (RetrainStage(), RetrainConfig(**DETECTOR, drop="paper", tau_cls=1.0, tau_reg=1.0), ("pgt",)),
+    "retrain": (RetrainStage(), RetrainConfig(**FASTER_RCNN, roi_drop="paper", tau_cls=1.0, tau_reg=1.0), ("pgt",)),
     "percentile": (
         RetrainStage(),
-        RetrainConfig(**DETECTOR | {"train_sizes": (48,), "flip": 0.0}, drop="percentile", tau_cls=0.3, tau_reg=0.3),
+        RetrainConfig(
+            **FASTER_RCNN | {"train_short_sides": (48,), "hflip_prob": 0.0},
+            roi_drop="percentile", tau_cls=0.3, tau_reg=0.3,
+        ),
         ("pgt",),
     ),
     # SGD: Adam makes whole steps of the rounding of tiny gradients, and then other queries are chosen and matched.
     "detr": (
         RetrainStage(),
         RetrainConfig(
-            architecture="rt-detr", backbone="resnet10t", strides=(8, 16), frozen_through=8, test_size=48, max_size=96,
-            train_sizes=(48,), epochs=EPOCHS, batch_size=4, max_detections=3, threads=1, queries=12, denoising=0,
-            transformer_width=32, attention_heads=4, feedforward=16, encoder_layers=1, decoder_layers=2,
-            optimizer="sgd", lr=1e-3,
+            **SHARED | {"train_short_sides": (48,)}, architecture="rt-detr", optimizer="sgd", lr=1e-3,
+            rt_detr=RtDetrSettings(
+                num_queries=12, num_denoising=0, d_model=32, num_heads=4, dim_feedforward=16, num_encoder_layers=1,
+                num_decoder_layers=2,
+            ),
         ),
         ("pgt",),
     ),
-    "wsis": (WsisStage(), WsisConfig(**DETECTOR, mask_channels=8, mask_source="given"), ("pgt",)),
+    "wsis": (WsisStage(), WsisConfig(**MASK_RCNN, mask_source="given"), ("pgt",)),
 }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def test_measurement__a_row_is_a_run_without_the_other_sources(
     found = measurement.boxes[f"{settings} 4x4: {row}", 0]["a"]
     values = {
         **(load_recipe("paper")["propose"] if settings == "paper" else {}),
-        "grid_side": 4,
+        "points_per_side": 4,
         "prompt_sources": sources,
     }
     alone = boxes_of(Proposer(segmenter, ProposeConfig.model_validate(values)).propose(picture(), PEAKS))

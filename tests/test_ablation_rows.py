@@ -76,7 +76,7 @@ def test_rows__each_step_changes_what_its_name_says(tmp_path: Path) -> None:
         ("wsddn", False), ("oicr", False), ("mist", False), ("mist", True),
     ]  # fmt: skip
     rows = {row.key: row for row in retrain_rows("d", "D", "percentile")}
-    dropping = {key for key, row in rows.items() if row.changes["retrain"]["drop"] == "percentile"}
+    dropping = {key for key, row in rows.items() if row.changes["retrain"]["roi_drop"] == "percentile"}
     assert dropping == {"d/paper-drop", "d/improved-drop"}
     assert rows["d/improved-drop"].over == "d/improved"
     assert [key for key, row in rows.items() if row.truth] == ["d/supervised"]
@@ -86,8 +86,8 @@ def test_settings__row_beats_set_beats_recipe_of_the_row_beats_base(tmp_path: Pa
     recipe = tmp_path / "base.yaml"
     recipe.write_text("retrain: {epochs: 3, lr: 0.5, tau_cls: 7.0}\n", encoding="utf-8")
     at = bench(tmp_path, "retrain.epochs=4", recipe=str(recipe))
-    found = RetrainConfig.model_validate(at.settings("retrain", {"drop": "off"}, "detr").model_dump())
-    assert (found.epochs, found.lr, found.drop, found.architecture) == (4, 0.0004, "off", "rt-detr")
+    found = RetrainConfig.model_validate(at.settings("retrain", {"roi_drop": "off"}, "detr").model_dump())
+    assert (found.epochs, found.lr, found.roi_drop, found.architecture) == (4, 0.0004, "off", "rt-detr")
     plain = RetrainConfig.model_validate(at.settings("retrain").model_dump())
     assert (plain.epochs, plain.lr, plain.tau_cls) == (4, 0.5, 7.0)
 
@@ -256,12 +256,12 @@ def test_points__in_order_of_the_value_without_undefined_ones() -> None:
     [("paper", "paper", TAU_RAW), ("off", "paper", TAU_RAW), ("percentile", "percentile", TAU_SHARE)],
 )
 def test_drop_grid__the_base_point_is_trained_once(drop: str, used: str, values: tuple[float, ...]) -> None:
-    base = RetrainConfig.model_validate({"drop": drop, "tau_cls": 0.85, "tau_reg": 0.85})
+    base = RetrainConfig.model_validate({"roi_drop": drop, "tau_cls": 0.85, "tau_reg": 0.85})
     grid = drop_grid(base, "topk")
     assert [value for value, _ in grid["tau_cls"]] == sorted({*values, 0.85})
     shared = {row.key for _, row in grid["tau_cls"]} & {row.key for _, row in grid["tau_reg"]}
     assert shared == {f"sweeps/drop={used},cls=0.85,reg=0.85"}
-    assert grid["none"][0][1].changes["retrain"]["drop"] == "off"
+    assert grid["none"][0][1].changes["retrain"]["roi_drop"] == "off"
 
 
 def test_drop_grid__points_that_the_table_has_are_its_rows(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_drop_grid__points_that_the_table_has_are_its_rows(tmp_path: Path) -> No
     runs = bench(tmp_path)
     row = dict(grid["tau_cls"])[base.tau_cls]
     config = RetrainConfig.model_validate(runs.settings("retrain", row.changes["retrain"]).model_dump())
-    assert (config.drop, config.tau_cls, config.tau_reg) == ("paper", base.tau_cls, base.tau_reg)
+    assert (config.roi_drop, config.tau_cls, config.tau_reg) == ("paper", base.tau_cls, base.tau_reg)
 
 
 def test_sweep__table_and_picture(tmp_path: Path) -> None:

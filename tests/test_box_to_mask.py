@@ -82,7 +82,7 @@ def make(segmenter: Any, boxes: list[list[float]], rule: MaskRule | None = None)
 
 def test_masks_of_boxes__one_encoding_and_batched_boxes() -> None:
     segmenter = DrawingSegmenter()
-    rule = MaskRule(choice="single", boxes_per_batch=2)
+    rule = MaskRule(choice="single", prompts_per_batch=2)
     found = make(segmenter, [[i, 2, i + 8, 18] for i in range(5)], rule)
     assert segmenter.encoded == 1
     assert segmenter.batches == [2, 2, 1]
@@ -163,9 +163,9 @@ def test_box_fit__iou_of_tight_box(box: list[float], expected: float) -> None:
 @pytest.mark.parametrize(
     ("rule", "expected"),
     [
-        (MaskRule(margin=0.0), 12),  # clipped to columns 4..8; the larger of two pieces (3 x 4)
-        (MaskRule(margin=0.0, largest_piece=False), 20),
-        (MaskRule(margin=0.25), 15),  # one more column on each side; the mask begins at column 4
+        (MaskRule(box_margin_fraction=0.0), 12),  # clipped to columns 4..8; the larger of two pieces (3 x 4)
+        (MaskRule(box_margin_fraction=0.0, largest_component=False), 20),
+        (MaskRule(box_margin_fraction=0.25), 15),  # one more column on each side; the mask begins at column 4
     ],
 )
 def test_clean_mask__clips_and_keeps_largest_piece(rule: MaskRule, expected: int) -> None:

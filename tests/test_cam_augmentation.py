@@ -19,17 +19,20 @@ PIXELS = np.random.default_rng(0).integers(60, 180, (40, 50, 3), np.uint8)
 
 
 def crop(seed: int = 1, **changes: object) -> Tensor:
-    config = CamConfig.model_validate({"train_size": 32, **changes})
+    config = CamConfig.model_validate({"train_crop_size": 32, **changes})
     return CropAugmentation(config)(PIXELS, np.random.default_rng(seed))
 
 
 def test_augmentation__nothing_by_default() -> None:
-    plain = random_crop(PIXELS, CamConfig(train_size=32), np.random.default_rng(1))
+    plain = random_crop(PIXELS, CamConfig(train_crop_size=32), np.random.default_rng(1))
     assert torch.equal(crop(), plain)
 
 
 def test_augmentation__depends_on_its_generator_alone() -> None:
-    published = {name: load_recipe("paper")["cam"][name] for name in ("randaugment", "erasing", "min_area")}
+    published = {
+        name: load_recipe("paper")["cam"][name]
+        for name in ("randaugment", "random_erase_prob", "min_crop_area_fraction")
+    }
     random.seed(1)
     torch.manual_seed(1)
     first = crop(**published)
@@ -53,7 +56,7 @@ def test_augmentation__randaugment_stays_an_image() -> None:
 
 
 def test_augmentation__erasing_puts_noise_into_a_rectangle() -> None:
-    plain, erased = crop(), crop(erasing=1.0)
+    plain, erased = crop(), crop(random_erase_prob=1.0)
     changed_HW = (plain != erased).any(dim=1)[0]
     rows, columns = torch.where(changed_HW)
     area = int(changed_HW.sum())
@@ -62,7 +65,7 @@ def test_augmentation__erasing_puts_noise_into_a_rectangle() -> None:
     noise = erased[0][:, changed_HW]
     assert abs(float(noise.mean()) - 0.449) < 0.05  # ImageNet's mean over channels
     assert abs(float(noise.std()) - 0.226) < 0.05
-    untouched = sum(torch.equal(crop(seed), crop(seed, erasing=0.25)) for seed in range(100))
+    untouched = sum(torch.equal(crop(seed), crop(seed, random_erase_prob=0.25)) for seed in range(100))
     assert 60 <= untouched <= 88
 
 

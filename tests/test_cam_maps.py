@@ -17,7 +17,7 @@ from stages.cam.attention import (
 )
 from stages.cam.building import build_classifier, load_classifier, map_rule, save_classifier
 from stages.cam.classifier import MultiClassTokenClassifier
-from stages.cam.config import CamConfig
+from stages.cam.config import CamConfig, HybridSettings
 from stages.cam.conv_classifier import gives_feature_maps
 from stages.cam.fusion import AttentionFusion
 from stages.cam.losses import tag_losses
@@ -33,7 +33,9 @@ from stages.cam.maps import (
 from stages.cam.stage import map_rows
 from stages.core.errors import ConfigError, SchemaError
 
-SMALL = CamConfig(dim=32, heads=4, depth=2, pretrained=False, scales=(1.0, 0.8))
+SMALL = CamConfig(
+    hybrid=HybridSettings(embed_dim=32, num_heads=4, depth=2), pretrained=False, tta_scales=(1.0, 0.8)
+)
 CLASSES = ("a", "b", "c")
 
 
@@ -107,7 +109,9 @@ def test_attention_fusion__feature_gates_differ_between_images() -> None:
 @pytest.mark.parametrize("fusion", ["mean", "learned", "features"])
 def test_tag_losses__fine_term_teaches_the_fusion_and_nothing_else(fusion: str) -> None:
     torch.manual_seed(0)
-    model = build_classifier(SMALL.model_copy(update={"fusion": fusion}), 3, pretrained=False).train()
+    model = build_classifier(
+        SMALL.model_copy(update={"attention_fusion": fusion}), 3, pretrained=False
+    ).train()
     losses = tag_losses(model(torch.rand(2, 3, 64, 64)), torch.eye(3)[:2])
     if fusion == "mean":
         assert "loss_fine" not in losses
@@ -126,11 +130,11 @@ def test_class_and_patch_parts__of_a_hand_made_matrix() -> None:
 
 
 def test_locality_bias__only_between_patches_and_halved_per_head() -> None:
-    bias = locality_bias((1, 3), 2, 2, 1.0, patches_see_classes=True)
+    bias = locality_bias((1, 3), 2, 2, 1.0, patches_attend_classes=True)
     assert bias[0, 2:, 2:].tolist() == [[0, -1, -2], [-1, 0, -1], [-2, -1, 0]]
     torch.testing.assert_close(bias[1], bias[0] / 2)
     assert not bias[:, :2].any()
-    hidden = locality_bias((1, 3), 2, 2, 1.0, patches_see_classes=False)
+    hidden = locality_bias((1, 3), 2, 2, 1.0, patches_attend_classes=False)
     assert torch.isinf(hidden[:, 2:, :2]).all()
     assert torch.isfinite(hidden[:, :2]).all()
 
@@ -179,9 +183,11 @@ def test_image_maps__absent_classes_do_not_change_the_others(model: MultiClassTo
 
 
 def test_image_maps__without_tags_takes_the_predicted_classes(model: MultiClassTokenClassifier) -> None:
-    maps = image_maps(model, picture(), None, map_rule(SMALL.model_copy(update={"test_logit": -100.0})))
+    maps = image_maps(
+        model, picture(), None, map_rule(SMALL.model_copy(update={"test_logit_thresh": -100.0}))
+    )
     assert maps.classes == (0, 1, 2)
-    best = image_maps(model, picture(), None, map_rule(SMALL.model_copy(update={"test_logit": 100.0})))
+    best = image_maps(model, picture(), None, map_rule(SMALL.model_copy(update={"test_logit_thresh": 100.0})))
     assert best.classes == (int(best.logits.argmax()),)
 
 
@@ -244,7 +250,9 @@ def test_tag_losses__equal_soft_margin_by_hand(model: MultiClassTokenClassifier)
 
 
 def test_build_vit__any_grid_size_and_replicated_class_token() -> None:
-    config = CamConfig(model="vit_tiny_patch16_224", pretrained=False, cross_layers=(4, 11))
+    config = CamConfig(
+        architecture="vit", backbone="vit_tiny_patch16_224", pretrained=False, cross_layers=(4, 11)
+    )
     vit = build_classifier(config, 3, pretrained=False).eval()
     output = vit(torch.rand(1, 3, 64, 96), record=True)
     assert output.attention_BLHNN is not None
@@ -265,7 +273,9 @@ def test_build_vit__any_grid_size_and_replicated_class_token() -> None:
     ],
 )
 def test_build_vit__families_of_transformers(name: str, side: int, heads: int, patch: int) -> None:
-    config = CamConfig(model=name, pretrained=False, cross_layers=(10,), scales=(1.0,))
+    config = CamConfig(
+        architecture="vit", backbone=name, pretrained=False, cross_layers=(10,), tta_scales=(1.0,)
+    )
     vit = build_classifier(config, 2, pretrained=False).eval()
     output = vit(torch.rand(1, 3, side, side + 2 * patch), record=True)
     assert vit.patch == patch
@@ -280,7 +290,9 @@ def test_build_vit__families_of_transformers(name: str, side: int, heads: int, p
 
 def test_build_vit__rotary_positions_belong_to_patches() -> None:
     """A picture's two halves exchanged give other tokens; class tokens are passed over by the rotation."""
-    config = CamConfig(model="eva02_tiny_patch14_224", pretrained=False, cross_layers=(0,))
+    config = CamConfig(
+        architecture="vit", backbone="eva02_tiny_patch14_224", pretrained=False, cross_layers=(0,)
+    )
     vit = build_classifier(config, 2, pretrained=False).eval()
     assert isinstance(vit, MultiClassTokenClassifier)
     with torch.no_grad():
@@ -307,7 +319,7 @@ def test_gives_feature_maps__asks_the_model_not_its_name(name: str, maps: bool) 
 
 
 def test_build_conv__coarse_maps_alone() -> None:
-    config = CamConfig(model="resnet10t", pretrained=False, scales=(1.0,))
+    config = CamConfig(architecture="cnn", backbone="resnet10t", pretrained=False, tta_scales=(1.0,))
     model = build_classifier(config, 3, pretrained=False).eval()
     maps = image_maps(model, picture(), (0, 2), map_rule(config))
     assert maps.coarse.shape == (2, 8, 12)
@@ -322,8 +334,15 @@ def test_build_conv__coarse_maps_alone() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "deit_smal_patch16_224"}, "did you mean 'deit_small_patch16_224'"),
-        ({"model": "swin_tiny_patch4_window7_224"}, "not a plain vision transformer"),
+        (
+            {"architecture": "vit", "backbone": "deit_smal_patch16_224"},
+            "did you mean 'deit_small_patch16_224'",
+        ),
+        (
+            {"architecture": "vit", "backbone": "swin_tiny_patch4_window7_224"},
+            "not a plain vision transformer",
+        ),
+        ({"architecture": "cnn", "backbone": "vit_tiny_patch16_224"}, "no convolutional network"),
         ({"cross_layers": (0, 5)}, "counted from 0"),
         ({"backbone": "nope"}, "unknown backbone"),
     ],

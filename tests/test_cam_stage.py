@@ -11,7 +11,7 @@ import pytest
 
 from stages.cam.building import build_classifier, load_classifier
 from stages.cam.classifier import MultiClassTokenClassifier
-from stages.cam.config import CamConfig
+from stages.cam.config import CamConfig, HybridSettings
 from stages.cam.stage import STAGE as CAM
 from stages.cam.training import EpochChoice, held_out_ids, mean_average_precision
 from stages.cam.viz import draw as draw_maps
@@ -26,8 +26,11 @@ from stages.prompt.stage import STAGE as PROMPT
 from stages.prompt.viz import draw as draw_points
 
 TINY = CamConfig(
-    dim=16, heads=2, depth=1, pretrained=False, epochs=1, batch_size=2, train_size=32, max_side=64, scales=(1.0,),
-    threads=1,
+    hybrid=HybridSettings(embed_dim=16, num_heads=2, depth=1),
+    pretrained=False, epochs=1, batch_size=2,
+    train_crop_size=32, max_size=64,
+    tta_scales=(1.0,),
+    num_threads=1,
 )  # fmt: skip
 
 
@@ -66,7 +69,7 @@ def test_cam__train_split_maps_the_tags_and_nothing_else(data: Path, trained: Pa
     for image_id in split.ids:
         rows = table.rows(image_id)
         assert tuple(np.unique(rows["class_index"]).tolist()) == split.tags(image_id)
-        per_class = 2 + TINY.heads
+        per_class = 2 + TINY.hybrid.num_heads
         assert len(rows["kind"]) == per_class * len(split.tags(image_id))
         assert (rows["value_count"] == rows["grid_h"] * rows["grid_w"]).all()
     assert table.pools["values"].dtype == np.float16
@@ -135,7 +138,7 @@ def test_prompt__points_lie_in_their_images_and_repeat(data: Path, trained: Path
 
 @pytest.mark.parametrize("fusion", ["learned", "features"])
 def test_cam__a_learning_fusion_is_trained_and_saved(data: Path, tmp_path: Path, fusion: str) -> None:
-    config = TINY.model_copy(update={"fusion": fusion, "lr": 0.1})
+    config = TINY.model_copy(update={"attention_fusion": fusion, "lr": 0.1})
     own = context(data, tmp_path, "train", "cam")
     CAM.run(config, own)
     model = load_classifier(own.out / "classifier.safetensors", TINY, own.split.classes)
@@ -147,7 +150,7 @@ def test_cam__a_learning_fusion_is_trained_and_saved(data: Path, tmp_path: Path,
 
 
 def test_cam_and_prompt__a_convolutional_classifier_gives_coarse_points(data: Path, tmp_path: Path) -> None:
-    config = TINY.model_copy(update={"model": "resnet10t"})
+    config = TINY.model_copy(update={"architecture": "cnn", "backbone": "resnet10t"})
     maps = context(data, tmp_path, "train", "cam")
     CAM.run(config, maps)
     assert set(read_table(maps.out / "cams.h5", CAMS).columns["kind"].tolist()) == {0}

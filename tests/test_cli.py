@@ -285,8 +285,12 @@ def test_registry__declarations_need_the_standard_library_alone() -> None:
             "--workers: expected an integer >= 0, got '-1'",
         ),
         (["cam", "--split", "x_train", "--precision=half"], 2, "fp32, bf16 or fp16, got 'half'"),
-        (["predict", "a", "--score-threshold", "7"], 2, "expected a number in [0, 1], got '7'"),
-        (["cam", "--split", "shapes_train", "--epochs", "0"], 2, "expected an integer >= 1, got '0'"),
+        (["predict", "a", "--score-thresh", "7"], 2, "expected a number in [0, 1], got '7'"),
+        (
+            ["cam", "--split", "shapes_train", "--epochs", "0"],
+            2,
+            "expected an integer in [1, 10000], got '0'",
+        ),
     ],
 )
 def test_main__errors_become_exit_codes(

@@ -45,7 +45,7 @@ def data_of(split: WeakSplit, augmentation: Augmentation, seed: int = 0) -> Pseu
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 def test_sample__pixels_boxes_and_masks_move_together(tmp_path: Path, flip: float) -> None:
-    data = data_of(split_with_square(tmp_path), Augmentation((2 * HEIGHT,), 1000, flip, photometric=0.5))
+    data = data_of(split_with_square(tmp_path), Augmentation((2 * HEIGHT,), 1000, flip, color_jitter=0.5))
     assert data.ids == ["img_1"]
     image, target = data.sample("img_1", epoch=0)
     assert image.shape == (3, 2 * HEIGHT, 2 * WIDTH)

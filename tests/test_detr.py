@@ -30,9 +30,10 @@ CLASSES = ("cat", "dog", "owl")
 MASKS: tuple[AnyKind, ...] = ("mask-rcnn",)
 KINDS: tuple[DetrKind, ...] = ("rt-detr", "deformable-detr")
 TINY = DetrSpec(
-    backbone="resnet10t", strides=(8, 16), frozen_through=8, transformer_width=32, attention_heads=4, feedforward=16,
-    encoder_layers=1, decoder_layers=2, queries=9, denoising=6, test_size=64, max_size=96, score_threshold=0.0,
-    max_detections=6,
+    backbone="resnet10t", out_strides=(8, 16), freeze_through_stride=8, d_model=32, num_heads=4, dim_feedforward=16,
+    num_encoder_layers=1, num_decoder_layers=2, num_queries=9, num_denoising=6, test_short_side=64, max_size=96,
+    score_thresh=0.0,
+    detections_per_image=6,
 )  # fmt: skip
 
 
@@ -103,7 +104,7 @@ def test_set_losses__without_drop_equal_the_librarys(kind: DetrKind) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward__equals_the_parts(kind: DetrKind) -> None:
     """Normalisation, padding, mask and relative boxes are those of `prepared`."""
-    model = tiny(kind, denoising=0).train()
+    model = tiny(kind, num_denoising=0).train()
     pixels, mask, wanted = prepared(model)
     mean, std = (
         torch.tensor(v).reshape(1, 3, 1, 1) for v in (model.transform.image_mean, model.transform.image_std)
@@ -120,7 +121,7 @@ def test_forward__equals_the_parts(kind: DetrKind) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward__names_the_same_losses_without_a_target(kind: DetrKind, denoising: int) -> None:
     """A batch can lose all its boxes: those thinner than a pixel are not trained on."""
-    model = tiny(kind, denoising=denoising).train()
+    model = tiny(kind, num_denoising=denoising).train()
     images, targets = batch()
     none = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}] * 2
     found, expected = model(images, none), model(images, targets)
@@ -320,7 +321,7 @@ def test_forward__detections_in_the_pixels_of_each_image(
     kind: DetrKind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network that answers with the targets gives back the targets, whatever resizing and padding do."""
-    model = tiny(kind, test_size=96, max_size=128).eval()
+    model = tiny(kind, test_short_side=96, max_size=128).eval()
     images, targets = batch()
     wanted = [t["boxes"] for t in targets]
     grown = []  # boxes in the resized images, as the network would have to say them
@@ -362,7 +363,7 @@ def test_forward__deformable_does_not_see_the_padding() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(3, 200), (200, 3), (1, 1), (64, 64)])
 def test_forward__any_shape_of_image(kind: DetrKind, size: tuple[int, int]) -> None:
-    model = tiny(kind, queries=60).eval()
+    model = tiny(kind, num_queries=60).eval()
     with torch.no_grad():
         (found,) = model([torch.rand(3, *size)])
     boxes = found["boxes"]
@@ -380,7 +381,7 @@ def test_forward__every_parameter_learns(kind: DetrKind) -> None:
     total(model(*batch())).backward()  # type: ignore[no-untyped-call]
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert idle == []
-    settings = RetrainConfig(lr=1.0, lr_batch=4, trunk_lr_factor=0.1)
+    settings = RetrainConfig(lr=1.0, lr_base_size=4, backbone_lr_factor=0.1)
     optimizer = make_optimizer(model, settings)
     rate_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     trunk = {id(p) for p in model.network.model.backbone.parameters() if p.requires_grad}
@@ -393,7 +394,7 @@ def test_forward__every_parameter_learns(kind: DetrKind) -> None:
 def test_forward__nms_per_class_is_a_setting(
     nms_iou: float, kept: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = tiny("rt-detr", nms_iou=nms_iou, queries=3, score_threshold=0.3).eval()
+    model = tiny("rt-detr", nms_thresh=nms_iou, num_queries=3, score_thresh=0.3).eval()
     logits = torch.full((1, 3, 3), -9.0)
     logits[0, 0, 0], logits[0, 1, 0], logits[0, 1, 1], logits[0, 2, 0] = 4.0, 3.0, 2.0, 1.0
     boxes = torch.tensor([[[0.3, 0.3, 0.2, 0.2], [0.31, 0.3, 0.2, 0.2], [0.7, 0.7, 0.2, 0.2]]])
@@ -423,7 +424,7 @@ def test_detector_file__same_detections_after_a_round_trip(kind: DetrKind, tmp_p
         file.check(("cat", "dog"))
     with pytest.raises(SchemaError, match=f"trained for model '{kind}'"):
         file.check(CLASSES, MASKS)
-    wider = model.spec.model_copy(update={"feedforward": 24})
+    wider = model.spec.model_copy(update={"dim_feedforward": 24})
     save_detector(second, model, wider, CLASSES)
     with pytest.raises(SchemaError, match="tensors do not fit"):
         DetectorFile.open(second).model()
@@ -457,10 +458,10 @@ def test_predict__detr_without_the_extra_is_exit_5(
 @pytest.mark.parametrize(
     ("changes", "where"),
     [
-        ({"transformer_width": 48, "kind": "deformable-detr"}, "transformer_width"),
-        ({"transformer_width": 36, "attention_heads": 5}, "transformer_width"),
-        ({"queries": 1000}, "queries"),
-        ({"strides": (16, 64)}, "strides"),
+        ({"d_model": 48, "kind": "deformable-detr"}, "d_model"),
+        ({"d_model": 36, "num_heads": 5}, "d_model"),
+        ({"num_queries": 1000}, "num_queries"),
+        ({"out_strides": (16, 64)}, "out_strides"),
     ],
 )
 def test_check_detr__names_the_setting(changes: dict[str, Any], where: str) -> None:
@@ -469,16 +470,16 @@ def test_check_detr__names_the_setting(changes: dict[str, Any], where: str) -> N
 
 
 def test_least_side__has_a_cell_for_every_query() -> None:
-    assert least_side(TINY.model_copy(update={"queries": 20})) == 32  # 16 + 4
-    assert least_side(TINY.model_copy(update={"queries": 21})) == 64
+    assert least_side(TINY.model_copy(update={"num_queries": 20})) == 32  # 16 + 4
+    assert least_side(TINY.model_copy(update={"num_queries": 21})) == 64
 
 
 def test_deformable_detr__has_more_queries_than_cells() -> None:
     """They are learnt, not chosen among the cells; nor do thin images need padding."""
-    model = tiny("deformable-detr", queries=40, test_size=32).eval()
+    model = tiny("deformable-detr", num_queries=40, test_short_side=32).eval()
     sizes: list[torch.Size] = []
     model.network.model.backbone.trunk.register_forward_pre_hook(
         lambda _, given: sizes.append(given[0].shape)
     )
-    assert len(model([torch.rand(3, 4, 60)])[0]["boxes"]) <= TINY.max_detections
+    assert len(model([torch.rand(3, 4, 60)])[0]["boxes"]) <= TINY.detections_per_image
     assert sizes == [(1, 3, 32, 96)]

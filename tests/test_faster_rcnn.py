@@ -31,9 +31,9 @@ from stages.wsis.config import WsisConfig
 
 CLASSES = ("circle", "square")
 TINY = DetectorSpec(
-    backbone="resnet10t", strides=(8, 16), frozen_through=8, fpn_channels=16, anchor_sizes=(16, 32),
-    test_size=64, max_size=64, rpn_candidates=50, rois_per_image=16, head_width=32, mask_channels=8,
-    score_threshold=0.0, max_detections=5,
+    backbone="resnet10t", out_strides=(8, 16), freeze_through_stride=8, fpn_channels=16, anchor_sizes=(16, 32),
+    test_short_side=64, max_size=64, rpn_pre_nms_top_n=50, box_batch_size_per_image=16, fc_dim=32, mask_channels=8,
+    score_thresh=0.0, detections_per_image=5,
 )  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def test_build_detector__frozen_layers_stay_and_others_learn(kind: Kind) -> None
 
 @pytest.mark.parametrize(
     ("changes", "word"),
-    [({"anchor_sizes": (8, 16, 32, 64)}, "anchor"), ({"frozen_through": 4}, "stride 4")],
+    [({"anchor_sizes": (8, 16, 32, 64)}, "anchor"), ({"freeze_through_stride": 4}, "stride 4")],
 )
 def test_build_detector__settings_that_do_not_fit(changes: dict[str, object], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
@@ -179,9 +179,9 @@ def test_build_detector__v2_heads_have_the_parameters_of_torchvisions(
     kind: Kind, library: Callable[..., nn.Module]
 ) -> None:
     theirs = library(weights=None, weights_backbone=None, num_classes=21)
-    spec = RetrainConfig(
-        **load_recipe("paper")["retrain"] | {"backbone": "resnet50-fpn-v2", "heads": "v2"}
-    ).spec(kind)
+    paper = RetrainConfig(**load_recipe("paper")["retrain"]).detector_spec()
+    spec = paper.model_copy(update={"kind": kind, "backbone": "resnet50-fpn-v2", "heads": "v2"})
+    assert isinstance(spec, DetectorSpec)
     ours = build_detector(spec, [str(i) for i in range(20)], pretrained=False)
 
     def shapes(model: Any) -> Counter[tuple[int, ...]]:
@@ -256,5 +256,6 @@ def test_paper_settings__valid_and_of_the_published_shape() -> None:
     retrain, wsis = RetrainConfig(**recipe["retrain"]), WsisConfig(**recipe["wsis"])
     assert (retrain.lr, retrain.batch_size, retrain.tau_cls, retrain.tau_reg) == (0.02, 16, 4.0, 4.0)
     assert wsis.mask_choice == "single"
-    spec = retrain.spec("faster-rcnn")
-    assert len(spec.anchor_sizes) == len(spec.strides) + 1  # P6 is pooled
+    spec = retrain.detector_spec()
+    assert isinstance(spec, DetectorSpec)
+    assert len(spec.anchor_sizes) == len(spec.out_strides) + 1  # P6 is pooled

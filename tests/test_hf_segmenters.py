@@ -152,7 +152,7 @@ def test_boxes__of_images_of_any_shape(
     answer = SelectedMasks(torch.arange(2), torch.zeros(2, dtype=torch.int64), blobs, torch.ones(2, 3))
     monkeypatch.setattr(segmenter, "decode_above", lambda *_, **__: answer)
     prompts = build_prompts(grid_points(2, height, width)[:2], prompt_rows(), (), class_prompts=False)
-    config = ProposeConfig(min_side=1, grid_stability=0)
+    config = ProposeConfig(min_side_px=1, stability_score_thresh=0)
     found = decode_batch(segmenter, encoded, prompts, np.arange(2), config)
     masks = (segmenter.upscale(blobs, encoded) > 0).numpy()
     coarse_x, coarse_y = max(1, width / encoded.input_width), max(1, height / encoded.input_height)
@@ -168,7 +168,7 @@ def test_boxes__of_images_of_any_shape(
 def test_masks_of_boxes__prompts_of_wsis(folders: dict[str, Path], name: str) -> None:
     segmenter = load_segmenter(name, folders[name], "cpu")
     boxes = np.array([[4, 5, 30, 28], [20, 2, 58, 39]], dtype=np.float32)
-    masks = masks_of_boxes(segmenter, picture(40, 60), boxes, MaskRule(margin=0.0))
+    masks = masks_of_boxes(segmenter, picture(40, 60), boxes, MaskRule(box_margin_fraction=0.0))
     assert len(masks) == 2
     for (x1, y1, x2, y2), made in zip(boxes.astype(int), masks, strict=True):
         assert made.mask_HW.shape == (40, 60)

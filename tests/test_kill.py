@@ -21,8 +21,9 @@ ROOT = Path(__file__).parents[1]
 EPOCHS = 12  # of 3 images: 36 steps
 SETTINGS = {
     "method": "mist", "dropblock": True, "dropblock_form": "two_step", "pretrained": False, "fused_channels": 8,
-    "pool_size": 2, "hidden": 8, "train_sizes": (32, 40), "test_size": 32, "epochs": EPOCHS, "batch_size": 1,
-    "threads": 1, "lr": 1e-3, "ema_decay": 0.9,
+    "pooler_resolution": 2, "fc_dim": 8, "train_short_sides": (32, 40), "test_short_side": 32, "epochs": EPOCHS,
+    "batch_size": 1,
+    "num_threads": 1, "lr": 1e-3, "ema_decay": 0.9,
 }  # fmt: skip
 
 

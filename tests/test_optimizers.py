@@ -84,7 +84,7 @@ def test_build_optimizer__keeps_the_groups(name: OptimizerName, kind: type[torch
     ]
 
 
-@pytest.mark.parametrize("name", ["cosine", "steps"])
+@pytest.mark.parametrize("name", ["cosine", "multistep"])
 def test_build_schedule__warm_up_starts_at_its_factor(name: ScheduleName) -> None:
     factor = build_schedule(name, 1000, 0.2, warmup_factor=1 / 3)
     assert [factor(step) for step in (0, 100, 200)] == pytest.approx([1 / 3, 2 / 3, 1])
@@ -92,5 +92,5 @@ def test_build_schedule__warm_up_starts_at_its_factor(name: ScheduleName) -> Non
 
 
 def test_build_schedule__milestones_are_fractions_of_the_training() -> None:
-    factor = build_schedule("steps", 100, 0.0, milestone_fractions=(0.5, 0.75))
+    factor = build_schedule("multistep", 100, 0.0, milestone_fractions=(0.5, 0.75))
     assert [factor(step) for step in (49, 50, 75)] == pytest.approx([1, 0.1, 0.01])

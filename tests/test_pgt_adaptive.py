@@ -33,7 +33,7 @@ def kept(boxes: list[Box], scores: list[float], rule: Rule, classes: list[int] |
 
 
 PAPER = Rule(mode="paper", tau_s=0.3, tau_o=0.85)
-IMPROVED = Rule(mode="improved", tau_s=0.3, tau_o=0.85, nms_iou=1.0)
+IMPROVED = Rule(mode="improved", tau_s=0.3, tau_o=0.85, nms_thresh=1.0)
 PGF = Rule(mode="pgf", tau_s=0.2, tau_o=0.85)
 
 
@@ -57,7 +57,7 @@ PGF = Rule(mode="pgf", tau_s=0.2, tau_o=0.85)
         ([INNER, BIG, APART], [0.9, 0.8, 0.1], PAPER, [1]),
         # ... while the improved rule refuses the whole, unless protection is off.
         ([INNER, BIG, APART], [0.9, 0.8, 0.1], IMPROVED, [0]),
-        ([INNER, BIG], [0.9, 0.8], Rule(mode="improved", nms_iou=1.0, protect_top1=False), [1]),
+        ([INNER, BIG], [0.9, 0.8], Rule(mode="improved", nms_thresh=1.0, keep_top1=False), [1]),
         # Two boxes that contain each other: the better one stays.
         ([NEAR_BIG, BIG, APART], [0.8, 0.9, 0.0], PAPER, [1]),
         ([NEAR_BIG, BIG], [0.8, 0.9], IMPROVED, [1]),
@@ -69,17 +69,17 @@ PGF = Rule(mode="pgf", tau_s=0.2, tau_o=0.85)
         (
             [APART, INNER, INNER2, BIG],
             [0.9, 0.8, 0.7, 0.6],
-            Rule(nms_iou=1.0, policy="drop_lower"),
+            Rule(nms_thresh=1.0, containment_policy="drop_lower"),
             [0, 1, 2],
         ),
         # NMS of the improved rule: IoU of BIG and its shifted twin is .92.
-        ([BIG, NEAR_BIG], [0.9, 0.8], Rule(mode="improved", nms_iou=0.3, tau_o=1.0), [0]),
+        ([BIG, NEAR_BIG], [0.9, 0.8], Rule(mode="improved", nms_thresh=0.3, tau_o=1.0), [0]),
         # Raw threshold of pgf; the first box is unconditional.
         ([BIG, APART], [0.19, 0.1], PGF, [0]),
         ([BIG, APART], [0.3, 0.21], PGF, [0, 1]),
         ([BIG, INNER], [0.9, 0.8], PGF, [0]),
         ([BIG, INNER], [0.9, 0.8], Rule(mode="pgf", tau_s=0.2, exempt_classes=frozenset({0})), [0, 1]),
-        ([BIG, APART, INNER], [0.1, 0.3, 0.2], Rule(mode="topk", top=2), [1, 2]),
+        ([BIG, APART, INNER], [0.1, 0.3, 0.2], Rule(mode="topk", top_k=2), [1, 2]),
         # Boxes without area and scores that are no numbers never count.
         ([BIG, (5, 5, 5, 9)], [0.1, 0.9], PAPER, [0]),
         ([BIG, APART], [0.1, float("nan")], IMPROVED, [0]),
@@ -196,9 +196,11 @@ def slow_improved(boxes: list[Box], scores: list[float], rule: Rule) -> list[int
     passed = [i for i in order if (scores[i] >= rule.tau_s * best if best > 0 else scores[i] == best)]
     separate: list[int] = []
     for i in passed:
-        if all(slow_iou(boxes[i], boxes[k]) <= rule.nms_iou for k in separate):
+        if all(slow_iou(boxes[i], boxes[k]) <= rule.nms_thresh for k in separate):
             separate.append(i)
-    kept_places = slow_ordered([boxes[i] for i in separate], rule.tau_o, rule.policy, rule.protect_top1)
+    kept_places = slow_ordered(
+        [boxes[i] for i in separate], rule.tau_o, rule.containment_policy, rule.keep_top1
+    )
     return sorted(separate[place] for place in kept_places)
 
 
@@ -254,7 +256,7 @@ def test_select__pgf_matches_the_slow_version(
 def test_select__topk_matches_the_slow_version(image: list[tuple[Box, int]], top: int) -> None:
     boxes, scores = [b for b, _ in image], [s / 16 for _, s in image]
     best = sorted(range(len(boxes)), key=lambda i: (-scores[i], i))[:top]
-    assert kept(boxes, scores, Rule(mode="topk", top=top)) == sorted(best)
+    assert kept(boxes, scores, Rule(mode="topk", top_k=top)) == sorted(best)
 
 
 @settings(max_examples=100, deadline=None)

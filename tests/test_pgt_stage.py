@@ -111,8 +111,8 @@ def test_pgt__pictures_of_the_images_that_can_be_read(tmp_path: Path) -> None:
     [
         ({"mode": "paper"}, 3),  # the weaker of two dogs is the minimum: 0 after min-max
         ({"mode": "topk"}, 3),
-        ({"mode": "topk", "top": 2}, 5),
-        ({"mode": "pgf", "tau_s": 0.2, "exempt": ("dog",)}, 3),
+        ({"mode": "topk", "top_k": 2}, 5),
+        ({"mode": "pgf", "tau_s": 0.2, "exempt_classes": ("dog",)}, 3),
         ({"tau_s": 0.9}, 3),
     ],
 )
@@ -168,7 +168,7 @@ def test_pgt__test_split_and_unknown_class_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="use tiny_train"):
         run(context(tmp_path / "a", "test"))
     with pytest.raises(ConfigError, match="did you mean 'dog'"):
-        run(context(tmp_path / "b"), mode="pgf", exempt=("dgo",))
+        run(context(tmp_path / "b"), mode="pgf", exempt_classes=("dgo",))
 
 
 def test_pgt__unreadable_image_is_recorded(tmp_path: Path) -> None:

@@ -30,9 +30,9 @@ from weaksam_cli.photo_stage import PhotoFactory, PredictConfig, draw, picture_n
 
 CLASSES = ("cat", "dog")
 SPEC = DetectorSpec(
-    backbone="resnet10t", strides=(8, 16), frozen_through=8, fpn_channels=16, anchor_sizes=(16, 32),
-    test_size=64, max_size=96, rpn_candidates=50, rois_per_image=16, head_width=32, mask_channels=8,
-    score_threshold=0.0, max_detections=4,
+    backbone="resnet10t", out_strides=(8, 16), freeze_through_stride=8, fpn_channels=16, anchor_sizes=(16, 32),
+    test_short_side=64, max_size=96, rpn_pre_nms_top_n=50, box_batch_size_per_image=16, fc_dim=32, mask_channels=8,
+    score_thresh=0.0, detections_per_image=4,
 )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def test_predict__folder_gives_a_coco_data_set_and_pictures(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained, folder = trained_run(tmp_path / "run"), photos(tmp_path / "photos")
-    assert predict(folder, "--run", trained, "--score-threshold", 0, "--json") == 0
+    assert predict(folder, "--run", trained, "--score-thresh", 0, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     out = trained / "predict"
     assert result["file"] == str(out / "predictions.json")
@@ -106,7 +106,16 @@ def test_predict__reads_the_detector_once_and_builds_it_once(
 ) -> None:
     folder, detector = photos(tmp_path / "photos"), write_detector(tmp_path / "d.safetensors")
     calls = count_detector_calls(monkeypatch)
-    arguments = ("--detector", detector, "--out", tmp_path / "out", "--tta-sizes", "48,80", "--workers", 0)
+    arguments = (
+        "--detector",
+        detector,
+        "--out",
+        tmp_path / "out",
+        "--tta-short-sides",
+        "48,80",
+        "--workers",
+        0,
+    )
     assert predict(folder, *arguments) == 0
     assert calls == {"read_metadata": 1, "build": 1, "load_tensors": 1}
 
@@ -114,10 +123,10 @@ def test_predict__reads_the_detector_once_and_builds_it_once(
 def test_predict__threshold_and_limit_and_no_overlays(tmp_path: Path) -> None:
     detector, folder = write_detector(tmp_path / "d.safetensors"), photos(tmp_path / "photos")
     arguments = (folder, "--detector", detector, "--no-overlays")
-    assert predict(*arguments, "--out", tmp_path / "all", "--score-threshold", 0) == 0
+    assert predict(*arguments, "--out", tmp_path / "all", "--score-thresh", 0) == 0
     scores = [a["score"] for a in read(tmp_path / "all")["annotations"]]
     cut = sorted(scores)[len(scores) // 2] - 1e-6  # the file has six digits
-    assert predict(*arguments, "--out", tmp_path / "some", "--score-threshold", cut) == 0
+    assert predict(*arguments, "--out", tmp_path / "some", "--score-thresh", cut) == 0
     kept = [a["score"] for a in read(tmp_path / "some")["annotations"]]
     assert kept == [s for s in scores if s >= cut]
     assert predict(*arguments, "--out", tmp_path / "one", "--limit", 1) == 0
@@ -129,10 +138,10 @@ def test_predict__threshold_below_that_of_the_detector(tmp_path: Path) -> None:
     folder = photos(tmp_path / "photos")
     open_to_all, strict = write_detector(tmp_path / "all.safetensors"), tmp_path / "strict.safetensors"
     model = DetectorFile.open(open_to_all).model()
-    save_detector(strict, model, SPEC.model_copy(update={"score_threshold": 0.9}), CLASSES)
+    save_detector(strict, model, SPEC.model_copy(update={"score_thresh": 0.9}), CLASSES)
     found = {}
     for detector in (open_to_all, strict):
-        arguments = ("--detector", detector, "--out", tmp_path / detector.stem, "--score-threshold", 0)
+        arguments = ("--detector", detector, "--out", tmp_path / detector.stem, "--score-thresh", 0)
         assert predict(folder, *arguments, "--no-overlays") == 0
         found[detector] = read(tmp_path / detector.stem)["annotations"]
     assert found[strict] == found[open_to_all]
@@ -144,21 +153,26 @@ def test_predict__views_of_the_training_or_those_named(
 ) -> None:
     trained, folder = trained_run(tmp_path / "run"), photos(tmp_path / "photos")
     checkpoint = trained / "retrain" / "pets_train" / "detector.safetensors"
-    finished(checkpoint.parent, "retrain", (checkpoint.name,), {"tta_sizes": [], "train_sizes": [48, 80]})
-    assert predict(folder, "--run", trained, "--score-threshold", 0, "--tta") == 0
+    finished(
+        checkpoint.parent,
+        "retrain",
+        (checkpoint.name,),
+        {"tta_short_sides": [], "train_short_sides": [48, 80]},
+    )
+    assert predict(folder, "--run", trained, "--score-thresh", 0, "--tta") == 0
     model = DetectorFile.open(checkpoint).model()
     pixels = np.asarray(Image.open(folder / "deep" / "a.png").convert("RGB"))
     scores = [a["score"] for a in read(trained / "predict")["annotations"] if a["image_id"] == 2]
     assert scores == pytest.approx(detect(model, pixels, view_sizes=(48, 80)).scores.tolist(), abs=1e-5)
     assert scores != pytest.approx(detect(model, pixels).scores.tolist(), abs=1e-5)
-    named = (folder, "--run", trained, "--score-threshold", 0, "--overwrite", "--tta-sizes")
+    named = (folder, "--run", trained, "--score-thresh", 0, "--overwrite", "--tta-short-sides")
     assert predict(*named, "48, 80") == 0
     assert [a["score"] for a in read(trained / "predict")["annotations"] if a["image_id"] == 2] == scores
     assert predict(*named, "48,big") == 2
     assert "'48,big' is no list of sizes" in capsys.readouterr().err
     alone = write_detector(tmp_path / "d.safetensors")
     assert predict(folder, "--detector", alone, "--out", tmp_path / "out", "--tta") == 2
-    assert "--tta-sizes 480,576,688" in capsys.readouterr().err
+    assert "--tta-short-sides 480,576,688" in capsys.readouterr().err
 
 
 def read(out: Path) -> Any:
@@ -189,7 +203,7 @@ def test_predict__a_thin_image_is_named_and_the_others_are_done(
     )  # at 96 pixels of the long side, the short one is gone
     make_image(folder / "thin.png", width=1, height=96)
     arguments = (folder, "--detector", detector, "--out", tmp_path / "out", "--max-failures", 1)
-    assert predict(*arguments, "--tta-sizes", "48,80") == 0
+    assert predict(*arguments, "--tta-short-sides", "48,80") == 0
     out = read(tmp_path / "out")
     assert [i["file_name"] for i in out["images"]] == ["b.jpg", "deep/a.png", "thin.png"]
     assert [(entry["file_name"], "1 x 97" in entry["reason"]) for entry in out["info"]["failed"]] == [
@@ -227,10 +241,10 @@ def test_predict__masks_from_a_prompted_segmenter(tmp_path: Path, monkeypatch: p
     trained, folder = trained_run(tmp_path / "run"), photos(tmp_path / "photos")
     for split, segmenter in (("pets_test", "sam-vit-h"), ("pets_train", "sam-vit-b")):
         (trained / "wsis" / split).mkdir(parents=True)
-        settings = {"segmenter": segmenter, "segmenter_checkpoint": f"{segmenter}.pth"}
+        settings = {"segmenter": segmenter, "segmenter_weights": f"{segmenter}.pth"}
         finished(trained / "wsis" / split, "wsis", (), settings)
     (trained / "wsis" / "pets_train" / "pgt_masks.json").write_text("{}")  # what no test split has
-    arguments = (folder / "b.jpg", "--run", trained, "--score-threshold", 0, "--masks")
+    arguments = (folder / "b.jpg", "--run", trained, "--score-thresh", 0, "--masks")
     assert predict(*arguments) == 0
     assert set(asked) == {("sam-vit-b", Path("sam-vit-b.pth"))}, "the segmenter that the run's masks are from"
     data = read(trained / "predict")
@@ -254,7 +268,7 @@ def test_predict__masks_of_the_trained_mask_rcnn(tmp_path: Path) -> None:
     trained, folder = trained_run(tmp_path / "run"), photos(tmp_path / "photos")
     checkpoint = write_detector(trained / "wsis" / "pets_train" / "segmenter.safetensors", "mask-rcnn", 1)
     finished(checkpoint.parent, "wsis", (checkpoint.name,))
-    assert predict(folder, "--run", trained, "--stage", "wsis", "--score-threshold", 0) == 0
+    assert predict(folder, "--run", trained, "--stage", "wsis", "--score-thresh", 0) == 0
     annotations = read(trained / "predict")["annotations"]
     assert annotations
     assert all(len(a["segmentation"]["size"]) == 2 for a in annotations)
@@ -274,7 +288,7 @@ def test_predict__masks_of_the_trained_mask_rcnn(tmp_path: Path) -> None:
         (["x.png", "--detector", "wsod.safetensors"], 3, "needs proposals"),
         (["x.png", "--detector", "x.png"], 3, "not a weaksam checkpoint"),
         (["x.png", "--detector", "d.safetensors", "--masks", "--segmenter", "sam-nona"], 2, "sam-nano"),
-        (["x.png", "--detector", "d.safetensors", "--score-threshold", "2"], 2, "score-threshold"),
+        (["x.png", "--detector", "d.safetensors", "--score-thresh", "2"], 2, "score-thresh"),
         (["--detector", "d.safetensors"], 2, "IMAGES"),
     ],
 )
@@ -347,7 +361,7 @@ def test_photo_factory__works_in_another_process(tmp_path: Path) -> None:
     split = open_photos([str(photos(tmp_path / "photos"))], CLASSES)
     detector = write_detector(tmp_path / "d.safetensors")
     factory = PhotoFactory(
-        DetectorFile.open(detector), split, tmp_path / "out", PredictConfig(score_threshold=0), "cpu", "fp32"
+        DetectorFile.open(detector), split, tmp_path / "out", PredictConfig(score_thresh=0), "cpu", "fp32"
     )
     rows = pickle.loads(pickle.dumps(factory))()("b.jpg")  # noqa: S301 - our own bytes
     assert rows.image_columns == {"image_h": 32, "image_w": 48}

@@ -36,8 +36,9 @@ from stages.propose.refining import refine
 
 Columns = dict[str, NDArray[Any]]
 OPEN = ProposeConfig(
-    grid_side=3, grid_predicted_iou=0.0, grid_stability=0.0, prompt_predicted_iou=0.0, prompt_stability=0.0,
-    refine=0, union_nms=1.0, max_boxes=0, min_side=1.0,
+    points_per_side=3, pred_iou_thresh=0.0, stability_score_thresh=0.0, prompt_pred_iou_thresh=0.0,
+    prompt_stability_score_thresh=0.0,
+    refine_top_k=0, union_nms_thresh=1.0, max_proposals=0, min_side_px=1.0,
 )  # fmt: skip
 
 
@@ -143,10 +144,10 @@ def brute_force(segmenter: SamSegmenter, config: ProposeConfig, prompts: Prompts
         boxes, stability = drawn_boxes(full), stability_scores(full, 1.0)
         grid = prompts.source[number] == SOURCE_BITS["grid"]
         for m in config.grid_masks if grid else config.prompt_masks:
-            least = config.grid_predicted_iou if grid else config.prompt_predicted_iou
-            stable = config.grid_stability if grid else config.prompt_stability
+            least = config.pred_iou_thresh if grid else config.prompt_pred_iou_thresh
+            stable = config.stability_score_thresh if grid else config.prompt_stability_score_thresh
             good = decoded.predicted_iou[0, m] > least and stability[m] >= stable
-            if good and usable(boxes[m : m + 1], config.min_side, config.min_area).item():
+            if good and usable(boxes[m : m + 1], config.min_side_px, config.min_area_px).item():
                 found.add((number, m, *boxes[m].tolist()))
     return found
 
@@ -160,8 +161,8 @@ def test_decode_candidates__equals_brute_force(batch: int) -> None:
         encoded, torch.from_numpy(np.stack(prompts.points[:16])), torch.ones(16, 1), None, multimask=True
     ).predicted_iou
     config = replace_config(
-        grid_predicted_iou=float(iou[iou > 0].quantile(0.4)), grid_stability=0.28, prompt_predicted_iou=0.3,
-        prompt_stability=0.25, prompt_masks=(0, 1), min_side=3.0,
+        pred_iou_thresh=float(iou[iou > 0].quantile(0.4)), stability_score_thresh=0.28, prompt_pred_iou_thresh=0.3,
+        prompt_stability_score_thresh=0.25, prompt_masks=(0, 1), min_side_px=3.0,
     )  # fmt: skip
     expected = brute_force(segmenter, config, prompts)
     found = decode_candidates(segmenter, encoded, prompts, config, BatchSize(batch, LOG))
@@ -203,8 +204,8 @@ def test_batch_size__halves_until_it_fits() -> None:
 
     assert size.attempt(work) == 16
     assert size.size == 16
-    assert log.warnings == ["out of GPU memory: going on with 32 points per batch",
-                            "out of GPU memory: going on with 16 points per batch"]  # fmt: skip
+    assert log.warnings == ["out of GPU memory: going on with 32 prompts per batch",
+                            "out of GPU memory: going on with 16 prompts per batch"]  # fmt: skip
 
     def hopeless(count: int) -> int:
         raise torch.cuda.OutOfMemoryError("full")
@@ -260,7 +261,7 @@ def test_decode_candidates__memory_does_not_grow_with_the_prompts(monkeypatch: p
 
 def test_propose__half_precision_finds_about_the_same_boxes() -> None:
     segmenter = SamSegmenter("tiny", random_sam())
-    config = replace_config(min_side=8.0)
+    config = replace_config(min_side_px=8.0)
     whole = torch.from_numpy(boxes_of(Proposer(segmenter, config).propose(picture(), PEAKS)))
     half = torch.from_numpy(boxes_of(Proposer(segmenter, config, precision="bf16").propose(picture(), PEAKS)))
     assert abs(len(whole) - len(half)) <= 2
@@ -284,7 +285,7 @@ FAR = [50.0, 50, 80, 80]
 
 def test_merge_candidates__union_merges_provenance() -> None:
     given = candidates([SAME, NEAR, SAME, FAR], [0.5, 0.9, 0.4, 0.1], ["grid", "coarse", "cross", "fine"])
-    merged = merge_candidates(given, replace_config(union_nms=0.7))
+    merged = merge_candidates(given, replace_config(union_nms_thresh=0.7))
     assert merged.source.tolist() == [1 | 2 | 8, 4]
     assert merged.class_index.tolist() == [1, 3], "class and peak are those of the surviving box"
     assert merged.predicted_iou.tolist() == pytest.approx([0.9, 0.1])
@@ -307,21 +308,24 @@ def test_merge_candidates__paper_leaves_other_sources_alone() -> None:
 def test_merge_candidates__quality_prefers_the_sharper_mask() -> None:
     given = candidates([SAME, NEAR], [0.9, 0.8], ["grid", "grid"])
     given = replace(given, stability=torch.tensor([0.5, 0.9]))
-    by_quality = merge_candidates(given, replace_config(union_nms=0.7, rank_by="quality"))
-    by_iou = merge_candidates(given, replace_config(union_nms=0.7, rank_by="predicted_iou"))
+    by_quality = merge_candidates(given, replace_config(union_nms_thresh=0.7, rank_by="quality"))
+    by_iou = merge_candidates(given, replace_config(union_nms_thresh=0.7, rank_by="predicted_iou"))
     assert (by_quality.boxes_xyxy.tolist(), by_iou.boxes_xyxy.tolist()) == ([NEAR], [SAME])
 
 
 def test_merge_candidates__cap_keeps_the_best() -> None:
     given = candidates([SAME, FAR, NEAR], [0.2, 0.9, 0.5], ["grid", "coarse", "fine"])
-    merged = merge_candidates(given, replace_config(max_boxes=2))
+    merged = merge_candidates(given, replace_config(max_proposals=2))
     assert merged.prompt.tolist() == [1, 2]
-    assert len(merge_candidates(Candidates.concat([]), replace_config(max_boxes=2, union_nms=0.5))) == 0
+    assert (
+        len(merge_candidates(Candidates.concat([]), replace_config(max_proposals=2, union_nms_thresh=0.5)))
+        == 0
+    )
 
 
 @pytest.mark.parametrize(("height", "width"), [(3, 5), (1, 1), (400, 10_000), (48, 60)])
 def test_propose__any_size_and_no_prompts(height: int, width: int) -> None:
-    proposer = Proposer(SamSegmenter("tiny", random_sam()), replace_config(min_side=0.0))
+    proposer = Proposer(SamSegmenter("tiny", random_sam()), replace_config(min_side_px=0.0))
     rows = proposer.propose(picture(height, width), prompt_rows())
     boxes = boxes_of(rows)
     assert len(boxes) > 0
@@ -346,9 +350,11 @@ def test_refine__best_boxes_are_asked_again_and_keep_their_provenance(asked: int
     segmenter = SamSegmenter("tiny", random_sam())
     encoded = segmenter.encode(picture())
     prompts = build_prompts(grid_points(4, 48, 60), PEAKS, ("coarse", "fine", "cross"), class_prompts=True)
-    config = replace_config(refine=asked, refine_nms=1.0, prompt_predicted_iou=0.2, grid_predicted_iou=0.2)
+    config = replace_config(
+        refine_top_k=asked, refine_nms_thresh=1.0, prompt_pred_iou_thresh=0.2, pred_iou_thresh=0.2
+    )
     first = decode_candidates(segmenter, encoded, prompts, config, BatchSize(64, LOG))
-    best = merge_candidates(first, replace_config(max_boxes=asked))
+    best = merge_candidates(first, replace_config(max_proposals=asked))
     everything, found = refine(segmenter, encoded, prompts, first, config, BatchSize(3, LOG))
     assert len(everything) == len(prompts) + len(best)
     assert len(best) <= asked
@@ -373,17 +379,17 @@ def test_refine__off_or_nothing_to_refine() -> None:
     same, found = refine(segmenter, encoded, prompts, first, OPEN, size)
     assert same is prompts
     assert torch.equal(found.boxes_xyxy, first.boxes_xyxy)
-    hopeless = replace_config(refine=5, min_side=1000.0)
+    hopeless = replace_config(refine_top_k=5, min_side_px=1000.0)
     nothing = decode_candidates(segmenter, encoded, prompts, hopeless, size)
     assert len(refine(segmenter, encoded, prompts, nothing, hopeless, size)[1]) == 0
 
 
 @pytest.mark.parametrize("asked", [0, 20])
 def test_propose__masks_fit_their_boxes(asked: int) -> None:
-    config = replace_config(save_masks=True, min_side=6.0, refine=asked)
+    config = replace_config(save_masks=True, min_side_px=6.0, refine_top_k=asked)
     proposer = Proposer(SamSegmenter("tiny", random_sam()), config)
     rows = proposer.propose(picture(), PEAKS)
-    plain = replace_config(min_side=6.0, refine=asked)
+    plain = replace_config(min_side_px=6.0, refine_top_k=asked)
     without = Proposer(SamSegmenter("tiny", random_sam()), plain).propose(picture(), PEAKS)
     assert np.array_equal(boxes_of(rows), boxes_of(without))
     gather(PROPOSALS, {"a": rows})  # every row has its pool item
@@ -423,10 +429,10 @@ def test_prefetcher__order_errors_and_strays() -> None:
         {"grid_masks": ()},
         {"prompt_masks": (0, 3)},
         {"grid_masks": (1, 1)},
-        {"union_nms": 0.0},
-        {"grid_side": 0, "prompt_sources": ()},
+        {"union_nms_thresh": 0.0},
+        {"points_per_side": 0, "prompt_sources": ()},
         {"prompt_sources": ("coarse", "grid")},
-        {"min_side": -1},
+        {"min_side_px": -1},
     ],
 )
 def test_config__rejects(values: dict[str, Any]) -> None:
@@ -436,13 +442,18 @@ def test_config__rejects(values: dict[str, Any]) -> None:
 
 def test_config__paper_is_the_published_table() -> None:
     paper = ProposeConfig.model_validate(load_recipe("paper")["propose"])
-    assert (paper.grid_side, paper.grid_predicted_iou, paper.grid_stability, paper.grid_nms) == (
+    assert (
+        paper.points_per_side,
+        paper.pred_iou_thresh,
+        paper.stability_score_thresh,
+        paper.box_nms_thresh,
+    ) == (
         32,
         0.3,
         0.3,
         0.3,
     )
-    assert (paper.prompt_masks, paper.cross_nms, paper.cross_nms_by, paper.union_nms) == (
+    assert (paper.prompt_masks, paper.cross_nms_thresh, paper.cross_nms_by, paper.union_nms_thresh) == (
         (1, 2),
         0.9,
         "order",

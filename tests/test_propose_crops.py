@@ -17,12 +17,19 @@ from stages.core.segmenters.sam_nano import build_sam_nano
 from stages.core.segmenters.sam_segmenter import SamSegmenter
 from stages.propose.candidates import Candidates
 from stages.propose.config import ProposeConfig
-from stages.propose.cropping import Crop, image_crops, layer_grid_side, merge_crops, uncropped, whole_in_crop
+from stages.propose.cropping import (
+    Crop,
+    image_crops,
+    layer_points_per_side,
+    merge_crops,
+    uncropped,
+    whole_in_crop,
+)
 from stages.propose.proposer import Proposer
 from tests.test_propose import OPEN, PEAKS, boxes_of, picture, random_sam
 
 CROPPED = OPEN.model_copy(
-    update={"crop_n_layers": 1, "crop_edge_tolerance": 1.0, "crop_n_points_downscale_factor": 1}
+    update={"crop_n_layers": 1, "crop_edge_tolerance_px": 1.0, "crop_n_points_downscale_factor": 1}
 )
 
 
@@ -59,9 +66,9 @@ def test_image_crops__none_by_default_and_none_of_a_line() -> None:
 
 
 @pytest.mark.parametrize(("factor", "sides"), [(1, [10, 10, 10]), (2, [10, 5, 2])])
-def test_layer_grid_side__fewer_points_in_deeper_layers(factor: int, sides: list[int]) -> None:
-    config = ProposeConfig(grid_side=10, crop_n_points_downscale_factor=factor)
-    assert [layer_grid_side(layer, config) for layer in range(3)] == sides
+def test_layer_points_per_side__fewer_points_in_deeper_layers(factor: int, sides: list[int]) -> None:
+    config = ProposeConfig(points_per_side=10, crop_n_points_downscale_factor=factor)
+    assert [layer_points_per_side(layer, config) for layer in range(3)] == sides
 
 
 @pytest.mark.parametrize(
@@ -168,7 +175,7 @@ def _box_of(mask_HW: NDArray[np.bool_]) -> list[int]:
 
 
 def test_propose__second_pass_within_crops(nano: SamSegmenter) -> None:
-    config = CROPPED.model_copy(update={"refine": 8, "union_nms": 0.9, "max_boxes": 30})
+    config = CROPPED.model_copy(update={"refine_top_k": 8, "union_nms_thresh": 0.9, "max_proposals": 30})
     rows = Proposer(nano, config).propose(squares(), PEAKS)
     boxes = torch.from_numpy(boxes_of(rows))
     assert 0 < len(boxes) <= 30

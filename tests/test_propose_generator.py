@@ -26,8 +26,13 @@ def segmenter() -> Segmenter:
     "thresholds",
     [
         {},  # as published
-        {"grid_predicted_iou": 0.5, "grid_stability": 0.5, "stability_offset": 0.2, "grid_nms": 0.7},
-        {"grid_stability": 0.3, "stability_offset": 0.3, "grid_nms": 0.95},
+        {
+            "pred_iou_thresh": 0.5,
+            "stability_score_thresh": 0.5,
+            "stability_score_offset": 0.2,
+            "box_nms_thresh": 0.7,
+        },
+        {"stability_score_thresh": 0.3, "stability_score_offset": 0.3, "box_nms_thresh": 0.95},
     ],
 )
 def test_propose__grid_equals_the_library_generator(
@@ -40,7 +45,7 @@ def test_propose__grid_equals_the_library_generator(
     """
     assert isinstance(segmenter, SamSegmenter)
     config = ProposeConfig.model_validate(
-        {**load_recipe("paper")["propose"], "grid_side": 8, "prompt_sources": (), **thresholds}
+        {**load_recipe("paper")["propose"], "points_per_side": 8, "prompt_sources": (), **thresholds}
     )
     proposer = Proposer(segmenter, config)
     shares, counts = [], 0

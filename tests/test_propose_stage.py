@@ -73,8 +73,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(weights: Path, **changes: Any) -> ProposeConfig:
-    values = {"grid_side": 2, "grid_stability": 0.0, "prompt_stability": 0.0, "union_nms": 0.99}
-    return ProposeConfig.model_validate({**values, "checkpoint": str(weights), **changes})
+    values = {
+        "points_per_side": 2,
+        "stability_score_thresh": 0.0,
+        "prompt_stability_score_thresh": 0.0,
+        "union_nms_thresh": 0.99,
+    }
+    return ProposeConfig.model_validate({**values, "segmenter_weights": str(weights), **changes})
 
 
 def run(context: StageContext, config: ProposeConfig, out: str, **changes: Any) -> tuple[bytes, StageContext]:
@@ -108,7 +113,7 @@ def test_run__prompts_without_a_single_point_leave_the_grid(world: StageContext,
 
 
 def test_run__same_bytes_again_with_workers_and_after_a_kill(world: StageContext, weights: Path) -> None:
-    config = settings(weights, grid_side=1)
+    config = settings(weights, points_per_side=1)
     world = replace(world, split=replace(world.split, ids=IDS[:3]))  # two parts
     alone, _ = run(world, config, "alone")
     parallel, _ = run(world, config, "parallel", workers=2)
@@ -147,7 +152,7 @@ def test_run__bad_images_are_failures(world: StageContext, weights: Path) -> Non
 
 
 def test_run__no_proposal_is_a_failure_with_an_entry(world: StageContext, weights: Path) -> None:
-    STAGE.run(settings(weights, min_side=1000), world)
+    STAGE.run(settings(weights, min_side_px=1000), world)
     table = read_table(world.out / "proposals.h5", PROPOSALS)
     assert table.ids == IDS
     assert table.num_rows == 0

@@ -27,7 +27,11 @@ RECIPES = ("voc07", "voc12", "coco14")
 
 
 def settings(stage: str, recipe: str) -> dict[str, Any]:
-    return resolve_settings(stage, config_class(stage), recipe, None, [], {}).model_dump()
+    return dict(resolve_settings(stage, config_class(stage), recipe, None, [], {}).named_values())
+
+
+def within(group: str, table: dict[str, Any]) -> dict[str, Any]:
+    return {f"{group}.{name}": value for name, value in table.items()}
 
 
 def agree(found: dict[str, Any], table: dict[str, Any]) -> None:
@@ -37,19 +41,24 @@ def agree(found: dict[str, Any], table: dict[str, Any]) -> None:
 # The proposal half: one table, the same for all three data sets but for the classifier's class count.
 PROPOSAL_TABLE: dict[str, dict[str, Any]] = {
     "cam": {
-        "model": "deit_small_patch16_224", "pretrained": True, "train_size": 224, "batch_size": 64, "epochs": 60,
-        "lr": 4e-4 * 64 / 512, "weight_decay": 0.05, "min_area": 0.08, "fusion": "mean", "affinity": "attention",
-        "scales": (1.0, 0.8, 1.2), "flip": True, "test_logit": -0.5, "cross_layers": tuple(range(4, 12)),
+        "architecture": "vit", "backbone": "deit_small_patch16_224", "pretrained": True, "train_crop_size": 224,
+        "batch_size": 64, "epochs": 60,
+        "lr": 4e-4 * 64 / 512, "weight_decay": 0.05, "min_crop_area_fraction": 0.08, "attention_fusion": "mean",
+        "affinity": "attention",
+        "tta_scales": (1.0, 0.8, 1.2), "tta_hflip": True, "test_logit_thresh": -0.5,
+        "cross_layers": tuple(range(4, 12)),
     },
     "prompt": {
-        "resolution": "image", "window": 17, "cross_window": 129, "threshold": 0.90, "cross_threshold": 0.90,
-        "max_peaks": 25, "clustering": "kmeans",
+        "resolution": "image", "window_px": 17, "cross_window_px": 129, "peak_thresh": 0.90, "cross_peak_thresh": 0.90,
+        "max_peaks_per_map": 25, "clustering": "kmeans",
     },
     "propose": {
-        "segmenter": "sam-vit-h", "grid_side": 32, "points_per_batch": 64, "grid_predicted_iou": 0.3,
-        "grid_stability": 0.3, "stability_offset": 1.0, "grid_nms": 0.3, "grid_masks": (0, 1, 2),
-        "prompt_masks": (1, 2), "prompt_predicted_iou": 0.0, "prompt_stability": 0.0, "class_prompts": True,
-        "cross_nms": 0.9, "cross_nms_by": "order", "union_nms": 1.0, "max_boxes": 0, "min_area": 0.0,
+        "segmenter": "sam-vit-h", "points_per_side": 32, "prompts_per_batch": 64, "pred_iou_thresh": 0.3,
+        "stability_score_thresh": 0.3, "stability_score_offset": 1.0, "box_nms_thresh": 0.3, "grid_masks": (0, 1, 2),
+        "prompt_masks": (1, 2), "prompt_pred_iou_thresh": 0.0, "prompt_stability_score_thresh": 0.0,
+        "class_prompts": True,
+        "cross_nms_thresh": 0.9, "cross_nms_by": "order", "union_nms_thresh": 1.0, "max_proposals": 0,
+        "min_area_px": 0.0,
         "prompt_sources": ("coarse", "fine", "cross"),
     },
 }  # fmt: skip
@@ -64,28 +73,36 @@ def test_recipe__proposal_table(recipe: str, stage: str) -> None:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe__classifier_warms_up_for_five_epochs(recipe: str) -> None:
     cam = settings("cam", recipe)
-    assert cam["warmup"] * cam["epochs"] == pytest.approx(5, abs=0.05)
-    assert cam["lr"] == cam["trunk_lr"]
-    assert (cam["randaugment"], cam["erasing"]) == ("rand-m9-mstd0.5-inc1", 0.25)
+    assert cam["warmup_fraction"] * cam["epochs"] == pytest.approx(5, abs=0.05)
+    assert "backbone_lr_factor" not in cam, "one rate for the whole transformer"
+    assert (cam["randaugment"], cam["random_erase_prob"]) == ("rand-m9-mstd0.5-inc1", 0.25)
 
 
 MIST_TABLE: dict[str, Any] = {
-    "method": "mist", "trunk": "vgg16-d8", "pool": "max", "hidden": 4096, "mist_portion": 0.15, "mist_iou": 0.2,
-    "fg_iou": 0.5, "branches": 3, "branch_weights": (3.0, 1.0, 1.0), "optimizer": "adam", "lr": 1e-5,
-    "trunk_lr_factor": 1.0, "bias_lr_factor": 2.0, "weight_decay": 5e-4, "batch_size": 8, "dropblock": True,
-    "dropblock_drop": 0.3, "dropblock_weight": 0.01, "train_sizes": (480, 576, 688, 864, 1000, 1200),
-    "max_size": 2000, "flip": 0.5, "lighting": 0.1, "test_size": 800, "tta": True, "nms_iou": 0.3,
-    "score_threshold": 0.0, "max_detections": 100, "background_column": True, "final_relu": False, "freeze_stride": 4,
-    "frozen_bn": True, "out_strides": (8,), "fused_channels": 0, "pool_size": 7, "dropout": 0.5, "init_std": 0.001,
-    "regression": True, "dropblock_form": "two_step", "mist_floor": 0.0, "mist_whole": 0.0, "ignore_iou": 0.0,
-    "seed_weights": "score", "score_ties": False, "bce_reduction": "mean", "accumulate": 1, "clip_norm": 0.0,
-    "ema_decay": 0.0, "photometric": 0.0, "dedup_grid": 0.0, "quality_power": 0.0,
+    "method": "mist", "backbone": "vgg16-d8", "pooler_type": "roi_pool", "fc_dim": 4096, "mist.top_fraction": 0.15,
+    "mist.seed_nms_thresh": 0.2,
+    "fg_iou_thresh": 0.5, "num_refinements": 3, "refine_loss_weights": (3.0, 1.0, 1.0), "optimizer": "adam", "lr": 1e-5,
+    "backbone_lr_factor": 1.0, "bias_lr_factor": 2.0, "weight_decay": 5e-4, "batch_size": 8, "dropblock": True,
+    "dropblock_max_fraction": 0.3, "dropblock_weight": 0.01, "train_short_sides": (480, 576, 688, 864, 1000, 1200),
+    "max_size": 2000, "hflip_prob": 0.5, "lighting_std": 0.1, "test_short_side": 800, "tta": True, "nms_thresh": 0.3,
+    "score_thresh": 0.0, "detections_per_image": 100, "background_class": True, "final_relu": False,
+    "freeze_through_stride": 4,
+    "freeze_bn": True, "out_strides": (8,), "fused_channels": 0, "pooler_resolution": 7, "dropout": 0.5,
+    "init_std": 0.001,
+    "mist.regression": True, "dropblock_form": "two_step", "mist.min_score_ratio": 0.0,
+    "mist.container_score_ratio": 0.0, "ignore_iou_thresh": 0.0,
+    "seed_weights": "score", "tie_break_by_score": False, "bce_reduction": "mean", "grad_accum_steps": 1,
+    "clip_grad_norm": 0.0,
+    "ema_decay": 0.0, "color_jitter": 0.0, "dedup_grid_px": 0.0, "quality_power": 0.0,
 }  # fmt: skip
 DROPPER_LR = {"voc07": 1e-5, "voc12": 1e-5, "coco14": 1e-3}
-FASTER_RCNN_TABLE: dict[str, Any] = {
-    "backbone": "resnet50-fpn", "frozen_through": 4, "anchor_sizes": (32, 64, 128, 256, 512), "optimizer": "sgd",
-    "anchor_ratios": (0.5, 1.0, 2.0), "weight_decay": 1e-4, "flip": 0.5, "rois_per_image": 512, "batch_size": 16,
-    "lr_batch": 16, "nms_iou": 0.5, "score_threshold": 0.05, "max_detections": 100, "matcher": "iou",
+DETECTOR_TABLE: dict[str, Any] = {
+    "backbone": "resnet50-fpn", "freeze_through_stride": 4, "optimizer": "sgd", "weight_decay": 1e-4, "hflip_prob": 0.5,
+    "batch_size": 16, "lr_base_size": 16, "nms_thresh": 0.5, "score_thresh": 0.05, "detections_per_image": 100,
+}  # fmt: skip
+TWO_STAGE_TABLE: dict[str, Any] = {
+    "anchor_sizes": (32, 64, 128, 256, 512), "aspect_ratios": (0.5, 1.0, 2.0), "box_batch_size_per_image": 512,
+    "matcher": "iou",
 }  # fmt: skip
 TTA_SIZES = {
     "voc07": (480, 576, 688, 864, 1000, 1800),
@@ -108,10 +125,10 @@ class Schedule:
     def check(self, found: dict[str, Any]) -> None:
         """The recipe's passes and shares are these steps, to half a pass and to the digits it writes."""
         assert found["epochs"] == round(self.steps * found["batch_size"] / self.images)
-        assert found["schedule"] == "steps"
+        assert found["schedule"] == "multistep"
         shares = [drop / self.steps for drop in self.drops]
         assert list(found["milestones"]) == pytest.approx(shares, abs=2e-3)
-        assert found["warmup"] == pytest.approx(self.warmup / self.steps, rel=0.02)
+        assert found["warmup_fraction"] == pytest.approx(self.warmup / self.steps, rel=0.02)
 
 
 VOC07, VOC12, COCO14, VOC12_AUG = 5_011, 11_540, 82_783, 10_582
@@ -123,17 +140,19 @@ MIST: dict[str, tuple[Schedule, float]] = {  # schedule, smallest proposal side
 RETRAIN: dict[str, tuple[Schedule, dict[str, Any], int | None]] = {  # schedule, the rest, first step with drop
     "voc07": (
         Schedule(VOC07, 9_000, (6_000, 8_000), 30),
-        {"lr": 0.02, "train_sizes": VOC_SIZES, "test_size": 688, "max_size": 2000, "tau_cls": 4.0, "tau_reg": 4.0},
+        {"lr": 0.02, "train_short_sides": VOC_SIZES, "test_short_side": 688, "max_size": 2000,
+         "tau_cls": 4.0, "tau_reg": 4.0},
         2_000,
     ),
     "voc12": (
         Schedule(VOC12, 16_000, (10_000, 14_000), 60),
-        {"lr": 0.015, "train_sizes": VOC_SIZES, "test_size": 688, "max_size": 2000},
+        {"lr": 0.015, "train_short_sides": VOC_SIZES, "test_short_side": 688, "max_size": 2000},
         None,
     ),
     "coco14": (
         Schedule(COCO14, 85_000, (55_000, 75_000), 1_000),
-        {"lr": 0.02, "train_sizes": COCO_SIZES, "test_size": 800, "max_size": 1333, "tau_cls": 5.0, "tau_reg": 4.0},
+        {"lr": 0.02, "train_short_sides": COCO_SIZES, "test_short_side": 800, "max_size": 1333,
+         "tau_cls": 5.0, "tau_reg": 4.0},
         10_000,
     ),
 }  # fmt: skip
@@ -150,7 +169,7 @@ def test_recipe__wsod_table(recipe: str) -> None:
     agree(found, MIST_TABLE)
     schedule, min_side = MIST[recipe]
     schedule.check(found)
-    assert found["min_side"] == min_side
+    assert found["min_side_px"] == min_side
     assert found["warmup_factor"] == pytest.approx(1 / 3, abs=1e-3)
     assert found["lr"] * found["dropblock_lr_factor"] == pytest.approx(DROPPER_LR[recipe])
 
@@ -165,29 +184,31 @@ def test_recipe__pgt_table(recipe: str) -> None:
 def test_recipe__retrain_table(recipe: str) -> None:
     found = settings("retrain", recipe)
     schedule, rest, first_drop = RETRAIN[recipe]
-    agree(found, FASTER_RCNN_TABLE | rest)
+    agree(found, DETECTOR_TABLE | within("faster_rcnn", TWO_STAGE_TABLE) | rest)
     assert not found["tta"]  # a flag away
-    assert found["tta_sizes"] == TTA_SIZES[recipe]
+    assert found["tta_short_sides"] == TTA_SIZES[recipe]
     schedule.check(found)
-    assert found["drop"] == ("off" if first_drop is None else "paper")
+    assert found["roi_drop"] == ("off" if first_drop is None else "paper")
     if first_drop is not None:
-        assert found["drop_start"] == pytest.approx(first_drop / schedule.steps, abs=3e-3)
+        assert found["roi_drop_start_fraction"] == pytest.approx(first_drop / schedule.steps, abs=3e-3)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe__wsis_table(recipe: str) -> None:
     found = settings("wsis", recipe)
-    sizes = {"train_sizes": COCO_SIZES, "test_size": 800, "max_size": 1333}
-    agree(found, FASTER_RCNN_TABLE | sizes | {"lr": 0.02, "segmenter": "sam-vit-h", "mask_choice": "single"})
+    sizes = {"train_short_sides": COCO_SIZES, "test_short_side": 800, "max_size": 1333}
+    agree(found, DETECTOR_TABLE | within("mask_rcnn", TWO_STAGE_TABLE) | sizes)
+    agree(found, {"lr": 0.02, "segmenter": "sam-vit-h", "mask_choice": "single"})
     MASKS[recipe].check(found)
 
 
 DINO_TABLE: dict[str, Any] = {
-    "architecture": "deformable-detr", "frozen_through": 4, "transformer_width": 256, "feedforward": 2048,
-    "encoder_layers": 6, "decoder_layers": 6, "test_size": 800, "max_size": 1333, "optimizer": "adamw", "lr": 9e-5,
-    "weight_decay": 1e-4, "trunk_lr_factor": 0.1, "clip_norm": 0.1, "batch_size": 16, "lr_batch": 16, "epochs": 14 * 3,
-    "train_sizes": tuple(range(480, 801, 32)), "tta_sizes": (488, 576, 688, 864, 1200), "max_detections": 300,
-    "queries": 900, "nms_iou": 1.0, "drop": "off",
+    "architecture": "deformable-detr", "freeze_through_stride": 4, "test_short_side": 800, "max_size": 1333,
+    "optimizer": "adamw", "lr": 9e-5, "weight_decay": 1e-4, "backbone_lr_factor": 0.1, "clip_grad_norm": 0.1,
+    "batch_size": 16, "lr_base_size": 16, "epochs": 14 * 3, "train_short_sides": tuple(range(480, 801, 32)),
+    "tta_short_sides": (488, 576, 688, 864, 1200), "detections_per_image": 300, "nms_thresh": 1.0, "roi_drop": "off",
+    "deformable_detr.d_model": 256, "deformable_detr.dim_feedforward": 2048, "deformable_detr.num_encoder_layers": 6,
+    "deformable_detr.num_decoder_layers": 6, "deformable_detr.num_queries": 900,
 }  # fmt: skip
 
 
@@ -220,7 +241,7 @@ def test_propose__dry_run_shows_the_table(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit) as caught:
         entry_point.main(words)
     assert caught.value.code == 0
-    assert "grid_predicted_iou = 0.3" in capsys.readouterr().out
+    assert "  pred_iou_thresh = 0.3" in capsys.readouterr().out
     with pytest.raises(SystemExit) as caught:
         entry_point.main([*words, "--json"])
     assert caught.value.code == 0

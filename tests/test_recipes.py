@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from stages.core.config import build_config, config_class, load_recipe, recipe_names
+from stages.core.config import build_config, config_class, load_recipe, recipe_layers, recipe_names
 from stages.core.registry import CHAIN
 
 
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_recipes__resolve_for_every_stage(recipe: str) -> None:
-    sections = load_recipe(recipe)
+    layers = recipe_layers(recipe)
     for stage in CHAIN:
         model = config_class(stage)
-        config = build_config(model, [(recipe, sections.get(stage, {}))])
-        for key in sections.get(stage, {}):
+        config = build_config(model, [(name, sections.get(stage, {})) for name, sections in layers])
+        for key in load_recipe(recipe).get(stage, {}):
             assert key in type(config).model_fields
 
 

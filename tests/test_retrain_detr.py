@@ -13,14 +13,22 @@ from stages.core.errors import EnvironmentFault, InputError
 from stages.core.training.loop import TrainingDivergedError
 from stages.retrain.config import RetrainConfig
 from stages.retrain.stage import RetrainStage
-from tests.detector_builders import TINY, context, run, write_pgt
+from tests.detector_builders import SHARED, context, run, write_pgt
 
 pytestmark = pytest.mark.usefixtures("random_trunks")
 
-DETR = {
-    **TINY, "transformer_width": 32, "attention_heads": 4, "feedforward": 16, "encoder_layers": 1, "decoder_layers": 2,
-    "queries": 5, "denoising": 4, "drop_start": 0.0,
+SIZES: dict[str, Any] = {
+    "d_model": 32, "num_heads": 4, "dim_feedforward": 16, "num_encoder_layers": 1, "num_decoder_layers": 2,
+    "num_queries": 5,
 }  # fmt: skip
+GROUPS = {"rt-detr": {"rt_detr": SIZES | {"num_denoising": 4}}, "deformable-detr": {"deformable_detr": SIZES}}
+
+
+def settings(architecture: str, **changes: Any) -> RetrainConfig:
+    values = SHARED | {"architecture": architecture, "roi_drop_start_fraction": 0.0} | GROUPS[architecture]
+    return RetrainConfig.model_validate(values | changes)
+
+
 DETRS = ("rt-detr", "deformable-detr")
 
 
@@ -29,7 +37,7 @@ def test_retrain__detr_fits_resumes_and_applies(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("transformers")
-    config = RetrainConfig(**DETR, architecture=architecture, tau_cls=0.0, tau_reg=0.0)
+    config = settings(architecture, tau_cls=0.0, tau_reg=0.0)
     lines: list[dict[str, Any]] = []
     results = []
     for name in ("whole", "stopped"):
@@ -70,10 +78,10 @@ def test_retrain__detr_on_any_images(tmp_path: Path) -> None:
 
     at = context(tmp_path, "train", "retrain")
     at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
-    run(RetrainStage(), RetrainConfig(**DETR | {"epochs": 1}, architecture="rt-detr"), at)
+    run(RetrainStage(), settings("rt-detr", epochs=1), at)
     detector, out = at.out / "detector.safetensors", tmp_path / "found"
     image = at.split.image_path("img_1")
-    assert predict(image, "--detector", detector, "--out", out, "--score-threshold", 0) == 0
+    assert predict(image, "--detector", detector, "--out", out, "--score-thresh", 0) == 0
     data = json.loads((out / "predictions.json").read_text())
     assert [category["name"] for category in data["categories"]] == ["bird", "cat", "dog"]
     assert len(data["annotations"]) == 3
@@ -98,6 +106,6 @@ def test_retrain__detr_diverged_loss_names_step_and_images(architecture: str, tm
     with pytest.raises(TrainingDivergedError, match="img_"):
         run(
             RetrainStage(),
-            RetrainConfig(**DETR | {"epochs": 40, "lr": 1e30, "clip_norm": 0}, architecture=architecture),
+            settings(architecture, epochs=40, lr=1e30, clip_grad_norm=0),
             at,
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stages.core.artifacts.coco_json import Detections, read_dataset, read_results, write_dataset
 from stages.core.config import build_config
+from stages.core.config.values import format_value
 from stages.core.datasets.catalog import open_split
 from stages.core.detectors.checkpoints import recorded_view_sizes
 from stages.core.errors import ConfigError, InputError, SchemaError
@@ -25,7 +26,7 @@ from stages.retrain.stage import RetrainStage
 from stages.wsis.config import WsisConfig
 from stages.wsis.stage import WsisStage
 from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
-from tests.detector_builders import MASKED, TINY, context, count_detector_calls, run, write_pgt
+from tests.detector_builders import MASKED, TINY, TWO_STAGE, context, count_detector_calls, run, write_pgt
 from tests.test_predict import finished
 
 pytestmark = pytest.mark.usefixtures("random_trunks")
@@ -49,12 +50,12 @@ def test_retrain__fit_then_apply_on_train_and_test(tmp_path: Path, monkeypatch: 
     plain = read_results(test.out / "detections.json", test.split)
     assert plain.keys() == {"img_4", "img_5"}
     views = context(tmp_path, "test", "views", checkpoint=checkpoint)
-    run(RetrainStage(), RetrainConfig(**TINY, tta=True, tta_sizes=(24, 48)), views)
+    run(RetrainStage(), RetrainConfig(**TINY, tta=True, tta_short_sides=(24, 48)), views)
     merged = read_results(views.out / "detections.json", views.split)
     assert merged.keys() == plain.keys()
     assert any(not np.array_equal(merged[i].boxes_xyxy, plain[i].boxes_xyxy) for i in plain)
     # Whoever applies a checkpoint need not repeat the settings that trained it.
-    finished(train.out, "retrain", (checkpoint.name,), config={"tta_sizes": [24, 48]})
+    finished(train.out, "retrain", (checkpoint.name,), config={"tta_short_sides": [24, 48]})
     known = context(tmp_path, "test", "known", checkpoint=checkpoint)
     calls = count_detector_calls(monkeypatch)
     run(RetrainStage(), RetrainConfig(**TINY, tta=True), known)
@@ -66,17 +67,23 @@ def test_retrain__views_are_those_of_the_training(tmp_path: Path) -> None:
     checkpoint = tmp_path / "retrain" / "detector.safetensors"
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(b"")
-    ours = RetrainConfig(train_sizes=(32, 48), tta=True)
+    ours = RetrainConfig(train_short_sides=(32, 48), tta=True)
     assert ours.view_sizes(recorded_view_sizes(checkpoint)) == (32, 48), "nothing is known of the training"
     finished(
-        checkpoint.parent, "retrain", (checkpoint.name,), config={"tta_sizes": [], "train_sizes": [96, 128]}
+        checkpoint.parent,
+        "retrain",
+        (checkpoint.name,),
+        config={"tta_short_sides": [], "train_short_sides": [96, 128]},
     )
     assert ours.view_sizes() == (32, 48)
     assert ours.view_sizes(recorded_view_sizes(checkpoint)) == (96, 128)
-    assert RetrainConfig(tta=True, tta_sizes=(64,)).view_sizes(recorded_view_sizes(checkpoint)) == (64,)
+    assert RetrainConfig(tta=True, tta_short_sides=(64,)).view_sizes(recorded_view_sizes(checkpoint)) == (64,)
     assert RetrainConfig().view_sizes(recorded_view_sizes(checkpoint)) == ()
     finished(
-        checkpoint.parent, "retrain", (checkpoint.name,), config={"tta_sizes": [80], "train_sizes": [96]}
+        checkpoint.parent,
+        "retrain",
+        (checkpoint.name,),
+        config={"tta_short_sides": [80], "train_short_sides": [96]},
     )
     assert ours.view_sizes(recorded_view_sizes(checkpoint)) == (80,)
 
@@ -122,16 +129,22 @@ def test_retrain__same_seed_same_bytes_and_resume_equals_uninterrupted(tmp_path:
 def test_accumulation__reproduces_the_batch(tmp_path: Path, stage: str) -> None:
     weights = []
     # Adam would turn the rounding of a gradient that is nearly zero into a step of full length.
-    common = {"optimizer": "sgd", "lr": 0.01, "epochs": 4, "train_sizes": (32, 40), "warmup": 0.0}
+    common = {
+        "optimizer": "sgd",
+        "lr": 0.01,
+        "epochs": 4,
+        "train_short_sides": (32, 40),
+        "warmup_fraction": 0.0,
+    }
     for name, cut in (("whole", (3, 1)), ("cut", (1, 3))):
         at = context(tmp_path, "train", name)
         at.inputs = {"pgt": write_pgt(tmp_path, at.split, masked=stage == "wsis")}
-        settings = TINY | common | {"batch_size": cut[0], "accumulate": cut[1]}
+        settings = common | {"batch_size": cut[0], "grad_accum_steps": cut[1]}
         if stage == "retrain":
-            run(RetrainStage(), RetrainConfig(**settings), at)
+            run(RetrainStage(), RetrainConfig(**TINY | settings), at)
             weights.append(load_file(at.out / "detector.safetensors"))
         else:
-            run(WsisStage(), WsisConfig(**settings, mask_channels=8, mask_source="given"), at)
+            run(WsisStage(), WsisConfig(**MASKED | settings, mask_source="given"), at)
             weights.append(load_file(at.out / "segmenter.safetensors"))
     for name, value in weights[0].items():
         assert torch.allclose(value, weights[1][name], rtol=1e-4, atol=1e-5), name
@@ -142,7 +155,7 @@ def test_retrain__drop_changes_the_detector(tmp_path: Path) -> None:
     for name, drop in (("off", "off"), ("on", "paper")):
         at = context(tmp_path, "train", name)
         at.inputs = {"pgt": write_pgt(tmp_path, at.split)}
-        settings = TINY | {"drop": drop, "tau_cls": 0.0, "tau_reg": 0.0, "drop_start": 0.0}
+        settings = TINY | {"roi_drop": drop, "tau_cls": 0.0, "tau_reg": 0.0, "roi_drop_start_fraction": 0.0}
         run(RetrainStage(), RetrainConfig(**settings), at)
         weights.append((at.out / "detector.safetensors").read_bytes())
     assert weights[0] != weights[1]
@@ -178,7 +191,7 @@ def observed(
 def test_retrain__nothing_is_dropped_before_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, shares = observed(tmp_path, monkeypatch, 1, batch_size=1, epochs=2, drop_start=0.5)
+    _, shares = observed(tmp_path, monkeypatch, 1, batch_size=1, epochs=2, roi_drop_start_fraction=0.5)
     assert shares == [0.0] * 3 + [1.0] * 3
 
 
@@ -188,10 +201,10 @@ def test_retrain__dropped_share_is_of_all_rois_since_the_last_line(
 ) -> None:
     settings = {
         "batch_size": cut[0],
-        "accumulate": cut[1],
+        "grad_accum_steps": cut[1],
         "epochs": 4,
-        "drop_start": 0.5,
-        "rois_per_image": 32,
+        "roi_drop_start_fraction": 0.5,
+        "faster_rcnn": TWO_STAGE | {"box_batch_size_per_image": 32},
     }
     steps, shares = observed(tmp_path, monkeypatch, 100, **settings | {"tau_cls": 1.4, "tau_reg": 0.0})
     since = [counts for step in steps[cut[1] :] for counts in step]  # the first move has a line of its own
@@ -201,12 +214,14 @@ def test_retrain__dropped_share_is_of_all_rois_since_the_last_line(
     assert shares[1] != pytest.approx(sum(ratios) / len(ratios)), "the images differ in their RoIs"
 
 
-@pytest.mark.parametrize(("drop", "calls"), [("paper", 2), ("normalised", 1), ("percentile", 1)])
+@pytest.mark.parametrize(("drop", "calls"), [("paper", 2), ("normalized", 1), ("percentile", 1)])
 def test_retrain__rules_that_compare_see_the_whole_batch(
     drop: str, calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise the rule is asked once for every size of image in the batch."""
-    steps, _ = observed(tmp_path, monkeypatch, 1, drop=drop, batch_size=3, epochs=4, train_sizes=(32, 64))
+    steps, _ = observed(
+        tmp_path, monkeypatch, 1, roi_drop=drop, batch_size=3, epochs=4, train_short_sides=(32, 64)
+    )
     assert max(len(step) for step in steps) == calls
 
 
@@ -267,13 +282,13 @@ def test_retrain__checkpoint_of_other_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tau_cls", "tau_reg"])
-@pytest.mark.parametrize("drop", ["normalised", "percentile"])
+@pytest.mark.parametrize("drop", ["normalized", "percentile"])
 def test_retrain__relative_thresholds_must_be_shares(drop: str, name: str) -> None:
     shares = {"tau_cls": 0.98, "tau_reg": 1.0}
     layers: list[tuple[str, dict[str, Any]]] = [("recipe", {"tau_cls": 5.0, "tau_reg": 5.0})]
-    layers.append(("--set", {"drop": drop, **shares}))
-    assert build_config(RetrainConfig, layers).drop == drop, "judged when all layers are merged"
-    with pytest.raises(ConfigError, match=rf"drop = {drop} needs {name} in \[0, 1\]"):
+    layers.append(("--set", {"roi_drop": drop, **shares}))
+    assert build_config(RetrainConfig, layers).roi_drop == drop, "judged when all layers are merged"
+    with pytest.raises(ConfigError, match=rf"roi_drop = {drop} needs {name} in \[0, 1\]"):
         build_config(RetrainConfig, [*layers, ("flags", {name: 1.5})])
 
 
@@ -281,7 +296,7 @@ def test_retrain__checkpoint_of_another_detector(tmp_path: Path) -> None:
     from stages.core.detectors.two_stage.faster_rcnn import build_detector, save_detector
 
     test = context(tmp_path, "test", "retrain", checkpoint=tmp_path / "s.safetensors")
-    spec = WsisConfig(**MASKED).spec("mask-rcnn", 8)
+    spec = WsisConfig(**MASKED).detector_spec()
     save_detector(
         tmp_path / "s.safetensors", build_detector(spec, test.split.classes, False), spec, test.split.classes
     )
@@ -291,10 +306,10 @@ def test_retrain__checkpoint_of_another_detector(tmp_path: Path) -> None:
 
 def test_retrain__low_scores_are_written_on_the_train_split_alone(tmp_path: Path) -> None:
     """A second round of pgt must find a box for every tag, however unsure the detector is."""
-    settings = TINY | {"epochs": 1, "score_threshold": 0.6, "max_detections": 30, "nms_iou": 0.99}
+    settings = TINY | {"epochs": 1, "score_thresh": 0.6, "detections_per_image": 30, "nms_thresh": 0.99}
     train = context(tmp_path, "train", "retrain")
     train.inputs = {"pgt": write_pgt(tmp_path, train.split)}
-    run(RetrainStage(), RetrainConfig(**settings, train_score_threshold=0.0), train)
+    run(RetrainStage(), RetrainConfig(**settings, train_score_thresh=0.0), train)
     found = read_results(train.out / "detections.json", train.split)
     assert min(one.scores.min() for one in found.values()) < 0.6
     test = context(tmp_path, "test", "retrain", checkpoint=train.out / "detector.safetensors")
@@ -316,8 +331,9 @@ def test_second_round__from_the_command_line(
     (first / "pgt" / "tiny_train").mkdir(parents=True)
     write_pgt(tmp_path, split).rename(first / "pgt" / "tiny_train" / "pgt.json")
     finished(first / "pgt" / "tiny_train", "pgt", ("pgt.json",))
-    tiny = {**TINY, "epochs": 1, "max_detections": 60, "nms_iou": 0.99, "train_score_threshold": 0.0}
-    settings = [f"--set={name}={list(v) if isinstance(v, tuple) else v}" for name, v in tiny.items()]
+    tiny = {**TINY, "epochs": 1, "detections_per_image": 60, "nms_thresh": 0.99, "train_score_thresh": 0.0}
+    config = RetrainConfig.model_validate(tiny)
+    settings = [f"--set={name}={format_value(value)}" for name, value in config.named_values()]
     common = ["--device", "cpu", "--workers", "0"]
     assert command("-q", "retrain", "--split", "tiny_train", "--run", "runs/first", *common, *settings) == 0
     detections = "runs/first/retrain/tiny_train/detections.json"

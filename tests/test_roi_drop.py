@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from stages.retrain.roi_drop import DropMeter, DropMode, DropRule, roi_drop
 
-MODES: tuple[DropMode, ...] = ("off", "paper", "independent", "normalised", "percentile")
+MODES: tuple[DropMode, ...] = ("off", "paper", "independent", "normalized", "percentile")
 Roi = tuple[float, float, bool]
 
 
@@ -39,7 +39,7 @@ def slow_drop(rois: list[Roi], step: int, rule: DropRule) -> tuple[list[float], 
         if not foreground:
             continue
         tau_cls, tau_reg = rule.tau_cls, rule.tau_reg
-        if rule.mode == "normalised":
+        if rule.mode == "normalized":
             cls, reg = slow_scaled(cls, cls_values), slow_scaled(reg, reg_values)
         if rule.mode == "percentile":
             tau_cls, tau_reg = slow_quantile(cls_values, tau_cls), slow_quantile(reg_values, tau_reg)
@@ -56,7 +56,7 @@ def gaps(rois: list[Roi], rule: DropRule) -> list[float]:
     found: list[float] = []
     for column, tau in ((0, rule.tau_cls), (1, rule.tau_reg)):
         values = [roi[column] for roi in rois if roi[2]]
-        if values and rule.mode == "normalised":
+        if values and rule.mode == "normalized":
             found += [abs(slow_scaled(value, values) - tau) for value in values]
         if values and rule.mode == "percentile":
             # Equality is exact when the quantile is one of the losses that its two neighbours agree on.
@@ -77,7 +77,7 @@ rois = st.lists(st.tuples(losses, losses, st.booleans()), min_size=0, max_size=2
 def test_roi_drop__agrees_with_slow_version(
     table: list[Roi], mode: DropMode, tau_cls: int, tau_reg: int, start: int, step: int
 ) -> None:
-    unit = {"normalised": 64, "percentile": 64}.get(mode, 8)
+    unit = {"normalized": 64, "percentile": 64}.get(mode, 8)
     rule = DropRule(mode, tau_cls / unit, tau_reg / unit, start)
     cls = torch.tensor([roi[0] for roi in table])
     reg = torch.tensor([roi[1] for roi in table])
@@ -112,7 +112,7 @@ def test_roi_drop__nothing_before_start_step() -> None:
     assert roi_drop(*arguments, 7, rule).cls_R.item() == 0.0
 
 
-@pytest.mark.parametrize("mode", ["normalised", "percentile"])
+@pytest.mark.parametrize("mode", ["normalized", "percentile"])
 def test_roi_drop__equal_losses_are_kept(mode: DropMode) -> None:
     same = torch.full((5,), 3.0)
     kept = roi_drop(same, same, torch.ones(5, dtype=torch.bool), 1, DropRule(mode, 0.5, 0.5))

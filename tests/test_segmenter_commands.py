@@ -39,8 +39,8 @@ def split(tmp_path: Path) -> tuple[str, ...]:
     write_table(tmp_path / "prompts.h5", PROMPTS, gather(PROMPTS, rows))
     return (
         "propose", "--split", "tiny_train", "--run", str(tmp_path / "run"), "--prompts", str(tmp_path / "prompts.h5"),
-        "--device", "cpu", "--workers", "0", "--grid-side", "3", "--grid-predicted-iou", "0",
-        "--prompt-predicted-iou", "0", "--min-side", "1", "--save-masks",
+        "--device", "cpu", "--workers", "0", "--points-per-side", "3", "--pred-iou-thresh", "0",
+        "--prompt-pred-iou-thresh", "0", "--min-side-px", "1", "--save-masks",
     )  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def test_propose__with_a_segmenter_of_the_transformers_library(
     split: tuple[str, ...], tmp_path: Path, name: str
 ) -> None:
     folder = save_tiny(name, tmp_path / "model")
-    assert command(*split, "--segmenter", name, "--checkpoint", str(folder)) == 0
+    assert command(*split, "--segmenter", name, "--segmenter-weights", str(folder)) == 0
     table = proposals(tmp_path)
     assert table.ids == IDS
     assert all(len(table.rows(i)["x1"]) for i in IDS)
@@ -80,7 +80,7 @@ def test_wsis__with_a_segmenter_of_the_transformers_library(tmp_path: Path) -> N
         "--workers",
         "0",
     )
-    assert command("wsis", *words, "--segmenter", "edgetam", "--segmenter-checkpoint", str(folder)) == 0
+    assert command("wsis", *words, "--segmenter", "edgetam", "--segmenter-weights", str(folder)) == 0
     made = read_json(run / "wsis" / "toy_train" / "pgt_masks.json")
     assert (
         len(made["annotations"]) == len(read_json(run / "pgt" / "toy_train" / "pgt.json")["annotations"]) > 0
@@ -92,7 +92,7 @@ def test_propose__weights_of_another_kind(
     split: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = save_tiny("sam2-hiera-tiny", tmp_path / "model")
-    assert command(*split, "--segmenter", "edgetam", "--checkpoint", str(folder)) == 3
+    assert command(*split, "--segmenter", "edgetam", "--segmenter-weights", str(folder)) == 3
     assert "weights of 'sam2', not of 'edgetam'" in capsys.readouterr().err
 
 
@@ -114,7 +114,7 @@ def test_propose__misspelt_segmenter(split: tuple[str, ...], capsys: pytest.Capt
 
 
 def test_propose__hub_id_without_network(split: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(*split, "--segmenter", "edgetam", "--checkpoint", "somebody/a-model-not-here") == 5
+    assert command(*split, "--segmenter", "edgetam", "--segmenter-weights", "somebody/a-model-not-here") == 5
     assert "somebody/a-model-not-here" in capsys.readouterr().err
 
 
@@ -138,7 +138,14 @@ def test_propose__weights_that_the_user_added(
     torch.save(shaken(tiny_vit_sam()).state_dict(), tmp_path / "elsewhere.pth")
     assert command(*split, "--segmenter", "mine") == 5
     assert (
-        command(*split, "--segmenter", "mine", "--checkpoint", str(tmp_path / "elsewhere.pth"), "--overwrite")
+        command(
+            *split,
+            "--segmenter",
+            "mine",
+            "--segmenter-weights",
+            str(tmp_path / "elsewhere.pth"),
+            "--overwrite",
+        )
         == 0
     )
     assert proposals(tmp_path).num_rows > 0
@@ -220,8 +227,15 @@ def test_vit_b__in_the_published_format_through_verify_and_propose(
         assert "weights of sam-vit-b, 93.7 M parameters" in capsys.readouterr().out
         assert command("weights", "verify", "sam-vit-h", str(tmp_path / "vit_b.pth")) == 3
         assert "weights of sam-vit-b, not of sam-vit-h" in capsys.readouterr().err
-        words = ("--segmenter", "sam-vit-b", "--checkpoint", str(tmp_path / "vit_b.pth"), "--limit", "1")
-        assert command(*split, *words, "--grid-side", "1") == 0
+        words = (
+            "--segmenter",
+            "sam-vit-b",
+            "--segmenter-weights",
+            str(tmp_path / "vit_b.pth"),
+            "--limit",
+            "1",
+        )
+        assert command(*split, *words, "--points-per-side", "1") == 0
     finally:
         (tmp_path / "vit_b.pth").unlink()
     table = proposals(tmp_path)

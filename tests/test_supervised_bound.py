@@ -30,7 +30,7 @@ def test_write_truth__true_boxes_and_masks_in_the_format_of_pgt(tmp_path: Path) 
 
 
 def test_settings_of__differ_from_the_run_only_where_said(tmp_path: Path) -> None:
-    assert settings_of(tmp_path, "retrain", "tiny_train") == RetrainConfig(drop="off")
+    assert settings_of(tmp_path, "retrain", "tiny_train") == RetrainConfig(roi_drop="off")
     assert settings_of(tmp_path, "wsis", "tiny_train") == WsisConfig(mask_source="given")
 
 
@@ -44,7 +44,10 @@ def test_compare__trains_both_rooms_outside_the_run(tmp_path: Path, monkeypatch:
         return build_trunk(*arguments, **options | {"pretrained": False})
 
     monkeypatch.setattr("stages.core.detectors.two_stage.faster_rcnn.build_trunk", random_trunk)
-    tiny = {"retrain": RetrainConfig(**TINY, drop="off"), "wsis": WsisConfig(**MASKED, mask_source="given")}
+    tiny = {
+        "retrain": RetrainConfig(**TINY, roi_drop="off"),
+        "wsis": WsisConfig(**MASKED, mask_source="given"),
+    }
     monkeypatch.setattr("benchmarks.supervised_bound.settings_of", lambda run, stage, train: tiny[stage])
     make_voc(tmp_path / "data", masks=True)
     options = Options(

@@ -77,20 +77,20 @@ def flat(model: nn.Module) -> Tensor:
 @pytest.mark.parametrize(("accumulate", "stop_after"), [(1, 1), (1, 3), (1, 5), (1, 8), (3, 1), (3, 2)])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_fit__resume_is_bit_exact(tmp_path: Path, stop_after: int, accumulate: int, precision: str) -> None:
-    whole = trainer(tmp_path / "whole", precision=precision, accumulate=accumulate).fit()
-    first = trainer(tmp_path / "cut", stop_after, precision=precision, accumulate=accumulate)
+    whole = trainer(tmp_path / "whole", precision=precision, grad_accum_steps=accumulate).fit()
+    first = trainer(tmp_path / "cut", stop_after, precision=precision, grad_accum_steps=accumulate)
     first.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, enabled=precision == "fp16")
     with pytest.raises(PreemptedError):
         first.fit()
-    second = trainer(tmp_path / "cut", resume=True, precision=precision, accumulate=accumulate)
+    second = trainer(tmp_path / "cut", resume=True, precision=precision, grad_accum_steps=accumulate)
     assert torch.equal(flat(second.fit()), flat(whole))
     assert second.done == second.total_steps == (9 if accumulate == 1 else 3)
     assert second.scaler.get_scale() == (8.0 if precision == "fp16" else 1.0)
 
 
 def test_fit__scaled_losses_train_like_plain_ones(tmp_path: Path) -> None:
-    plain = trainer(tmp_path / "plain", clip_norm=0.1).fit()
-    scaled = trainer(tmp_path / "scaled", precision="fp16", clip_norm=0.1).fit()
+    plain = trainer(tmp_path / "plain", clip_grad_norm=0.1).fit()
+    scaled = trainer(tmp_path / "scaled", precision="fp16", clip_grad_norm=0.1).fit()
     torch.testing.assert_close(flat(scaled), flat(plain), rtol=1e-5, atol=1e-6)
 
 
@@ -103,7 +103,7 @@ def test_fit__accumulation_equals_the_larger_batch(tmp_path: Path) -> None:
         def load(ids: list[str], epoch: int) -> Tensor:
             return torch.tensor([[float(ord(i)) / 100, epoch, 1, 0] for i in ids])
 
-        settings = FitSettings(epochs=2, batch_size=batch, accumulate=accumulate)
+        settings = FitSettings(epochs=2, batch_size=batch, grad_accum_steps=accumulate)
         fitted = Trainer(
             context, model, torch.optim.SGD(model.parameters(), lr=0.1), lambda step: 1.0, ITEMS[:8], load,
             lambda b, s: {"loss": model.forward(b).square().mean()}, settings,

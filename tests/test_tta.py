@@ -17,9 +17,9 @@ from stages.core.detectors.two_stage.faster_rcnn import Detector, build_detector
 from stages.core.errors import EnvironmentFault
 
 SPEC = DetectorSpec(
-    backbone="resnet10t", strides=(8, 16), frozen_through=8, fpn_channels=16, anchor_sizes=(16, 32),
-    test_size=64, max_size=96, rpn_candidates=50, rois_per_image=16, head_width=32, mask_channels=8,
-    score_threshold=0.0, max_detections=8,
+    backbone="resnet10t", out_strides=(8, 16), freeze_through_stride=8, fpn_channels=16, anchor_sizes=(16, 32),
+    test_short_side=64, max_size=96, rpn_pre_nms_top_n=50, box_batch_size_per_image=16, fc_dim=32, mask_channels=8,
+    score_thresh=0.0, detections_per_image=8,
 )  # fmt: skip
 
 
@@ -28,7 +28,7 @@ class Scripted:
 
     def __init__(self, answers: dict[int, list[list[float]]], spec: DetectorSpec | DetrSpec = SPEC) -> None:
         self.answers, self.spec = answers, spec
-        self.transform = GeneralizedRCNNTransform(spec.test_size, spec.max_size, [0.0], [1.0])
+        self.transform = GeneralizedRCNNTransform(spec.test_short_side, spec.max_size, [0.0], [1.0])
         self.seen: list[tuple[int, int, bool]] = []
 
     def __call__(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
@@ -74,14 +74,14 @@ def test_detect_in_views__mirrored_boxes_come_back_and_are_merged_by_class() -> 
 
 def test_detect_in_views__keeps_the_best_of_all_views() -> None:
     rows = [[20.0 * i, 0, 20.0 * i + 10, 20, 0.1 * (i + 1), 1] for i in range(5)]
-    model = Scripted({64: rows}, SPEC.model_copy(update={"max_detections": 3}))
+    model = Scripted({64: rows}, SPEC.model_copy(update={"detections_per_image": 3}))
     assert [row[4] for row in found(model)] == pytest.approx([0.5, 0.5, 0.4])
 
 
 @pytest.mark.parametrize(("own", "left"), [(1.0, 1), (0.7, 2)])
 def test_detect_in_views__set_detectors_are_suppressed_across_views_alone(own: float, left: int) -> None:
     near = {64: [[40.0, 10, 60, 30, 0.9, 1]], 80: [[40.0, 10, 60, 23, 0.8, 1]]}  # IoU .65
-    spec = DetrSpec(test_size=64, max_size=96, nms_iou=own)
+    spec = DetrSpec(test_short_side=64, max_size=96, nms_thresh=own)
     assert len(found(Scripted(near, spec), 80)) == left
 
 

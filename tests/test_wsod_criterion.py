@@ -23,15 +23,23 @@ Row = list[float]
 Seed = tuple[int, int, float]  # proposal, class, weight
 CLASSES, BRANCHES = 3, 2
 WEIGHTS = (3.0, 1.0)
-MIST = {"method": "mist", "background_column": True, "bce_reduction": "mean", "mist_whole": 0.0}
+PUBLISHED = {"container_score_ratio": 0.0}
+MIST: dict[str, Any] = {
+    "method": "mist",
+    "background_class": True,
+    "bce_reduction": "mean",
+    "mist": PUBLISHED,
+}
 VARIANTS: dict[str, dict[str, Any]] = {
-    "published mist": MIST | {"seed_weights": "score", "score_ties": False},
-    "mist": MIST | {"seed_weights": "relative", "score_ties": True, "mist_floor": 0.5},
+    "published mist": MIST | {"seed_weights": "score", "tie_break_by_score": False},
+    "mist": MIST | {"seed_weights": "relative", "tie_break_by_score": True,
+                     "mist": PUBLISHED | {"min_score_ratio": 0.5}},
     "published oicr": {
-        "method": "oicr", "class_agnostic_nms": True, "seed_weights": "score", "score_ties": False,
+        "method": "oicr", "oicr": {"class_agnostic_nms": True}, "seed_weights": "score", "tie_break_by_score": False,
     },
-    "oicr": {"method": "oicr", "near_top_ratio": 0.7, "seed_weights": "relative", "score_ties": True},
-    "first oicr": {"method": "oicr", "miner": "top1", "ignore_iou": 0.1, "seed_weights": "score"},
+    "oicr": {"method": "oicr", "oicr": {"min_score_ratio": 0.7},
+             "seed_weights": "relative", "tie_break_by_score": True},
+    "first oicr": {"method": "oicr", "oicr": {"miner": "top1"}, "ignore_iou_thresh": 0.1, "seed_weights": "score"},
 }  # fmt: skip
 
 
@@ -62,29 +70,31 @@ def slow_seeds(scores: list[Row], tags: list[int], boxes: list[Row], config: Wso
         order = sorted(range(len(boxes)), key=lambda i: (-scores[i][c], i))
         best = scores[order[0]][c]
         if config.method == "mist":
-            count = 1 if len(boxes) < 10 else max(1, int(config.mist_portion * len(boxes)))
+            count = 1 if len(boxes) < 10 else max(1, int(config.mist.top_fraction * len(boxes)))
             top = order[:count]
             queues.append(
                 [
                     (i, c, scores[i][c])
                     for rank, i in enumerate(top)
-                    if all(iou(boxes[i], boxes[j]) < config.mist_iou for j in top[:rank])
-                    and scores[i][c] >= config.mist_floor * best
+                    if all(iou(boxes[i], boxes[j]) < config.mist.seed_nms_thresh for j in top[:rank])
+                    and scores[i][c] >= config.mist.min_score_ratio * best
                 ]
             )
-        elif config.miner == "top1":
+        elif config.oicr.miner == "top1":
             queues.append([(order[0], c, best)])
         else:
             near = [
                 (i, c, scores[i][c])
                 for i in range(len(boxes))
-                if scores[i][c] >= config.near_top_ratio * best
+                if scores[i][c] >= config.oicr.min_score_ratio * best
             ]
-            queues.append(near if config.class_agnostic_nms else greedy(near, boxes, config.near_top_nms))
+            queues.append(
+                near if config.oicr.class_agnostic_nms else greedy(near, boxes, config.oicr.seed_nms_thresh)
+            )
     seeds = [seed for queue in queues for seed in queue]
-    if config.method == "oicr" and config.miner == "near_top" and config.class_agnostic_nms:
-        seeds = greedy(seeds, boxes, config.near_top_nms)
-    if config.score_ties:
+    if config.method == "oicr" and config.oicr.miner == "near_top" and config.oicr.class_agnostic_nms:
+        seeds = greedy(seeds, boxes, config.oicr.seed_nms_thresh)
+    if config.tie_break_by_score:
         seeds = sorted(seeds, key=lambda s: -s[2])
     if config.seed_weights == "relative":
         best_of = {c: max(s[2] for s in seeds if s[1] == c) for c in {s[1] for s in seeds}}
@@ -109,7 +119,7 @@ def slow_losses(
     def add(name: str, value: float) -> None:
         losses[name] = losses.get(name, 0.0) + value / len(images)
 
-    first = int(config.background_column)
+    first = int(config.background_class)
     for boxes, tags, logits in images:
         n, columns = len(boxes), CLASSES + first
         by_class = [softmax(row) for row in logits["cls"]]
@@ -128,9 +138,9 @@ def slow_losses(
             for i in range(n):
                 overlaps = [iou(boxes[i], boxes[seed[0]]) for seed in seeds]
                 chosen = seeds[overlaps.index(max(overlaps))]
-                label = chosen[1] + 1 if max(overlaps) >= config.fg_iou else 0
+                label = chosen[1] + 1 if max(overlaps) >= config.fg_iou_thresh else 0
                 weight = chosen[2] * WEIGHTS[k] / n
-                if config.ignore_iou and max(overlaps) < config.ignore_iou:
+                if config.ignore_iou_thresh and max(overlaps) < config.ignore_iou_thresh:
                     weight = 0.0
                 add(f"refine{k + 1}", -weight * math.log(soft[i][label]))
                 if config.uses_regression:
@@ -147,9 +157,9 @@ def slow_losses(
 @given(st.integers(0, 2**31), st.lists(st.integers(1, 24), min_size=1, max_size=3))
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_wsod_losses__match_the_equations(variant: str, seed: int, counts: list[int]) -> None:
-    config = WsodConfig(**VARIANTS[variant], branches=BRANCHES, branch_weights=WEIGHTS)
+    config = WsodConfig(**VARIANTS[variant], num_refinements=BRANCHES, refine_loss_weights=WEIGHTS)
     generator = torch.Generator().manual_seed(seed)
-    first = int(config.background_column)
+    first = int(config.background_class)
 
     def draw(*shape: int) -> Tensor:
         # float64: a comparison of overlaps with a threshold then falls alike in both versions.
@@ -216,8 +226,8 @@ class OnHost(TorchDispatchMode):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_wsod_losses__nothing_is_copied_to_a_gpu_or_read_from_it(variant: str) -> None:
-    config = WsodConfig(**VARIANTS[variant], branches=BRANCHES, branch_weights=WEIGHTS)
-    columns, rows = CLASSES + int(config.background_column), 40
+    config = WsodConfig(**VARIANTS[variant], num_refinements=BRANCHES, refine_loss_weights=WEIGHTS)
+    columns, rows = CLASSES + int(config.background_class), 40
     with FakeTensorMode(), OnHost() as host:
 
         def gpu(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

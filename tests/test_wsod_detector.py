@@ -27,7 +27,7 @@ from stages.wsod.model.detector import ProposalOutputs, WsodDetector
 from stages.wsod.proposals import Proposals, clean
 from stages.wsod.tta import average
 
-SMALL = {"hidden": 16, "fused_channels": 8, "pool_size": 3, "dropout": 0.0, "pretrained": False}
+SMALL = {"fc_dim": 16, "fused_channels": 8, "pooler_resolution": 3, "dropout": 0.0, "pretrained": False}
 
 
 def small(**changes: object) -> WsodConfig:
@@ -50,17 +50,23 @@ def batch() -> tuple[Tensor, Bags]:
         ({"method": "wsddn"}, {"image"}),
         ({"method": "oicr"}, {"image", "refine1", "refine2", "refine3"}),
         (
-            {"method": "oicr", "miner": "top1", "branches": 1, "branch_weights": (1.0,), "ignore_iou": 0.1},
+            {
+                "method": "oicr",
+                "oicr": {"miner": "top1"},
+                "num_refinements": 1,
+                "refine_loss_weights": (1.0,),
+                "ignore_iou_thresh": 0.1,
+            },
             {"image", "refine1"},
         ),
         (
             {
                 "method": "mist",
                 "dropblock": True,
-                "dropblock_drop": 0.9,
-                "background_column": True,
+                "dropblock_max_fraction": 0.9,
+                "background_class": True,
                 "bce_reduction": "mean",
-                "pool": "max",
+                "pooler_type": "roi_pool",
             },
             {"image", "refine1", "refine2", "refine3", "box1", "box2", "box3"},
         ),
@@ -85,7 +91,7 @@ def test_wsod_losses__every_method_trains_all_its_heads(changes: dict[str, objec
 
 @pytest.mark.parametrize("method", ["wsddn", "oicr", "mist"])
 def test_detector__loss_of_a_batch_is_the_mean_of_its_images(method: str) -> None:
-    config = small(method=method, dropout=0.5, pool="max" if method == "oicr" else "align")
+    config = small(method=method, dropout=0.5, pooler_type="roi_pool" if method == "oicr" else "roi_align")
     torch.manual_seed(0)
     model = WsodDetector(config, 3).train()
     sizes, counts = ((64, 64), (32, 96), (64, 64)), (5, 12, 1)
@@ -108,7 +114,7 @@ def test_detector__loss_of_a_batch_is_the_mean_of_its_images(method: str) -> Non
 
 
 def test_detector__frozen_stages_stay_and_the_rest_moves() -> None:
-    config = small(freeze_stride=4, optimizer="sgd", lr=0.1)
+    config = small(freeze_through_stride=4, optimizer="sgd", lr=0.1)
     torch.manual_seed(0)
     model = WsodDetector(config, 3).train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -123,10 +129,10 @@ def test_detector__frozen_stages_stay_and_the_rest_moves() -> None:
     assert any("blocks.4." in name for name in moved)
 
 
-@pytest.mark.parametrize("pool", ["align", "max"])
+@pytest.mark.parametrize("pool", ["roi_align", "roi_pool"])
 @pytest.mark.parametrize("method", ["wsddn", "oicr", "mist"])
 def test_detector__scores_and_boxes_of_mixed_precision_are_float32(method: str, pool: str) -> None:
-    config = small(method=method, pool=pool)
+    config = small(method=method, pooler_type=pool)
     torch.manual_seed(0)
     model = WsodDetector(config, 3).eval()
     images, bags = batch()
@@ -145,9 +151,9 @@ def test_detector__scores_and_boxes_of_mixed_precision_are_float32(method: str, 
     assert all(value.dtype == torch.float32 for value in losses.values())
 
 
-@pytest.mark.parametrize("pool", ["align", "max"])
+@pytest.mark.parametrize("pool", ["roi_align", "roi_pool"])
 def test_detector__pooling_in_mixed_precision_is_that_of_float_boxes(pool: str) -> None:
-    model = WsodDetector(small(pool=pool), 3)
+    model = WsodDetector(small(pooler_type=pool), 3)
     torch.manual_seed(0)
     feats = torch.randn(1, 8, 100, 168).bfloat16()
     low = torch.rand(50, 2) * torch.tensor([1200.0, 700.0])
@@ -159,13 +165,15 @@ def test_detector__pooling_in_mixed_precision_is_that_of_float_boxes(pool: str) 
 
 @pytest.mark.parametrize("frozen_bn", [True, False])
 def test_detector__a_trunk_for_one_size_is_refused(frozen_bn: bool) -> None:
-    config = small(trunk="vit_tiny_patch16_224", out_strides=(16,), freeze_stride=0, frozen_bn=frozen_bn)
+    config = small(
+        backbone="vit_tiny_patch16_224", out_strides=(16,), freeze_through_stride=0, freeze_bn=frozen_bn
+    )
     with pytest.raises(ConfigError, match="images of one size only"):
         WsodDetector(config, 3)
 
 
 def test_build_optimizer__published_groups() -> None:
-    config = small(lr=1e-5, refine_lr_factor=10.0, trunk_lr_factor=0.5)
+    config = small(lr=1e-5, refine_lr_factor=10.0, backbone_lr_factor=0.5)
     model = WsodDetector(config, 3)
     groups = make_optimizer(model, config).param_groups
     rate = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
@@ -204,7 +212,9 @@ def test_vgg16_d8__stride_freezing_and_fc_order() -> None:
 @pytest.mark.parametrize("relu", [True, False])
 def test_detector__final_relu_is_a_setting(relu: bool) -> None:
     torch.manual_seed(0)
-    config = small(trunk="vgg16-d8", out_strides=(8,), fused_channels=0, freeze_stride=4, final_relu=relu)
+    config = small(
+        backbone="vgg16-d8", out_strides=(8,), fused_channels=0, freeze_through_stride=4, final_relu=relu
+    )
     with torch.no_grad():
         feats = WsodDetector(config, 3).features(batch()[0])
     assert (feats.min() >= 0) == relu
@@ -246,7 +256,7 @@ def test_detect__clips_drops_duplicates_per_class_and_caps() -> None:
     assert found.classes.tolist() == [0, 1, 0, 1]
     assert found.boxes_xyxy[0].tolist() == [0, 0, 50, 50]
     assert found.boxes_xyxy[1].tolist() == [60, 60, 80, 80]
-    assert len(detect(scored, 80, 80, max_detections=2)) == 2
+    assert len(detect(scored, 80, 80, detections_per_image=2)) == 2
 
 
 def test_views__plain_by_default() -> None:
@@ -310,7 +320,7 @@ def test_detect_image__views_larger_than_memory_are_left_out(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(logging.getLogger("weaksam"), "propagate", True)
-    config = small(train_sizes=(32, 96), test_size=64, tta=True)
+    config = small(train_short_sides=(32, 96), test_short_side=64, tta=True)
     torch.manual_seed(0)
     model = WsodDetector(config, 3).eval()
     tried: list[int] = []
@@ -336,7 +346,7 @@ def test_detect_image__views_larger_than_memory_are_left_out(
     # Each image is tried by itself, and nothing is tried after the first view that does not fit.
     assert tried == 2 * [*(size for size in left for _ in ("plain", "mirrored")), refused]
     assert np.array_equal(found.scores, again.scores)
-    fitting = small(train_sizes=(32,), test_size=left[-1], tta=True)
+    fitting = small(train_short_sides=(32,), test_short_side=left[-1], tta=True)
     monkeypatch.setattr(inference, "_score_view", plain)
     expected = inference.detect_image(model, pixels, sure(boxes), fitting, "cpu", "fp32")
     assert np.allclose(found.scores, expected.scores, atol=1e-6)
@@ -347,16 +357,21 @@ def test_detect_image__nothing_fits(monkeypatch: pytest.MonkeyPatch) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(inference, "_score_view", refuse)
-    config = small(test_size=64)
+    config = small(test_short_side=64)
     model, pixels = WsodDetector(config, 3).eval(), torch.zeros(3, 48, 64, dtype=torch.uint8)
-    with pytest.raises(EnvironmentFault, match="test_size"):
+    with pytest.raises(EnvironmentFault, match="test_short_side"):
         inference.detect_image(model, pixels, sure(torch.tensor([[2.0, 2, 30, 40]])), config, "cpu", "fp32")
 
 
 def test_detect_image__mirrored_views_find_the_same_boxes() -> None:
     # Without regression every box is a proposal, in all views; were one left mirrored, the mean would move.
     config = small(
-        method="oicr", train_sizes=(32, 48), test_size=40, tta=True, quality_power=0.0, nms_iou=1.0
+        method="oicr",
+        train_short_sides=(32, 48),
+        test_short_side=40,
+        tta=True,
+        quality_power=0.0,
+        nms_thresh=1.0,
     )
     torch.manual_seed(0)
     model = WsodDetector(config, 3).eval()
@@ -370,7 +385,7 @@ def test_detect_image__mirrored_views_find_the_same_boxes() -> None:
 
 @pytest.mark.parametrize(("power", "factor"), [(0.0, 1.0), (1.0, 0.5), (2.0, 0.25)])
 def test_detect_image__scores_are_weighed_with_quality(power: float, factor: float) -> None:
-    config = small(method="oicr", test_size=64)
+    config = small(method="oicr", test_short_side=64)
     torch.manual_seed(0)
     model, pixels = WsodDetector(config, 3).eval(), torch.zeros(3, 48, 64, dtype=torch.uint8)
     boxes = np.array([[2, 2, 30, 40]], np.float32)
@@ -389,7 +404,7 @@ def test_detector__fully_connected_layers_start_as_vggs_where_they_fit(
     state |= {"3.weight": torch.randn(16, 16), "3.bias": torch.randn(16)}
     plain = detector._build_trunk
     monkeypatch.setattr(detector, "_build_trunk", lambda *arguments: (plain(*arguments)[0], state))
-    model = WsodDetector(small(fused_channels=512, pool_size=7, hidden=hidden), 3).eval()
+    model = WsodDetector(small(fused_channels=512, pooler_resolution=7, fc_dim=hidden), 3).eval()
     first, second = model.neck[0], model.neck[3]
     assert isinstance(first, nn.Linear)
     assert isinstance(second, nn.Linear)
@@ -414,10 +429,10 @@ def test_pad_image__right_and_bottom() -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"min_side": 4.0}, [0, 2, 4]),  # too small: 1; same whole pixels as 2: 3
-        ({"min_side": 1.0}, [0, 1, 2, 4, 5]),
-        ({"min_side": 4.0, "dedup_grid": 64.0}, [0, 4]),
-        ({"min_side": 4.0, "max_proposals": 2}, [2, 4]),
+        ({"min_side_px": 4.0}, [0, 2, 4]),  # too small: 1; same whole pixels as 2: 3
+        ({"min_side_px": 1.0}, [0, 1, 2, 4, 5]),
+        ({"min_side_px": 4.0, "dedup_grid_px": 64.0}, [0, 4]),
+        ({"min_side_px": 4.0, "max_proposals": 2}, [2, 4]),
     ],
 )
 def test_clean__small_equal_and_surplus_boxes_go(settings: dict[str, float], expected: list[int]) -> None:

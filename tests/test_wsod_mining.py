@@ -130,14 +130,12 @@ def test_near_top__published_class_agnostic_nms_lets_one_class_delete_another() 
     assert len(as_set(near_top(scores, classes, same))) == 2
 
 
-@pytest.mark.parametrize(
-    ("changes", "limit"), [({}, 32), ({"near_top_seeds": 5}, 5), ({"near_top_seeds": 99}, 40)]
-)
+@pytest.mark.parametrize(("changes", "limit"), [({}, 32), ({"max_seeds": 5}, 5), ({"max_seeds": 99}, 40)])
 def test_mine__near_top_has_a_limit(changes: dict[str, int], limit: int) -> None:
     apart = torch.tensor([[20.0 * i, 0, 20.0 * i + 10, 10] for i in range(40)])
     scores, classes = torch.ones(40, 2), torch.tensor([0, 1])
     for agnostic in (False, True):
-        settings = {"method": "oicr", "class_agnostic_nms": agnostic} | changes
+        settings = {"method": "oicr", "oicr": {"class_agnostic_nms": agnostic} | changes}
         found = as_set(mine(scores, classes, apart, WsodConfig.model_validate(settings)))
         # Of equal ones the first; class 1 has the same boxes, which class 0 suppresses if it may.
         assert found == {(i, c, 1.0) for i in range(limit) for c in ((0,) if agnostic else (0, 1))}
@@ -161,16 +159,16 @@ def test_mine__settings_of_mist_reach_it() -> None:
     scores = torch.cat((torch.tensor([[0.9], [0.6]]), torch.full((27, 1), 0.1)))
 
     def rows(**changes: float) -> set[int]:
-        settings = {"method": "mist", "mist_whole": 0.0} | changes
+        settings = {"method": "mist", "mist": {"container_score_ratio": 0.0} | changes}
         mined = mine(scores, torch.tensor([0]), boxes, WsodConfig.model_validate(settings))
         return {i for i, _, _ in as_set(mined)}
 
     assert rows() == {0, 1, 2, 3}
-    assert rows(mist_whole=0.5) == {1, 2, 3}
-    assert rows(mist_whole=0.9) == {0, 1, 2, 3}
-    assert rows(mist_floor=0.5) == {0, 1}
-    assert rows(mist_portion=0.07) == {0, 1}
-    assert rows(mist_iou=0.05) == {0, 2, 3}
+    assert rows(container_score_ratio=0.5) == {1, 2, 3}
+    assert rows(container_score_ratio=0.9) == {0, 1, 2, 3}
+    assert rows(min_score_ratio=0.5) == {0, 1}
+    assert rows(top_fraction=0.07) == {0, 1}
+    assert rows(seed_nms_thresh=0.05) == {0, 2, 3}
 
 
 def test_multi_instance__a_suppressed_box_still_suppresses() -> None:
@@ -223,7 +221,9 @@ def test_assign_labels__matches_the_slow_version(seed: int, boxes: int, ignore: 
 
 @pytest.mark.parametrize("rows", [slice(None), slice(4, 5)])
 @pytest.mark.parametrize(
-    "changes", [{"miner": "top1"}, {}, {"class_agnostic_nms": True}, {"method": "mist"}], ids=str
+    "changes",
+    [{"oicr": {"miner": "top1"}}, {}, {"oicr": {"class_agnostic_nms": True}}, {"method": "mist"}],
+    ids=str,
 )
 def test_mine__scores_that_are_not_finite_give_labels_of_the_usual_size(
     changes: dict[str, Any], rows: slice

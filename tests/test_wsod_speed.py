@@ -50,8 +50,8 @@ def test_bench__every_section_has_its_time(method: str) -> None:
     options = argparse.Namespace(
         device="cpu",
         method=method,
-        trunk="lite0-embedded",
-        pool="align",
+        backbone="lite0-embedded",
+        pooler_type="roi_align",
         size=64,
         classes=3,
         tags=2,

@@ -32,8 +32,9 @@ from stages.wsod.stage import WsodStage
 from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
 
 TINY: dict[str, Any] = {
-    "pretrained": False, "fused_channels": 8, "pool_size": 2, "hidden": 8, "train_sizes": (32, 40), "test_size": 32,
-    "epochs": 2, "batch_size": 1, "threads": 1, "lr": 1e-3,
+    "pretrained": False, "fused_channels": 8, "pooler_resolution": 2, "fc_dim": 8, "train_short_sides": (32, 40),
+    "test_short_side": 32,
+    "epochs": 2, "batch_size": 1, "num_threads": 1, "lr": 1e-3,
 }  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def test_wsod__accumulation_reproduces_the_batch(tmp_path: Path, batch_size: int
         at = context(tmp_path, "train", name)
         # Adam would turn the rounding of a gradient that is nearly zero into a step of full length.
         changes = {"optimizer": "sgd", "lr": 0.01, "epochs": 8, "ema_decay": 0.9}
-        run(at, method="mist", batch_size=cut[0], accumulate=cut[1], **changes)
+        run(at, method="mist", batch_size=cut[0], grad_accum_steps=cut[1], **changes)
         weights.append(load_file(at.out / "detector.safetensors"))
     for name, value in weights[0].items():
         assert torch.allclose(value, weights[1][name], rtol=1e-4, atol=2e-5), name
@@ -113,7 +114,7 @@ def test_wsod__the_dropper_of_the_two_step_form_learns(tmp_path: Path) -> None:
     dropping = {
         "dropblock": True,
         "dropblock_form": "two_step",
-        "dropblock_drop": 0.9,
+        "dropblock_max_fraction": 0.9,
         "dropblock_weight": 1.0,
     }
     run(at, **dropping)
@@ -125,7 +126,7 @@ def test_wsod__the_dropper_of_the_two_step_form_learns(tmp_path: Path) -> None:
     assert "dropblock.shortcut.weight" in moved
 
 
-TOP1 = {"method": "oicr", "miner": "top1"}
+TOP1 = {"method": "oicr", "oicr": {"miner": "top1"}}
 FIRST, SECOND = "two_stream.det_stream.weight", "refinement.classifiers.1.bias"
 
 
@@ -160,9 +161,23 @@ def test_wsod__a_training_that_diverges_says_so_and_keeps_its_state(
 def test_wsod__a_rate_far_too_high_ends_as_diverged(tmp_path: Path, method: str) -> None:
     at = context(tmp_path, "train")
     # Decay alone then multiplies the trunk's weights by -9 at every step.
-    wild = {"optimizer": "sgd", "lr": 1.0, "trunk_lr_factor": 10.0, "weight_decay": 1.0, "warmup": 0.0}
+    wild = {
+        "optimizer": "sgd",
+        "lr": 1.0,
+        "backbone_lr_factor": 10.0,
+        "weight_decay": 1.0,
+        "warmup_fraction": 0.0,
+    }
     with pytest.raises(TrainingDivergedError, match="a lower learning rate"):
-        run(at, **wild, method=method, freeze_stride=0, clip_norm=0.0, epochs=40, train_sizes=(32,))
+        run(
+            at,
+            **wild,
+            method=method,
+            freeze_through_stride=0,
+            clip_grad_norm=0.0,
+            epochs=40,
+            train_short_sides=(32,),
+        )
     assert (at.out / "state" / "train.pt").is_file()
 
 
@@ -191,12 +206,12 @@ def test_weak_data__tags_are_tensors_that_travel_with_the_batch(tmp_path: Path) 
 def test_weak_data__every_epoch_draws_its_own_augmentation(tmp_path: Path) -> None:
     at = context(tmp_path, "train")
     ids = at.split.ids[:1]
-    data = weak_data(at, train_sizes=(32, 40), flip=0.5, photometric=0.5)
+    data = weak_data(at, train_short_sides=(32, 40), hflip_prob=0.5, color_jitter=0.5)
     images = [data.load(ids, epoch).images[0] for epoch in range(12)]
     assert torch.equal(images[3], data.load(ids, 3).images[0])
     assert len({tuple(image.shape) for image in images}) == 2
     assert len({image.sum().item() for image in images}) == 12
-    plain = weak_data(at, train_sizes=(32,), flip=0.5, photometric=0.0)
+    plain = weak_data(at, train_short_sides=(32,), hflip_prob=0.5, color_jitter=0.0)
     assert len({plain.load(ids, epoch).images[0][:, :, 0].sum().item() for epoch in range(12)}) == 2
 
 
@@ -288,11 +303,11 @@ def test_wsod__settings_other_than_the_checkpoints_are_named_once(
 
     # Training settings and test-time augmentation are nobody's mistake.
     assert told(method="oicr", quality_power=0.0, lr=0.5, tta=True) == []
-    (message,) = told(method="mist", test_size=40)
-    assert "in use: test_size 40 (checkpoint: 32), quality_power 1.0 (checkpoint: 0.0)" in message
+    (message,) = told(method="mist", test_short_side=40)
+    assert "in use: test_short_side 40 (checkpoint: 32), quality_power 1.0 (checkpoint: 0.0)" in message
     assert "not in use: method 'mist' (checkpoint: 'oicr')" in message
     monkeypatch.setattr(stage, "is_main", lambda: False)
-    assert told(test_size=40) == []
+    assert told(test_short_side=40) == []
 
 
 def test_wsod__wrong_checkpoint(tmp_path: Path) -> None:

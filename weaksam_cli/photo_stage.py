@@ -57,13 +57,13 @@ SPEC = StageSpec(
 class PredictConfig(StageConfig):
     """What is kept of the detections, and what is made of them."""
 
-    score_threshold: float = Field(0.3, ge=0, le=1, description="detections below are left out")
+    score_thresh: float = Field(0.3, ge=0, le=1, description="detections below are left out")
     view_sizes: tuple[int, ...] = Field(
         (), description="short sides of the views that detections are merged from; none = the plain view"
     )
     masks: bool = Field(False, description="a mask for every box")
     segmenter: str = Field("sam-nano", description="promptable segmenter of the masks")
-    segmenter_checkpoint: str = Field("", description="file of its weights")
+    segmenter_weights: str = Field("", description="file of its weights")
     mask_settings: dict[str, Any] = Field(
         {}, description="settings of wsis that say how a box becomes a mask"
     )
@@ -71,7 +71,7 @@ class PredictConfig(StageConfig):
 
     def prompting(self) -> WsisConfig:
         """How a box becomes a mask."""
-        own = {"segmenter": self.segmenter, "segmenter_checkpoint": self.segmenter_checkpoint}
+        own = {"segmenter": self.segmenter, "segmenter_weights": self.segmenter_weights}
         return WsisConfig.model_validate(self.mask_settings | own)
 
 
@@ -108,7 +108,7 @@ class PredictStage:
             "description": "weaksam predict",
             "version": package_version(),
             "detector_sha256": file_sha256(detector.path),
-            "score_threshold": config.score_threshold,
+            "score_thresh": config.score_thresh,
             "failed": _failed(context),
         }
         write_dataset(context.out / PREDICTIONS, context.split, found, _sizes(table), info)
@@ -131,15 +131,15 @@ class PhotoFactory:
         split, device, config = self.split, self.device, self.config
         model = self.detector.model().to(device)
         # Only ever lowered: above its own threshold, the detector's answers stay what they were at its training.
-        if config.score_threshold < model.spec.score_threshold:
-            model.keep_from(config.score_threshold)
+        if config.score_thresh < model.spec.score_thresh:
+            model.keep_from(config.score_thresh)
         masked = _masker(config, device) if _prompts(config, self.detector) else _as_found
         pictures = picture_names(split.ids)
 
         def rows(image_id: str) -> ImageRows:
             pixels = load_image(split.image_path(image_id))
             found = detect(model, pixels, device, self.precision, config.view_sizes)
-            found = sure(found, config.score_threshold)
+            found = sure(found, config.score_thresh)
             found = masked(pixels, found)
             if config.pictures:
                 picture = draw(pixels, found, split.classes)
@@ -210,7 +210,7 @@ def _load_segmenter(config: PredictConfig, device: str) -> Any:
     from stages.core.segmenters.loading import load_segmenter
 
     settings = config.prompting()
-    weights = settings.segmenter_checkpoint
+    weights = settings.segmenter_weights
     return load_segmenter(settings.segmenter, Path(weights) if weights else None, device)
 
 

@@ -57,10 +57,10 @@ def predict(
     tta: Annotated[
         bool, typer.Option("--tta", help="Merge the detections of several sizes and of mirrored images.")
     ] = False,
-    tta_sizes: Annotated[
+    tta_short_sides: Annotated[
         str | None,
         typer.Option(
-            "--tta-sizes",
+            "--tta-short-sides",
             metavar="INTEGER,...",
             help="Short sides of --tta, pixels; default those of the training.",
         ),
@@ -76,11 +76,11 @@ def predict(
             autocompletion=completion.segmenters,
         ),
     ] = None,
-    segmenter_checkpoint: Annotated[
-        Path | None, typer.Option("--segmenter-checkpoint", help="File of its weights.")
+    segmenter_weights: Annotated[
+        Path | None, typer.Option("--segmenter-weights", help="File of its weights.")
     ] = None,
-    score_threshold: Annotated[
-        float, typer.Option("--score-threshold", min=0, max=1, help="Leave out detections below.")
+    score_thresh: Annotated[
+        float, typer.Option("--score-thresh", min=0, max=1, help="Leave out detections below.")
     ] = 0.3,
     overlays: Annotated[
         bool, typer.Option("--overlays/--no-overlays", help="Draw every image into <out>/viz.")
@@ -100,11 +100,11 @@ def predict(
     folder = options.out or (Path("predictions") if options.run is None else options.run / "predict")
     prompting = mask_settings(options.run) if masks else {}
     config = PredictConfig(
-        score_threshold=score_threshold,
-        view_sizes=view_sizes(checkpoint, tta_sizes) if tta or tta_sizes else (),
+        score_thresh=score_thresh,
+        view_sizes=view_sizes(checkpoint, tta_short_sides) if tta or tta_short_sides else (),
         masks=masks,
         segmenter=segmenter or prompting.get("segmenter", "sam-nano"),
-        segmenter_checkpoint=_weights(segmenter, segmenter_checkpoint, prompting),
+        segmenter_weights=_weights(segmenter, segmenter_weights, prompting),
         mask_settings=prompting,
         pictures=overlays,
     )
@@ -187,7 +187,9 @@ def view_sizes(detector: DetectorFile, given: str | None) -> tuple[int, ...]:
         parts = [part.strip() for part in given.split(",")]
         if not all(part.isdecimal() and int(part) > 0 for part in parts):
             raise UsageError(
-                f"'{given}' is no list of sizes", where="--tta-sizes", hint="give pixels, e.g. 480,576,688"
+                f"'{given}' is no list of sizes",
+                where="--tta-short-sides",
+                hint="give pixels, e.g. 480,576,688",
             )
         return tuple(int(part) for part in parts)
     if sizes := recorded_view_sizes(detector.path):
@@ -195,7 +197,7 @@ def view_sizes(detector: DetectorFile, given: str | None) -> tuple[int, ...]:
     raise UsageError(
         "the sizes that the detector was trained at are not recorded beside it",
         where=detector.path,
-        hint="name the short sides of the views, e.g. --tta-sizes 480,576,688",
+        hint="name the short sides of the views, e.g. --tta-short-sides 480,576,688",
     )
 
 
@@ -207,7 +209,10 @@ def mask_settings(run: Path | None) -> dict[str, Any]:
     from stages.core.artifacts.manifest import read_manifest
     from stages.wsis.config import WsisConfig
 
-    names = ("segmenter", "segmenter_checkpoint", "mask_choice", "box_margin", "largest_piece", "min_area")
+    names = (
+        "segmenter", "segmenter_weights", "mask_choice", "box_margin_fraction", "largest_component",
+        "min_mask_area_fraction",
+    )  # fmt: skip
     for masks in sorted(run.glob("wsis/*/pgt_masks.json")) if run is not None else ():
         if (masks.parent / "manifest.json").is_file():
             config = read_manifest(masks.parent).config
@@ -222,7 +227,7 @@ def _weights(segmenter: str | None, given: Path | None, prompting: dict[str, Any
     if given is not None:
         return os.fspath(given)
     own = segmenter is None or segmenter == prompting.get("segmenter")
-    return str(prompting.get("segmenter_checkpoint", "")) if own else ""
+    return str(prompting.get("segmenter_weights", "")) if own else ""
 
 
 def _print(outcome: Outcome, *, as_json: bool, pictures: bool) -> None:

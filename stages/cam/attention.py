@@ -86,7 +86,7 @@ def patch_to_patch(attention: Tensor, num_classes: int) -> Tensor:
 
 
 def locality_bias(
-    grid: tuple[int, int], num_classes: int, num_heads: int, strength: float, patches_see_classes: bool
+    grid: tuple[int, int], num_classes: int, num_heads: int, strength: float, patches_attend_classes: bool
 ) -> Tensor:
     """Return additive attention logits [H, N, N] that keep patch tokens local.
 
@@ -102,6 +102,6 @@ def locality_bias(
     size = num_classes + height * width
     bias_HNN = torch.zeros(num_heads, size, size)
     bias_HNN[:, num_classes:, num_classes:] = -slopes_H[:, None, None] * distance_PP
-    if not patches_see_classes:
+    if not patches_attend_classes:
         bias_HNN[:, num_classes:, :num_classes] = float("-inf")
     return bias_HNN

@@ -39,7 +39,7 @@ class CropAugmentation:
         self.operations = None
         if config.randaugment:
             grey = tuple(round(255 * value) for value in IMAGENET_DEFAULT_MEAN)
-            fill = {"translate_const": int(0.45 * config.train_size), "img_mean": grey}
+            fill = {"translate_const": int(0.45 * config.train_crop_size), "img_mean": grey}
             try:
                 self.operations = rand_augment_transform(config.randaugment, fill)
             except (AssertionError, ValueError, KeyError) as error:
@@ -48,17 +48,17 @@ class CropAugmentation:
                     where="randaugment",
                     hint="use e.g. rand-m9-mstd0.5-inc1",
                 ) from error
-        self.eraser = RandomErasing(config.erasing, mode="pixel", device="cpu")  # type: ignore[no-untyped-call]
+        self.eraser = RandomErasing(config.random_erase_prob, mode="pixel", device="cpu")  # type: ignore[no-untyped-call]
 
     def __call__(self, pixels_HW3: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
         """Return a crop [1, 3, S, S] in [0, 1]; erased parts hold noise with ImageNet's mean and deviation."""
         crop = random_crop(pixels_HW3, self.config, rng)
-        if self.operations is None and not self.config.erasing:
+        if self.operations is None and not self.config.random_erase_prob:
             return crop
         with global_generators(int(rng.integers(2**62))):
             if self.operations is not None:
                 crop = self._operate(crop)
-            if self.config.erasing:
+            if self.config.random_erase_prob:
                 mean, std = (
                     torch.tensor(x)[:, None, None] for x in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
                 )
@@ -75,11 +75,14 @@ class CropAugmentation:
 def random_crop(pixels_HW3: NDArray[np.uint8], config: CamConfig, rng: np.random.Generator) -> Tensor:
     """Return a random part of the image, resized to the training square and perhaps mirrored, [1, 3, S, S]."""
     height, width = pixels_HW3.shape[:2]
-    side, aspect = math.sqrt(rng.uniform(config.min_area, 1.0)), math.exp(rng.uniform(-ASPECT, ASPECT))
+    side, aspect = (
+        math.sqrt(rng.uniform(config.min_crop_area_fraction, 1.0)),
+        math.exp(rng.uniform(-ASPECT, ASPECT)),
+    )
     rows = max(1, min(height, round(height * side * aspect)))
     columns = max(1, min(width, round(width * side / aspect)))
     top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
     part = torch.from_numpy(pixels_HW3[top : top + rows, left : left + columns].copy()).permute(2, 0, 1)[None]
-    size = (config.train_size, config.train_size)
+    size = (config.train_crop_size, config.train_crop_size)
     crop = F.interpolate(part.float() / 255.0, size, mode="bilinear", antialias=True, align_corners=False)
-    return crop.flip(-1) if rng.random() < 0.5 else crop
+    return crop.flip(-1) if rng.random() < config.hflip_prob else crop

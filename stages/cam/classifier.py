@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -53,13 +54,14 @@ class HybridBody(nn.Module):
     """Trunk maps of several strides projected to one width and summed at the coarsest of them."""
 
     def __init__(
-        self, trunk: Trunk, dim: int, num_heads: int, locality: float, patches_see_classes: bool
+        self, trunk: Trunk, dim: int, num_heads: int, locality: float, patches_attend_classes: bool
     ) -> None:
         super().__init__()
         self.trunk = trunk
         self.dim, self.patch = dim, trunk.strides[-1]
         self.mean, self.std = trunk.mean, trunk.std
-        self.num_heads, self.locality, self.patches_see_classes = num_heads, locality, patches_see_classes
+        self.num_heads, self.locality = num_heads, locality
+        self.patches_attend_classes = patches_attend_classes
         self.lateral_fusion = LateralFusion(trunk.channels, dim, "coarsest", nn.BatchNorm2d)
 
     def embed(self, images_BCHW: Tensor) -> Tensor:
@@ -69,9 +71,9 @@ class HybridBody(nn.Module):
 
     def attention_bias(self, grid: tuple[int, int], num_classes: int) -> Tensor | None:
         """Return the locality bias, or None if the body is not asked to be local."""
-        if self.locality == 0 and self.patches_see_classes:
+        if self.locality == 0 and self.patches_attend_classes:
             return None
-        return locality_bias(grid, num_classes, self.num_heads, self.locality, self.patches_see_classes)
+        return locality_bias(grid, num_classes, self.num_heads, self.locality, self.patches_attend_classes)
 
     def rope(self, grid: tuple[int, int]) -> Tensor | None:
         """Return None: locality stands in for positions."""
@@ -201,7 +203,7 @@ class MultiClassTokenClassifier(nn.Module):
 
 
 def build_hybrid(
-    num_classes: int, config: CamConfig, pretrained: bool, drop_path: float = 0.1
+    num_classes: int, config: CamConfig, pretrained: bool | Path, drop_path: float = 0.1
 ) -> MultiClassTokenClassifier:
     """Build the settings' convolutional trunk under fresh attention blocks.
 
@@ -209,17 +211,26 @@ def build_hybrid(
         ConfigError: unknown backbone, or one without a map at the strides.
         EnvironmentFault: the pretrained weights cannot be fetched.
     """
-    trunk = build_trunk(config.backbone, config.strides, pretrained, frozen_bn=pretrained)
-    body = HybridBody(trunk, config.dim, config.heads, config.locality, config.patches_see_classes)
-    rates = torch.linspace(0, drop_path, config.depth).tolist()
-    blocks = [Block(config.dim, config.heads, qkv_bias=True, drop_path=rate) for rate in rates]
+    trunk = build_trunk(config.backbone, config.hybrid.out_strides, pretrained, frozen_bn=bool(pretrained))
+    body = HybridBody(
+        trunk,
+        config.hybrid.embed_dim,
+        config.hybrid.num_heads,
+        config.hybrid.locality,
+        config.hybrid.patches_attend_classes,
+    )
+    rates = torch.linspace(0, drop_path, config.hybrid.depth).tolist()
+    blocks = [
+        Block(config.hybrid.embed_dim, config.hybrid.num_heads, qkv_bias=True, drop_path=rate)
+        for rate in rates
+    ]
     # The class logit is the mean channel of a raw token: tokens start small so that logits start near zero.
-    tokens_CD = nn.init.trunc_normal_(torch.empty(num_classes, config.dim), std=0.02)
-    return MultiClassTokenClassifier(body, blocks, tokens_CD, config.fusion)
+    tokens_CD = nn.init.trunc_normal_(torch.empty(num_classes, config.hybrid.embed_dim), std=0.02)
+    return MultiClassTokenClassifier(body, blocks, tokens_CD, config.attention_fusion)
 
 
 def build_vit(
-    num_classes: int, name: str, pretrained: bool, fusion: Fusion, drop_path: float = 0.1
+    num_classes: int, name: str, pretrained: bool | Path, fusion: Fusion, drop_path: float = 0.1
 ) -> MultiClassTokenClassifier:
     """Build a multi-class-token version of a timm vision transformer, e.g. `deit_small_patch16_224`.
 
@@ -237,8 +248,8 @@ def build_vit(
     if not _is_plain(vit):
         raise ConfigError(
             f"{name!r} is not a plain vision transformer with a class token",
-            where="cam.model",
-            hint="use a DeiT, ViT, DINOv2 or EVA-02 of timm, a convolutional network of timm, or hybrid",
+            where="cam.backbone",
+            hint="use a DeiT, ViT, DINOv2 or EVA-02 of timm, or architecture=cnn for a convolutional network",
         )
     token_D = vit.cls_token[0, 0]
     if vit.pos_embed is not None and not vit.no_embed_class:
@@ -251,18 +262,20 @@ def build_vit(
     return MultiClassTokenClassifier(ViTBody(vit), list(vit.blocks), tokens_CD, fusion, registers)
 
 
-def _create(name: str, pretrained: bool, drop_path: float) -> Any:
+def _create(name: str, pretrained: bool | Path, drop_path: float) -> Any:
     options: dict[str, Any] = {"num_classes": 0, "drop_path_rate": drop_path}
+    if isinstance(pretrained, Path):
+        options["pretrained_cfg_overlay"] = {"file": str(pretrained)}
     if name.startswith("eva02"):
         options["dynamic_img_size"] = True  # else rotary positions are fixed to one size
     try:
-        return timm.create_model(name, pretrained=pretrained, **options)
+        return timm.create_model(name, pretrained=bool(pretrained), **options)
     except Exception as error:
         if not pretrained:
             raise
         raise EnvironmentFault(
             f"pretrained weights of {name!r} cannot be had ({type(error).__name__}: {error})",
-            hint="connect once so that timm caches them, or use the embedded classifier (model: hybrid)",
+            hint="connect once so that timm caches them, give backbone_weights=FILE, or use architecture=hybrid",
         ) from error
 
 

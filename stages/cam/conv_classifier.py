@@ -5,12 +5,15 @@ It gives the coarse map only; `prompt` and `propose` go on with the points they 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import timm
 import torch
 from torch import Tensor, nn
 
 from stages.cam.classifier import ClassifierOutput
 from stages.core.backbones.timm_backbones import Trunk, build_trunk
+from stages.core.errors import ConfigError
 
 STRIDES = (16,)
 
@@ -59,11 +62,17 @@ def gives_feature_maps(name: str) -> bool:
     return len(strides) > 1 and str(getattr(model, "output_fmt", "NCHW")) == "NCHW"
 
 
-def build_conv(num_classes: int, name: str, pretrained: bool) -> ConvClassifier:
-    """Build the classifier on any timm backbone with a map at stride 16.
+def build_conv(num_classes: int, name: str, pretrained: bool | Path) -> ConvClassifier:
+    """Build the classifier on any convolutional backbone with a map at stride 16.
 
     Raises:
-        ConfigError: the model has no such map.
+        ConfigError: the backbone is a transformer, or has no such map.
         EnvironmentFault: the pretrained weights cannot be fetched.
     """
-    return ConvClassifier(build_trunk(name, STRIDES, pretrained, frozen_bn=pretrained), num_classes)
+    if timm.is_model(name) and not gives_feature_maps(name):
+        raise ConfigError(
+            f"{name!r} is no convolutional network",
+            where="cam.backbone",
+            hint="set architecture to vit, or name a convolutional network of timm",
+        )
+    return ConvClassifier(build_trunk(name, STRIDES, pretrained, frozen_bn=bool(pretrained)), num_classes)

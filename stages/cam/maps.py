@@ -36,24 +36,24 @@ class MapRule:
     """How maps are made.
 
     Attributes:
-        scales: sizes of the views, the first is 1.
-        flip: add mirrored views.
-        max_side: limit of the long side at scale 1, pixels.
+        tta_scales: sizes of the views, the first is 1.
+        tta_hflip: add horizontally flipped views.
+        max_size: limit of the long side at scale 1, pixels.
         cells_per_token: map cells per token and axis.
         affinity: what spreads evidence into the fine map.
-        temperature: softmax temperature of the feature affinity.
+        affinity_temperature: softmax temperature of the feature affinity.
         cross_layers: layers whose cross maps are kept.
-        test_logit: threshold of the label-free rule.
+        test_logit_thresh: threshold of the label-free rule.
     """
 
-    scales: tuple[float, ...]
-    flip: bool
-    max_side: int
+    tta_scales: tuple[float, ...]
+    tta_hflip: bool
+    max_size: int
     cells_per_token: int
     affinity: Affinity
-    temperature: float
+    affinity_temperature: float
     cross_layers: tuple[int, ...]
-    test_logit: float
+    test_logit_thresh: float
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,12 @@ def image_maps(
         device: where the model lives.
     """
     image = torch.from_numpy(pixels.copy()).to(device).permute(2, 0, 1)[None].float() / 255.0
-    sizes = view_sizes(pixels.shape[0], pixels.shape[1], rule.scales, rule.max_side, model.patch)
+    sizes = view_sizes(pixels.shape[0], pixels.shape[1], rule.tta_scales, rule.max_size, model.patch)
     views = [_view(model, image, size, rule) for size in sizes]
     logits_C = torch.stack([view.class_logits_BC for view in views]).mean(dim=(0, 1))
-    chosen = tuple(sorted(classes)) if classes is not None else predicted_classes(logits_C, rule.test_logit)
+    chosen = (
+        tuple(sorted(classes)) if classes is not None else predicted_classes(logits_C, rule.test_logit_thresh)
+    )
     rows, columns = (side // model.patch * rule.cells_per_token for side in sizes[0])
     total: list[Tensor] = []
     for view in views:
@@ -109,10 +111,10 @@ def image_maps(
 
 
 def view_sizes(
-    height: int, width: int, scales: Sequence[float], max_side: int, patch: int
+    height: int, width: int, scales: Sequence[float], max_size: int, patch: int
 ) -> list[tuple[int, int]]:
     """Return (height, width) of each scale's view: multiples of the patch, so that tokens cover the whole image."""
-    shrink = min(1.0, max_side / max(height, width))
+    shrink = min(1.0, max_size / max(height, width))
 
     def side(length: int, scale: float) -> int:
         return max(1, round(length * shrink * scale / patch)) * patch
@@ -138,7 +140,7 @@ def normalise(maps: Tensor) -> Tensor:
 def _view(model: TagClassifier, image_1CHW: Tensor, size: tuple[int, int], rule: MapRule) -> ClassifierOutput:
     """Run one scale, and its mirror image with it."""
     view = F.interpolate(image_1CHW, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    if rule.flip:
+    if rule.tta_hflip:
         view = torch.cat([view, view.flip(-1)])
     output: ClassifierOutput = model(view, record=True)
     return output
@@ -158,7 +160,7 @@ def _view_maps(view: ClassifierOutput, classes: tuple[int, ...], rule: MapRule) 
     patches = grid[0] * grid[1]
     coarse = view.coarse_BCHW[:, index]
     fused_cross = patches * class_to_patch(fused, num_classes, (grid[0], grid[1]))[:, index]
-    affinity_BPP = patch_affinity(view, rule.affinity, rule.temperature)
+    affinity_BPP = patch_affinity(view, rule.affinity, rule.affinity_temperature)
     fine = torch.einsum("bpq,bkq->bkp", affinity_BPP, (fused_cross * coarse).flatten(2)).view_as(coarse)
     layers = list(rule.cross_layers) or list(range(attention.shape[1]))
     cross = patches * class_to_patch(attention[:, layers], num_classes, (grid[0], grid[1]))[:, :, :, index]

@@ -41,9 +41,14 @@ class CamStage:
             return Plan(len(context.split.ids), ("apply only",))
         CropAugmentation(config)
         build_classifier(config, len(context.split.classes), pretrained=False)
-        steps = config.epochs * steps_per_epoch(len(context.split.ids), config.batch_size, config.accumulate)
-        size = config.batch_size * config.accumulate
-        return Plan(len(context.split.ids), (f"{config.model}: about {steps} steps of {size} images",))
+        steps = config.epochs * steps_per_epoch(
+            len(context.split.ids), config.batch_size, config.grad_accum_steps
+        )
+        size = config.batch_size * config.grad_accum_steps
+        return Plan(
+            len(context.split.ids),
+            (f"{config.architecture} on {config.backbone}: about {steps} steps of {size} images",),
+        )
 
     def run(self, config: CamConfig, context: StageContext) -> Counts:
         """Fit on a train split, then write the maps."""
@@ -67,14 +72,14 @@ class CamStage:
 
 def _adopt(context: StageContext, config: CamConfig) -> Path:
     """Return the given checkpoint; on a train split its copy becomes the split's own, for the test splits."""
-    from stages.cam.building import load_classifier, save_classifier
+    from stages.cam.building import load_classifier, save_classifier, with_architecture
     from stages.core.weights.checkpoints import read_metadata
 
     given = context.input("checkpoint")
     if context.split.role == "test":
         return given
     model = load_classifier(given, config, context.split.classes)
-    saved = CamConfig.model_validate(config.model_dump() | read_metadata(given)["architecture"])
+    saved = with_architecture(config, read_metadata(given)["architecture"])
     save_classifier(context.out / CHECKPOINT, model, saved, context.split.classes)
     return context.out / CHECKPOINT
 

@@ -128,7 +128,7 @@ class EpochChoice:
                 self.context.failures.record(image_id, str(error))
                 continue
             size = view_sizes(
-                pixels.shape[0], pixels.shape[1], (1.0,), self.config.max_side, self.model.patch
+                pixels.shape[0], pixels.shape[1], (1.0,), self.config.max_size, self.model.patch
             )[0]
             image = (
                 torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(self.context.device).float() / 255.0
@@ -157,9 +157,9 @@ def mean_average_precision(scores_NC: NDArray[np.float32], tags_NC: NDArray[np.f
     return float(np.mean(values)) if values else 0.0
 
 
-def held_out_ids(ids: Sequence[str], share: float, seed: int) -> list[str]:
+def held_out_ids(ids: Sequence[str], fraction: float, seed: int) -> list[str]:
     """Return the held-out images, sorted; none if they would be too few to choose by."""
-    count = round(len(ids) * share)
+    count = round(len(ids) * fraction)
     if count < MIN_HELD_OUT:
         return []
     order = numpy_generator(seed, "held out").permutation(len(ids))[:count]
@@ -173,11 +173,11 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[TagClass
         TrainingDivergedError: a loss is not finite.
     """
     torch.manual_seed(derive_seed(context.seed, "fresh layers"))
-    model = build_classifier(config, len(context.split.classes), config.pretrained).to(context.device)
+    model = build_classifier(config, len(context.split.classes), config.backbone_source()).to(context.device)
     draw_per_image(model)
     if isinstance(model, MultiClassTokenClassifier) and isinstance(model.body, HybridBody):
-        model.body.trunk.freeze_to(config.frozen_to, "cam.frozen_to")
-    held_out = held_out_ids(context.split.ids, config.holdout, context.seed)
+        model.body.trunk.freeze_to(config.hybrid.freeze_through_stride, "cam.hybrid.freeze_through_stride")
+    held_out = held_out_ids(context.split.ids, config.val_fraction, context.seed)
     data = TagData(context, config, sorted(set(context.split.ids) - set(held_out)))
     choice = EpochChoice(context, config, model, held_out)
 
@@ -186,17 +186,19 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[TagClass
             output = model(batch.images.to(context.device))
         return tag_losses(output, batch.tags.to(context.device))
 
-    steps = config.epochs * steps_per_epoch(len(data.ids), config.batch_size, config.accumulate)
-    with torch_threads(config.threads):
+    steps = config.epochs * steps_per_epoch(len(data.ids), config.batch_size, config.grad_accum_steps)
+    with torch_threads(config.num_threads):
         trainer = Trainer(
             context=context,
             model=model,
             optimizer=make_optimizer(model, config),
-            schedule=build_schedule("cosine", steps, config.warmup),
+            schedule=build_schedule("cosine", steps, config.warmup_fraction),
             items=data.ids,
             load=data.load,
             losses=batch_losses,
-            settings=FitSettings(config.epochs, config.batch_size, config.accumulate, label="classifier"),
+            settings=FitSettings(
+                config.epochs, config.batch_size, config.grad_accum_steps, label="classifier"
+            ),
             epoch_end=choice.finished,
         )
         trainer.fit()
@@ -214,7 +216,7 @@ def make_optimizer(model: TagClassifier, config: CamConfig) -> torch.optim.Optim
         model,
         lr=config.lr,
         weight_decay=config.weight_decay,
-        module_lrs={} if trunk is None else {trunk: config.trunk_lr},
+        module_lrs={} if trunk is None else {trunk: config.lr * config.backbone_lr_factor},
         no_decay=model.tokens_and_positions,
     )
     return build_optimizer("adamw", groups)

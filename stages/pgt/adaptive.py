@@ -32,13 +32,13 @@ class Rule:
     """
     tau_o: float = 0.85
     """paper, improved, pgf: containment from which a box counts as inside another, in (0, 1]."""
-    nms_iou: float = 0.3
+    nms_thresh: float = 0.3
     """improved: class-wise NMS before containment; 1 switches it off."""
-    policy: Policy = "drop_inner"
+    containment_policy: Policy = "drop_inner"
     """improved: what goes when one box lies inside another."""
-    protect_top1: bool = True
+    keep_top1: bool = True
     """improved: the class's best box is never removed by containment."""
-    top: int = 1
+    top_k: int = 1
     """topk: boxes per class and image."""
     exempt_classes: frozenset[int] = field(default_factory=frozenset)
     """pgf: 0-based classes without containment removal, whose instances often overlap."""
@@ -121,7 +121,7 @@ def _select_class(boxes: Floats, scores: Floats, tag: int, rule: Rule) -> tuple[
     if len(boxes) == 0:
         return np.empty(0, dtype=np.int64), 0
     if rule.mode == "topk":
-        kept = np.arange(min(rule.top, len(boxes)))
+        kept = np.arange(min(rule.top_k, len(boxes)))
         return kept, len(kept)
     if rule.mode == "paper":
         passed = np.flatnonzero(normalised_scores(scores) > rule.tau_s)
@@ -133,8 +133,10 @@ def _select_class(boxes: Floats, scores: Floats, tag: int, rule: Rule) -> tuple[
             return passed, len(passed)
         return passed[simultaneous(boxes[passed], rule.tau_o)], len(passed)
     passed = np.flatnonzero(relative_scores(scores) >= rule.tau_s)
-    separate = passed[_nms(boxes[passed], scores[passed], rule.nms_iou)]
-    return separate[ordered(boxes[separate], rule.tau_o, rule.policy, rule.protect_top1)], len(passed)
+    separate = passed[_nms(boxes[passed], scores[passed], rule.nms_thresh)]
+    return separate[ordered(boxes[separate], rule.tau_o, rule.containment_policy, rule.keep_top1)], len(
+        passed
+    )
 
 
 def _nms(boxes: Floats, scores: Floats, iou: float) -> Indices:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from stages.core.config import StageConfig
+from stages.core.config import OnlyWith, StageConfig
+from stages.core.settings import NmsThresh
 
 if TYPE_CHECKING:
     from stages.pgt.adaptive import Rule
+
+IMPROVED = OnlyWith("mode", ("improved",))
 
 
 class PgtConfig(StageConfig):
@@ -19,43 +22,43 @@ class PgtConfig(StageConfig):
         "improved",
         description="Rule: Algorithm 2, ours, the best k per class, or the fixed-threshold filter",
     )
-    tau_s: float = Field(
+    tau_s: Annotated[float, OnlyWith("mode", ("paper", "improved", "pgf"))] = Field(
         0.3,
-        description="Score threshold in [0, 1]: min-max normalised (paper), relative to the best (improved), raw (pgf)",
+        description="Score threshold: min-max normalized (paper), relative to the best (improved), raw (pgf)",
         ge=0,
         le=1,
     )
-    tau_o: float = Field(
+    tau_o: Annotated[float, OnlyWith("mode", ("paper", "improved", "pgf"))] = Field(
         0.85,
-        description="Share of a box inside another of its class from which it counts as a part",
+        description="Fraction of a box's area inside another of its class from which it counts as a part",
         gt=0,
         le=1,
     )
-    nms_iou: float = Field(
-        0.3, description="improved: class-wise NMS before containment; 1 = none", gt=0, le=1
+    nms_thresh: Annotated[NmsThresh, IMPROVED] = 0.3
+    containment_policy: Annotated[Literal["drop_inner", "drop_lower"], IMPROVED] = Field(
+        "drop_inner", description="Of a box and its part, drop the part or the lower score"
     )
-    policy: Literal["drop_inner", "drop_lower"] = Field(
-        "drop_inner", description="improved: of a box and its part, drop the part or the lower score"
+    keep_top1: Annotated[bool, IMPROVED] = Field(
+        True, description="Containment never removes the highest-scoring box of a class"
     )
-    protect_top1: bool = Field(
-        True, description="improved: containment never removes the best box of a class"
+    top_k: Annotated[int, OnlyWith("mode", ("topk",))] = Field(
+        1, description="Boxes per class and image", ge=1, le=10_000
     )
-    top: int = Field(1, description="topk: boxes per class and image", ge=1)
-    exempt: tuple[str, ...] = Field(
-        (), description="pgf: class names without containment removal (instances that often overlap)"
+    exempt_classes: Annotated[tuple[str, ...], OnlyWith("mode", ("pgf",))] = Field(
+        (), description="Class names without containment removal (instances that often overlap)"
     )
 
     def rule(self, classes: tuple[str, ...]) -> Rule:
-        """The rule over class indices; names in `exempt` must be among `classes`."""
+        """The rule over class indices; names in `exempt_classes` must be among `classes`."""
         from stages.pgt.adaptive import Rule  # torch, which --help does without
 
         return Rule(
             mode=self.mode,
             tau_s=self.tau_s,
             tau_o=self.tau_o,
-            nms_iou=self.nms_iou,
-            policy=self.policy,
-            protect_top1=self.protect_top1,
-            top=self.top,
-            exempt_classes=frozenset(classes.index(name) for name in self.exempt),
+            nms_thresh=self.nms_thresh,
+            containment_policy=self.containment_policy,
+            keep_top1=self.keep_top1,
+            top_k=self.top_k,
+            exempt_classes=frozenset(classes.index(name) for name in self.exempt_classes),
         )

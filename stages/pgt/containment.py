@@ -43,13 +43,13 @@ def simultaneous(boxes_xyxy: Floats, tau_o: float) -> NDArray[np.bool_]:
 
 
 def ordered(
-    boxes_xyxy: Floats, tau_o: float, policy: Policy = "drop_inner", protect_top1: bool = True
+    boxes_xyxy: Floats, tau_o: float, policy: Policy = "drop_inner", keep_top1: bool = True
 ) -> NDArray[np.bool_]:
     """Containment in descending score: each box is judged only against boxes accepted so far.
 
     drop_inner: a box inside an accepted one is refused; accepted boxes inside a new one are taken back (the
     whole replaces its parts).
-    drop_lower: whichever of the two scores lower goes. protect_top1: the class's best box is never taken
+    drop_lower: whichever of the two scores lower goes. keep_top1: the class's best box is never taken
     back; a box that would have replaced it is refused. At least one box always survives.
     """
     covered_JK = containment(boxes_xyxy) >= tau_o
@@ -59,7 +59,7 @@ def ordered(
         refused = bool((keep & covered_JK[j]).any())
         if policy == "drop_lower":
             refused = refused or bool(inner.any())
-        elif protect_top1:
+        elif keep_top1:
             refused = refused or bool(inner[:1].any())
         if refused:
             continue

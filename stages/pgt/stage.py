@@ -26,11 +26,11 @@ class PgtStage:
                 where="--split",
                 hint=f"use {context.split.train_split}",
             )
-        for name in config.exempt:
+        for name in config.exempt_classes:
             if name not in context.split.classes:
                 raise ConfigError(
                     f"'{name}' is not a class of {context.split.name}",
-                    where="exempt",
+                    where="exempt_classes",
                     hint=did_you_mean(name, context.split.classes),
                 )
         found = read_results(context.input("detections"), context.split)

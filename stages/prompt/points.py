@@ -74,19 +74,19 @@ def map_peaks(values_HW: Map, size: tuple[int, int], config: PromptConfig, cross
         config: windows and thresholds.
         cross: whether the windows of cross maps apply.
     """
-    window = config.cross_window if cross else config.window
-    threshold = config.cross_threshold if cross else config.threshold
+    window = config.cross_window_px if cross else config.window_px
+    threshold = config.cross_peak_thresh if cross else config.peak_thresh
     height, width = size
     if config.resolution == "image":
         enlarged = np.asarray(
             cv2.resize(values_HW, (width, height), interpolation=cv2.INTER_LINEAR), np.float32
         )
-        return peaks(enlarged, window, threshold, config.max_peaks)
+        return peaks(enlarged, window, threshold, config.max_peaks_per_map)
     rows, columns = values_HW.shape
     cell_x, cell_y = width / columns, height / rows
     # The largest odd number of cells that the window in pixels holds, one neighbour on each side at least.
     cells = max(3, 2 * int((window / min(cell_x, cell_y) - 1) // 2) + 1)
-    points_xy, values = peaks(values_HW, cells, threshold, config.max_peaks)
+    points_xy, values = peaks(values_HW, cells, threshold, config.max_peaks_per_map)
     refined = refine_subpixel(values_HW, points_xy) * np.array([cell_x, cell_y], np.float32)
     limit = np.nextafter(np.array([width, height], np.float32), np.float32(0))
     return np.clip(refined, 0, limit).astype(np.float32), values
@@ -125,7 +125,7 @@ def _cross_points(cross: Peaks, config: PromptConfig, seed: int) -> dict[str, ND
     parts, first = [], 0
     for label in np.unique(cross.labels[:, 0]).tolist():
         own = cross.where(cross.labels[:, 0] == label)
-        clusters = merge(own.points_xy, own.scores, config.merge_radius, config.merge_support)
+        clusters = merge(own.points_xy, own.scores, config.merge_radius_px, config.merge_min_peaks)
         parts.append(_clustered(clusters, own, first))
         first += len(clusters.scores)
     if not parts:

@@ -1,4 +1,7 @@
-"""Settings of the proposal stage; the defaults are ours, the recipe ``paper`` holds the published ones."""
+"""Settings of the proposal stage; the defaults are ours, the recipe ``paper`` holds the published ones.
+
+Settings of the grid have the names of segment-anything's automatic mask generator, and its meaning.
+"""
 
 from __future__ import annotations
 
@@ -7,91 +10,90 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from stages.core.config import StageConfig
+from stages.core.settings import SegmenterSettings
 
 PromptSource = Literal["coarse", "fine", "cross"]
 MaskIndex = Literal[0, 1, 2]
 
 
-class ProposeConfig(StageConfig):
+class ProposeConfig(SegmenterSettings, StageConfig):
     """How boxes are proposed."""
 
-    segmenter: str = Field(
-        "sam-nano",
-        description="Promptable segmenter: sam-nano (shipped), or a name of `weaksam weights list`",
+    points_per_side: int = Field(
+        10, description="Grid points per side of the image, 0 for no grid", ge=0, le=128
     )
-    checkpoint: str = Field(
-        "",
-        description="Segmenter weights: file, folder or hub id; empty takes the shipped or cached ones",
+    grid_masks: tuple[MaskIndex, ...] = Field(
+        (0, 1, 2), description="Which of the three masks of a grid point are candidates", min_length=1
     )
-    grid_side: int = Field(10, description="Grid points per side, 0 for no grid", ge=0, le=128)
+    pred_iou_thresh: float = Field(
+        0.3, description="Grid masks need a predicted IoU above this; 0 = no filter", ge=0.0, le=1.0
+    )
+    stability_score_thresh: float = Field(
+        0.0, description="Grid masks need at least this stability score; 0 = no filter", ge=0.0, le=1.0
+    )
+    stability_score_offset: float = Field(
+        1.0,
+        description="Distance, in logits, from the mask threshold of the two cuts whose IoU is the stability score",
+        gt=0.0,
+        le=10.0,
+    )
+    box_nms_thresh: float = Field(
+        1.0, description="NMS among grid boxes by rank drops a box above this IoU; 1 = no NMS", gt=0.0, le=1.0
+    )
+    box_nms_inclusive: bool = Field(
+        False,
+        description="NMS among grid boxes measures from first to last pixel, one short, as segment-anything does",
+    )
     prompt_sources: tuple[PromptSource, ...] = Field(
         ("coarse", "fine", "cross"), description="Prompt kinds used beside the grid"
     )
     class_prompts: bool = Field(
         True, description="Prompt also with all coarse (fine) points of a class as one multi-point prompt"
     )
-    points_per_batch: int = Field(
-        64,
-        description="Prompts per decoder call; halved by itself when a GPU runs out of memory",
-        ge=1,
-        le=4096,
-    )
-    grid_masks: tuple[MaskIndex, ...] = Field(
-        (0, 1, 2), description="Which of the three masks of a grid point are candidates", min_length=1
-    )
-    grid_predicted_iou: float = Field(
-        0.3, description="Grid masks need a predicted IoU above this, 0..1; 0 = no filter", ge=0.0, le=1.0
-    )
-    grid_stability: float = Field(
-        0.0, description="Grid masks need at least this stability, 0..1; 0 = no filter", ge=0.0, le=1.0
-    )
-    grid_nms: float = Field(
-        1.0,
-        description="NMS among grid boxes by rank: box IoU above which one goes; 1 = off",
-        gt=0.0,
-        le=1.0,
-    )
-    grid_nms_inclusive: bool = Field(
-        False,
-        description="NMS among grid boxes measures from first to last pixel, one short, as segment-anything does",
-    )
     prompt_masks: tuple[MaskIndex, ...] = Field(
         (0, 1, 2), description="Which of the three masks of a point prompt are candidates", min_length=1
     )
-    prompt_predicted_iou: float = Field(
-        0.3, description="Prompted masks need a predicted IoU above this, 0..1; 0 = no filter", ge=0.0, le=1.0
+    prompt_pred_iou_thresh: float = Field(
+        0.3, description="Masks of prompts need a predicted IoU above this; 0 = no filter", ge=0.0, le=1.0
     )
-    prompt_stability: float = Field(
-        0.0, description="Prompted masks need at least this stability, 0..1; 0 = no filter", ge=0.0, le=1.0
+    prompt_stability_score_thresh: float = Field(
+        0.0, description="Masks of prompts need at least this stability score; 0 = no filter", ge=0.0, le=1.0
     )
-    stability_offset: float = Field(
-        1.0, description="Logit distance of the two cuts whose masks are compared", gt=0.0, le=10.0
-    )
-    cross_nms: float = Field(
+    cross_nms_thresh: float = Field(
         1.0,
-        description="NMS among cross-attention boxes: box IoU above which one goes; 1 = off",
+        description="NMS among boxes of cross-attention prompts drops a box above this IoU; 1 = no NMS",
         gt=0.0,
         le=1.0,
     )
     cross_nms_by: Literal["order", "rank"] = Field(
-        "rank", description="What decides among cross-attention boxes: list order (paper) or rank"
+        "rank", description="What decides among boxes of cross-attention prompts: list order (paper) or rank"
     )
-    refine: int = Field(
+    refine_top_k: int = Field(
         100,
-        description="Best boxes of the first pass that become prompts of a second, which takes its place; 0 = off",
+        description="Best boxes of the first pass that become prompts of a second, which takes its place; 0 = one pass",
         ge=0,
         le=10_000,
     )
-    refine_nms: float = Field(
-        0.8, description="NMS by rank before the second pass: box IoU; 1 = off", gt=0.0, le=1.0
+    refine_nms_thresh: float = Field(
+        0.8,
+        description="NMS by rank before the second pass drops a box above this IoU; 1 = no NMS",
+        gt=0.0,
+        le=1.0,
     )
-    union_nms: float = Field(
-        0.95, description="NMS over all boxes by rank, merging provenance: box IoU; 1 = off", gt=0.0, le=1.0
+    union_nms_thresh: float = Field(
+        0.95,
+        description="NMS by rank over the boxes of all sources drops a box above this IoU, and the box that is kept"
+        " takes over its sources; 1 = no NMS",
+        gt=0.0,
+        le=1.0,
     )
     rank_by: Literal["predicted_iou", "quality"] = Field(
-        "quality", description="Rank of a box: its predicted IoU, or quality = predicted IoU x stability"
+        "quality",
+        description="Rank of a box: its predicted IoU, or quality = predicted IoU x stability score",
     )
-    max_boxes: int = Field(150, description="Boxes kept per image by rank, 0 = no limit", ge=0, le=100_000)
+    max_proposals: int = Field(
+        150, description="Boxes kept per image, by rank; 0 = no limit", ge=0, le=100_000
+    )
     crop_n_layers: int = Field(
         0,
         description="Layers of crops that are proposed from beside the image; layer i has 2^i x 2^i; 0 = none",
@@ -112,18 +114,20 @@ class ProposeConfig(StageConfig):
     )
     crop_nms_thresh: float = Field(
         0.7,
-        description="NMS across crops, in which smaller crops win: box IoU above which one goes; 1 = off",
+        description="NMS across crops, in which smaller crops win, drops a box above this IoU; 1 = no NMS",
         gt=0.0,
         le=1.0,
     )
-    crop_edge_tolerance: float = Field(
+    crop_edge_tolerance_px: float = Field(
         20.0,
-        description="Boxes of a crop this close to one of its inner edges go, pixels of the image",
+        description="Boxes of a crop this close to one of its inner edges are dropped, pixels of the image",
         ge=0.0,
         le=1000.0,
     )
-    min_side: float = Field(2.0, description="Boxes with a shorter side go, pixels", ge=0.0, le=10_000.0)
-    min_area: float = Field(0.0, description="Boxes of a smaller area go, square pixels", ge=0.0)
+    min_side_px: float = Field(
+        2.0, description="Boxes with a shorter side are dropped, pixels", ge=0.0, le=10_000.0
+    )
+    min_area_px: float = Field(0.0, description="Boxes of a smaller area are dropped, square pixels", ge=0.0)
     compile: bool = Field(
         False,
         description="Compile the image encoder (torch.compile, static shapes): minutes at the start, then faster",
@@ -139,6 +143,6 @@ class ProposeConfig(StageConfig):
 
     @model_validator(mode="after")
     def _some_prompt(self) -> ProposeConfig:
-        if self.grid_side == 0 and not self.prompt_sources:
-            raise ValueError("grid_side 0 and no prompt_sources leave nothing to prompt with")
+        if self.points_per_side == 0 and not self.prompt_sources:
+            raise ValueError("points_per_side 0 and no prompt_sources leave nothing to prompt with")
         return self

@@ -55,9 +55,9 @@ def image_crops(height: int, width: int, config: ProposeConfig) -> list[Crop]:
     return [c for c in crops if c.layer not in thin]
 
 
-def layer_grid_side(layer: int, config: ProposeConfig) -> int:
+def layer_points_per_side(layer: int, config: ProposeConfig) -> int:
     """Grid points per side of a crop: fewer in deeper layers by ``crop_n_points_downscale_factor``."""
-    return int(config.grid_side / config.crop_n_points_downscale_factor**layer)
+    return int(config.points_per_side / config.crop_n_points_downscale_factor**layer)
 
 
 def whole_in_crop(boxes_xyxy: Tensor, crop: Crop, height: int, width: int, tolerance: float) -> Tensor:

@@ -54,7 +54,7 @@ class BatchSize:
                     raise EnvironmentFault("one prompt does not fit into GPU memory", hint=hint) from error
             self.size //= 2
             torch.cuda.empty_cache()
-            self._log.warning("out of GPU memory: going on with %d points per batch", self.size)
+            self._log.warning("out of GPU memory: going on with %d prompts per batch", self.size)
 
 
 def decode_candidates(
@@ -99,8 +99,8 @@ def decode_batch(
         config: Thresholds.
     """
     is_grid = torch.from_numpy(prompts.source[batch] == SOURCE_BITS["grid"])[:, None]
-    floor = torch.where(is_grid, _floors(config.grid_predicted_iou, config.grid_masks),
-                        _floors(config.prompt_predicted_iou, config.prompt_masks))  # fmt: skip
+    floor = torch.where(is_grid, _floors(config.pred_iou_thresh, config.grid_masks),
+                        _floors(config.prompt_pred_iou_thresh, config.prompt_masks))  # fmt: skip
     drawn = segmenter.decode_above(encoded, *_asked(prompts, batch), multimask=True, floor_PM=floor)
     frame = LogitFrame(
         encoded.height, encoded.width, *encoded.logit_extent(drawn.logits_NHW), encoded.frame_size
@@ -108,13 +108,15 @@ def decode_batch(
     logits = drawn.logits_NHW.float()
     if segmenter.mask_threshold:
         logits = logits - segmenter.mask_threshold
-    least = torch.where(is_grid, config.grid_stability, config.prompt_stability)[:, 0].to(logits.device)
+    least = torch.where(is_grid, config.stability_score_thresh, config.prompt_stability_score_thresh)[
+        :, 0
+    ].to(logits.device)
     least = least[drawn.prompt]
-    stability = settled_stability(logits, frame, config.stability_offset, least)
+    stability = settled_stability(logits, frame, config.stability_score_offset, least)
     # No stability at all (0 / 0) is no mask at all.
     good = (stability >= least).nonzero().squeeze(1)
     boxes = mask_boxes(logits if len(good) == len(logits) else logits[good], frame)
-    large = usable(boxes, config.min_side, config.min_area)
+    large = usable(boxes, config.min_side_px, config.min_area_px)
     good, boxes = good[large], boxes[large]
     row, mask_index = drawn.prompt[good], drawn.mask_index[good]
     numbers = torch.from_numpy(batch)[row.cpu()]

@@ -29,22 +29,22 @@ def merge_candidates(candidates: Candidates, config: ProposeConfig) -> Candidate
         if its NMS ran).
     """
     parts = [_of_source(candidates, name) for name in SOURCE_BITS]
-    if config.grid_nms < 1:
-        parts[0] = _by_rank(parts[0], config.grid_nms, config, inclusive=config.grid_nms_inclusive)
-    if config.cross_nms < 1 and config.cross_nms_by == "order":
-        parts[3] = parts[3].select(nms_in_order(parts[3].boxes_xyxy, config.cross_nms))
-    elif config.cross_nms < 1:
-        parts[3] = _by_rank(parts[3], config.cross_nms, config)
+    if config.box_nms_thresh < 1:
+        parts[0] = _by_rank(parts[0], config.box_nms_thresh, config, inclusive=config.box_nms_inclusive)
+    if config.cross_nms_thresh < 1 and config.cross_nms_by == "order":
+        parts[3] = parts[3].select(nms_in_order(parts[3].boxes_xyxy, config.cross_nms_thresh))
+    elif config.cross_nms_thresh < 1:
+        parts[3] = _by_rank(parts[3], config.cross_nms_thresh, config)
     return merge_all(Candidates.concat(parts), config)
 
 
 def merge_all(merged: Candidates, config: ProposeConfig) -> Candidates:
     """The NMS over all sources, and the cap."""
-    if config.union_nms < 1:
-        merged = _by_rank(merged, config.union_nms, config)
-    if config.max_boxes and len(merged) > config.max_boxes:
+    if config.union_nms_thresh < 1:
+        merged = _by_rank(merged, config.union_nms_thresh, config)
+    if config.max_proposals and len(merged) > config.max_proposals:
         best = torch.argsort(rank(merged, config), descending=True, stable=True)
-        merged = merged.select(best[: config.max_boxes])
+        merged = merged.select(best[: config.max_proposals])
     return merged
 
 

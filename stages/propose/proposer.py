@@ -21,7 +21,7 @@ from stages.propose.config import ProposeConfig
 from stages.propose.cropping import (
     Crop,
     image_crops,
-    layer_grid_side,
+    layer_points_per_side,
     merge_crops,
     uncropped,
     whole_in_crop,
@@ -64,7 +64,7 @@ class Proposer:
     ) -> None:  # fmt: skip
         self.segmenter, self.config = segmenter, config
         self.device, self.precision = device, precision
-        self.batch_size = BatchSize(config.points_per_batch, log or logging.getLogger("weaksam"))
+        self.batch_size = BatchSize(config.prompts_per_batch, log or logging.getLogger("weaksam"))
 
     @torch.inference_mode()
     def propose(self, image_HW3: NDArray[np.uint8], prompt_rows: Mapping[str, Array]) -> ImageRows:
@@ -103,11 +103,11 @@ class Proposer:
             else self._crop_prompts(encoded, crop.layer)
         )
         # A layer of crops may ask again as often as the image.
-        limit = -(-self.config.refine // 4**crop.layer)
-        config = self.config.model_copy(update={"refine": limit})
+        limit = -(-self.config.refine_top_k // 4**crop.layer)
+        config = self.config.model_copy(update={"refine_top_k": limit})
 
         def whole(found: Candidates) -> Candidates:
-            tolerance = self.config.crop_edge_tolerance
+            tolerance = self.config.crop_edge_tolerance_px
             return found.select(whole_in_crop(found.boxes_xyxy, crop, height, width, tolerance))
 
         found = decode_candidates(self.segmenter, encoded, prompts, config, self.batch_size)
@@ -146,14 +146,14 @@ class Proposer:
 
     def _crop_prompts(self, encoded: EncodedImage, layer: int) -> Prompts:
         """Grid of a crop. Peaks are asked in the whole image alone."""
-        grid = grid_points(layer_grid_side(layer, self.config), encoded.height, encoded.width)
+        grid = grid_points(layer_points_per_side(layer, self.config), encoded.height, encoded.width)
         return build_prompts(grid, _NO_ROWS, (), class_prompts=False)
 
     def prompts(self, prompt_rows: Mapping[str, Array], height: int, width: int) -> Prompts:
         """Grid and usable points of an image of ``height x width`` pixels, as prompts."""
         good = valid_points(prompt_rows, height, width)
         rows = {name: values[good] for name, values in prompt_rows.items()}
-        grid = grid_points(self.config.grid_side, height, width)
+        grid = grid_points(self.config.points_per_side, height, width)
         config = self.config
         return build_prompts(grid, rows, config.prompt_sources, class_prompts=config.class_prompts)
 

@@ -45,9 +45,11 @@ def refine(
         EnvironmentFault: a single prompt does not fit into GPU memory.
     """
     found = passes(found)
-    if not config.refine or not len(found):
+    if not config.refine_top_k or not len(found):
         return prompts, merge_candidates(found, config)
-    first = config.model_copy(update={"union_nms": config.refine_nms, "max_boxes": config.refine})
+    first = config.model_copy(
+        update={"union_nms_thresh": config.refine_nms_thresh, "max_proposals": config.refine_top_k}
+    )
     asked = box_prompts(merge_candidates(found, first))
     again = passes(decode_candidates(segmenter, encoded, asked, config, batch_size))
     again = replace(again, prompt=again.prompt + len(prompts))

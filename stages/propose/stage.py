@@ -44,10 +44,11 @@ class ProposeStage:
         known = sum(image_id in table for image_id in context.split.ids)
         points = sum(len(table.rows(i)["x"]) for i in context.split.ids)
         notes = (
-            f"{config.segmenter}: {config.grid_side**2} grid and {points / max(known, 1):.1f} peak points per image",
+            f"{config.segmenter}: {config.points_per_side**2} grid and {points / max(known, 1):.1f} peak points"
+            " per image",
             f"{len(context.split.ids) - known} images without prompts get the grid alone",
         )
-        require_weights(config.segmenter, config.checkpoint)
+        require_weights(config.segmenter, config.segmenter_weights)
         return Plan(len(context.split.ids), notes)
 
     def run(self, config: ProposeConfig, context: StageContext) -> Counts:
@@ -95,8 +96,8 @@ class _Factory:
         from stages.propose.proposer import Proposer
 
         config = self.config
-        checkpoint = Path(config.checkpoint) if config.checkpoint else None
-        segmenter = load_segmenter(config.segmenter, checkpoint, self.device)
+        weights = Path(config.segmenter_weights) if config.segmenter_weights else None
+        segmenter = load_segmenter(config.segmenter, weights, self.device)
         if config.compile:
             _compile(segmenter)
         proposer = Proposer(segmenter, config, self.device, self.precision, logging.getLogger("weaksam"))

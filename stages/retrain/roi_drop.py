@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stages.core.runtime import processes
 
-DropMode = Literal["off", "paper", "independent", "normalised", "percentile"]
+DropMode = Literal["off", "paper", "independent", "normalized", "percentile"]
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class DropRule:
 
     Attributes:
         mode: `paper`: raw losses, both tests must hold. `independent`: raw losses, each loss is dropped by
-            its own test. `normalised`: both tests on losses min-max scaled to [0, 1] over the foreground
+            its own test. `normalized`: both tests on losses min-max scaled to [0, 1] over the foreground
             RoIs of the batch. `percentile`: both losses above their quantile among the foreground RoIs of
             the batch. `off`: never.
         tau_cls: threshold of the classification loss, nats (`paper`, `independent`), in [0, 1] for the
             others.
         tau_reg: threshold of the regression loss, in the units of the detector: encoded deltas summed over 4
-            coordinates (weights 10, 10, 5, 5), or 5 L1 + 2 (1 - GIoU); in [0, 1] for `normalised`, `percentile`.
+            coordinates (weights 10, 10, 5, 5), or 5 L1 + 2 (1 - GIoU); in [0, 1] for `normalized`, `percentile`.
         start_step: T0, first optimiser step at which anything may be dropped.
     """
 
@@ -43,7 +43,7 @@ class DropRule:
     @property
     def compares(self) -> bool:
         """Whether a RoI's fate depends on the other RoIs of the batch."""
-        return self.mode in ("normalised", "percentile")
+        return self.mode in ("normalized", "percentile")
 
 
 class KeepWeights(NamedTuple):
@@ -63,7 +63,7 @@ def roi_drop(
     device.
 
     Args:
-        cls_losses_R: classification loss per RoI, not reduced, not normalised.
+        cls_losses_R: classification loss per RoI, not reduced, not normalized.
         reg_losses_R: regression loss per RoI, summed over coordinates; entries of background RoIs are
             ignored.
         foreground_R: bool, True where the RoI is matched to a pseudo box.
@@ -76,7 +76,7 @@ def roi_drop(
     ones = torch.ones_like(cls_losses_R)
     if rule.mode == "off" or step < rule.start_step or cls_R.numel() == 0:
         return KeepWeights(ones, ones)
-    if rule.mode == "normalised":
+    if rule.mode == "normalized":
         cls_R, reg_R = _min_max(cls_R, foreground_R), _min_max(reg_R, foreground_R)
     tau_cls: float | Tensor = rule.tau_cls
     tau_reg: float | Tensor = rule.tau_reg

@@ -58,7 +58,7 @@ class RetrainStage:
         detections = detect_split(
             context,
             detector,
-            score=config.train_score_threshold if context.split.role == "train" else None,
+            score=config.train_score_thresh if context.split.role == "train" else None,
             view_sizes=config.view_sizes(() if context.trains else recorded_view_sizes(detector.path)),
         )
         if detections is not None:
@@ -81,8 +81,8 @@ class RetrainStage:
         if context.resume and (context.out / CHECKPOINT).is_file():
             return counts
         warn_of_untaught(truth, context)
-        start = round(config.drop_start * total_steps(config, len(data.ids)))
-        meter = DropMeter(DropRule(config.drop, config.tau_cls, config.tau_reg, start))
+        start = round(config.roi_drop_start_fraction * total_steps(config, len(data.ids)))
+        meter = DropMeter(DropRule(config.roi_drop, config.tau_cls, config.tau_reg, start))
 
         def attach(model: AnyDetector) -> None:
             model.drop_with(meter, meter.rule.compares)

@@ -6,30 +6,32 @@ from typing import Literal
 
 from pydantic import Field
 
-from stages.core.detectors.settings import DetectorSettings
+from stages.core.config import StageConfig
+from stages.core.detectors.settings import DetectorSettings, MaskRcnnSettings, spec_values
+from stages.core.detectors.spec import DetectorSpec
+from stages.core.settings import PromptsPerBatch, SegmenterSettings
 
 
-class WsisConfig(DetectorSettings):
+class WsisConfig(DetectorSettings, SegmenterSettings, StageConfig):
     """Pseudo masks from pseudo boxes, then Mask R-CNN."""
 
-    segmenter: str = Field(
-        "sam-nano",
-        description="promptable segmenter: sam-nano (shipped), or a name of `weaksam weights list`",
-    )
-    segmenter_checkpoint: str = Field(
-        "", description="segmenter weights: file, folder or hub id; empty takes the shipped or cached ones"
-    )
+    prompts_per_batch: PromptsPerBatch = 32
     mask_source: Literal["prompt", "given"] = Field(
         "prompt", description="prompt: ask the segmenter; given: the pseudo ground truth already holds masks"
     )
     mask_choice: Literal["single", "best-of-three", "best-fit"] = Field(
         "best-fit",
-        description="one mask per box; or three, best by predicted IoU; or best by predicted IoU x fit to the box",
+        description="One mask per box; or three, best by predicted IoU; or best by predicted IoU x fit to the box",
     )
-    box_margin: float = Field(
-        0.05, ge=0, le=1, description="mask may exceed its box by this share of the side, on each side"
+    box_margin_fraction: float = Field(
+        0.05, ge=0, le=1, description="A mask may exceed its box by this fraction of the side, on each side"
     )
-    largest_piece: bool = Field(True, description="keep only the largest connected piece of a mask")
-    min_area: float = Field(0.01, ge=0, lt=1, description="smallest mask, as a share of its box")
-    boxes_per_batch: int = Field(32, ge=1, description="boxes per decoder call")
-    mask_channels: int = Field(64, ge=8, description="channels of the mask head")
+    largest_component: bool = Field(True, description="Keep only the largest 8-connected component of a mask")
+    min_mask_area_fraction: float = Field(
+        0.01, ge=0, lt=1, description="Smallest area of a mask, as a fraction of its box's"
+    )
+    mask_rcnn: MaskRcnnSettings = Field(MaskRcnnSettings(), description="Mask R-CNN behind the backbone")
+
+    def detector_spec(self) -> DetectorSpec:
+        """The part that a checkpoint is rebuilt from."""
+        return DetectorSpec(kind="mask-rcnn", **spec_values(DetectorSpec, self, self.mask_rcnn))

@@ -60,7 +60,7 @@ class MaskFactory:
             return lambda image_id: self._given(image_id, truth.get(image_id, Detections.empty()))
         from stages.core.segmenters.loading import load_segmenter
 
-        weights = self.config.segmenter_checkpoint
+        weights = self.config.segmenter_weights
         segmenter = load_segmenter(self.config.segmenter, Path(weights) if weights else None, self.device)
         rule = mask_rule(self.config)
 
@@ -117,7 +117,11 @@ def check_given(image_id: str, boxes: Detections, path: Path) -> None:
 def mask_rule(config: WsisConfig) -> MaskRule:
     """How a mask is made from a box."""
     return MaskRule(
-        config.mask_choice, config.box_margin, config.largest_piece, config.min_area, config.boxes_per_batch
+        choice=config.mask_choice,
+        box_margin_fraction=config.box_margin_fraction,
+        largest_component=config.largest_component,
+        min_mask_area_fraction=config.min_mask_area_fraction,
+        prompts_per_batch=config.prompts_per_batch,
     )
 
 

@@ -39,7 +39,7 @@ class WsisStage:
         boxes = sum(len(found) for found in truth.values())
         steps = total_steps(config, usable)
         if config.mask_source == "prompt":
-            require_weights(config.segmenter, config.segmenter_checkpoint)
+            require_weights(config.segmenter, config.segmenter_weights)
         return Plan(len(context.split.ids), (f"{boxes} boxes on {usable} images to mask, {steps} steps",))
 
     def run(self, config: WsisConfig, context: StageContext) -> Counts:
@@ -72,7 +72,7 @@ class WsisStage:
             failures=context.failures,
         )
         counts["training_images"] = len(data.ids)
-        spec = config.spec("mask-rcnn", config.mask_channels)
+        spec = config.detector_spec()
         if not (context.resume and (context.out / CHECKPOINT).is_file()):
             model = train_detector(config, spec, data, context)
             save_detector(context.out / CHECKPOINT, model, spec, context.split.classes)

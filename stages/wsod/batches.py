@@ -75,10 +75,10 @@ class WeakData:
             raise InputError(
                 f"no image of split {split.name} has both a tag and a proposal",
                 where="--proposals",
-                hint="look at the proposals, or lower wsod.min_side",
+                hint="look at the proposals, or lower wsod.min_side_px",
             )
         self._images = ReadableImages(split, self.ids, failures)
-        strength = config.photometric
+        strength = config.color_jitter
         self._jitter = v2.ColorJitter(0.4 * strength, 0.4 * strength, 0.4 * strength, 0.1 * strength)
 
     def load(self, ids: Sequence[str], epoch: int) -> WsodBatch:
@@ -96,16 +96,16 @@ class WeakData:
 
     def _augment(self, image_id: str, pixels_CHW: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         generator = numpy_generator(self.seed, "augment", epoch, image_id)
-        size = int(generator.choice(self.config.train_sizes))
-        view = View(size, bool(generator.random() < self.config.flip))
+        size = int(generator.choice(self.config.train_short_sides))
+        view = View(size, bool(generator.random() < self.config.hflip_prob))
         boxes = torch.from_numpy(self.proposals.boxes(image_id))
         image, boxes = render(pixels_CHW, boxes, view, self.config.max_size)
-        if self.config.photometric > 0:
+        if self.config.color_jitter > 0:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive_seed(self.seed, "jitter", epoch, image_id))
                 image = self._jitter(image)
-        if self.config.lighting > 0:
-            image = shift_lighting(image, generator.normal(0, self.config.lighting, 3))
+        if self.config.lighting_std > 0:
+            image = shift_lighting(image, generator.normal(0, self.config.lighting_std, 3))
         return image, boxes
 
 

@@ -2,14 +2,84 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.core.config import StageConfig
+from stages.core.config import OnlyWith, Settings, StageConfig
+from stages.core.settings import (
+    BackboneSettings,
+    ColorJitter,
+    DetectionSettings,
+    FcDim,
+    FreezeThroughStride,
+    ImageSettings,
+    NmsThresh,
+    Optimizer,
+    OptimizerSettings,
+    OutStrides,
+    ScoreThresh,
+    TtaSettings,
+    WarmupFraction,
+    WeightDecay,
+)
+
+REFINED = OnlyWith("method", ("oicr", "mist"))
+NEAR_TOP = OnlyWith("miner", ("near_top",))
+WITH_DROPBLOCK = OnlyWith("dropblock", (True,))
 
 
-class WsodConfig(StageConfig):
+class OicrSettings(Settings):
+    """Seeds of OICR."""
+
+    miner: Literal["top1", "near_top"] = Field(
+        "near_top", description="Seeds of a class: the best proposal, or all near the best"
+    )
+    min_score_ratio: Annotated[float, NEAR_TOP] = Field(
+        0.9, description="A seed must score at least this fraction of its class's best", gt=0, le=1
+    )
+    seed_nms_thresh: Annotated[float, NEAR_TOP] = Field(
+        0.5, description="IoU above which the lower of two seeds is dropped", ge=0, le=1
+    )
+    max_seeds: Annotated[int, NEAR_TOP] = Field(
+        32,
+        description="Seeds of a class, or of all with class_agnostic_nms, at most; published: no limit",
+        ge=1,
+        le=100_000,
+    )
+    class_agnostic_nms: Annotated[bool, NEAR_TOP] = Field(
+        False, description="Let classes suppress one another's seeds (published)"
+    )
+
+
+class MistSettings(Settings):
+    """Seeds and box regression of MIST."""
+
+    top_fraction: float = Field(
+        0.15, description="Fraction of the proposals that may become seeds of a class", gt=0, le=1
+    )
+    seed_nms_thresh: float = Field(
+        0.2, description="A seed must overlap all better ones by less than this IoU", gt=0, le=1
+    )
+    min_score_ratio: float = Field(
+        0.0,
+        description="A seed must score at least this fraction of its class's best; 0 = published",
+        ge=0,
+        le=1,
+    )
+    container_score_ratio: float = Field(
+        0.5,
+        description="A seed inside another is dropped if the other scores at least this fraction of it; 0 = published,"
+        " none is dropped",
+        ge=0,
+        le=1,
+    )
+    regression: bool = Field(True, description="Class-wise box regression in every refinement branch")
+
+
+class WsodConfig(
+    DetectionSettings, TtaSettings, ImageSettings, OptimizerSettings, BackboneSettings, StageConfig
+):
     """Settings of `weaksam wsod`."""
 
     method: Literal["wsddn", "oicr", "mist"] = Field(
@@ -17,208 +87,136 @@ class WsodConfig(StageConfig):
         description="Detector: two streams alone, with refinement, or with multi-instance refinement and regression",
     )
     # Network.
-    trunk: str = Field(
-        "lite0-embedded", description="Backbone: lite0-embedded, vgg16-d8, or any timm feature backbone"
+    backbone_weights: str = Field(
+        "",
+        description="Safetensors file of backbone weights; empty takes the backbone's own ImageNet weights. For"
+        " vgg16-d8 torchvision's VGG16: images are always normalized with torchvision's RGB statistics",
     )
-    weights: str | None = Field(
-        None,
-        description="Backbone weights file (safetensors); default: the backbone's own ImageNet weights. For vgg16-d8 "
-        "torchvision's VGG16: images are always normalised with torchvision's RGB statistics",
+    out_strides: OutStrides = (8, 16)
+    final_relu: Annotated[bool, OnlyWith("backbone", ("vgg16-d8",))] = Field(
+        True, description="Keep the ReLU after the last convolution; published for MIST: false"
     )
-    pretrained: bool = Field(True, description="Start from ImageNet weights; false draws random ones")
-    out_strides: tuple[int, ...] = Field(
-        (8, 16), description="Feature strides that are fused at the finest one, pixels, ascending"
-    )
-    final_relu: bool = Field(
-        True, description="vgg16-d8: keep the ReLU after the last convolution; published for MIST: false"
-    )
-    freeze_stride: int = Field(
-        16,
-        description="Backbone layers up to this stride are not trained; 0 trains all; published: 4",
-        ge=0,
-    )
-    frozen_bn: bool = Field(True, description="Keep batch normalisation of the backbone fixed")
+    freeze_through_stride: FreezeThroughStride = 16
+    freeze_bn: bool = Field(True, description="Keep batch normalization of the backbone fixed")
     fused_channels: int = Field(
-        64, description="Channels of the fused map; 0 keeps a single map as it is", ge=0, le=2048
+        64,
+        description="Channels of the map that the backbone's maps are fused into at the finest stride; 0 keeps a"
+        " single map as it is",
+        ge=0,
+        le=2048,
     )
-    pool: Literal["align", "max"] = Field(
-        "align", description="RoI pooling: RoIAlign or max RoIPool (published)"
+    pooler_type: Literal["roi_align", "roi_pool"] = Field(
+        "roi_align", description="RoI pooling: RoIAlign, or max RoIPool (published)"
     )
-    pool_size: int = Field(7, description="Bins per side of RoI pooling", ge=1, le=14)
-    hidden: int = Field(256, description="Width of the two fully connected layers", ge=8, le=8192)
-    dropout: float = Field(0.5, description="Dropout after each fully connected layer, share", ge=0, lt=1)
+    pooler_resolution: int = Field(7, description="Bins per side of RoI pooling", ge=1, le=14)
+    fc_dim: FcDim = 256
+    dropout: float = Field(
+        0.5, description="Probability of dropout after each fully connected layer", ge=0, lt=1
+    )
     dropblock: bool = Field(
         False, description="Adversarial Concrete DropBlock on pooled features (published for MIST)"
     )
-    dropblock_drop: float = Field(
-        0.3, description="Concrete DropBlock: share of cells to drop at most", gt=0, lt=1
-    )
-    dropblock_weight: float = Field(
-        0.01, description="Concrete DropBlock: strength of the reversed gradient", ge=0, le=10
-    )
-    dropblock_form: Literal["reversal", "two_step"] = Field(
+    dropblock_form: Annotated[Literal["reversal", "two_step"], WITH_DROPBLOCK] = Field(
         "reversal",
-        description="Concrete DropBlock: one pass with a reversed gradient, or a second pass and optimiser (published)",
+        description="One pass with a reversed gradient, or a second pass and optimizer (published)",
     )
-    dropblock_lr_factor: float = Field(
-        1.0, description="two_step: learning rate of the dropper, multiple of lr", gt=0, le=1000
+    dropblock_max_fraction: Annotated[float, WITH_DROPBLOCK] = Field(
+        0.3, description="Fraction of cells to drop at most", gt=0, lt=1
+    )
+    dropblock_weight: Annotated[float, WITH_DROPBLOCK] = Field(
+        0.01, description="Strength of the reversed gradient", ge=0, le=10
+    )
+    dropblock_lr_factor: Annotated[float, WITH_DROPBLOCK, OnlyWith("dropblock_form", ("two_step",))] = Field(
+        1.0, description="Learning rate of the dropper, multiple of lr", gt=0, le=1000
     )
     init_std: float = Field(0.01, description="Standard deviation of new heads' weights", gt=0, le=1)
-    background_column: bool = Field(
-        False, description="Give the two streams a background column (published for MIST)"
+    background_class: bool = Field(
+        False, description="Give the two streams a background class (published for MIST)"
     )
-    regression: bool = Field(
-        True, description="Class-wise box regression in every refinement branch (mist only)"
+    # Refinement.
+    num_refinements: Annotated[int, REFINED] = Field(3, description="Refinement branches", ge=1, le=10)
+    refine_loss_weights: Annotated[tuple[Annotated[float, Field(ge=0)], ...], REFINED] = Field(
+        (1.0, 1.0, 1.0), description="Loss weight of each refinement branch; published for MIST: 3, 1, 1"
     )
-    # Label mining.
-    branches: int = Field(3, description="Refinement branches", ge=1, le=10)
-    branch_weights: tuple[float, ...] = Field(
-        (1.0, 1.0, 1.0), description="Loss weight of each branch; published for MIST: 3, 1, 1"
+    oicr: Annotated[OicrSettings, OnlyWith("method", ("oicr",))] = Field(
+        OicrSettings(), description="Seeds of OICR"
     )
-    miner: Literal["top1", "near_top"] = Field(
-        "near_top", description="Seeds of oicr: the best proposal, or all near the best"
+    mist: Annotated[MistSettings, OnlyWith("method", ("mist",))] = Field(
+        MistSettings(), description="Seeds and box regression of MIST"
     )
-    near_top_ratio: float = Field(
-        0.9, description="near_top: share of the class maximum a seed must reach", gt=0, le=1
-    )
-    near_top_nms: float = Field(
-        0.5, description="near_top: IoU above which the lower seed is dropped", ge=0, le=1
-    )
-    near_top_seeds: int = Field(
-        32,
-        description="near_top: seeds of a class, or of all with class_agnostic_nms, at most; published: no limit",
-        ge=1,
-        le=100000,
-    )
-    class_agnostic_nms: bool = Field(
-        False, description="near_top: let classes suppress one another (published)"
-    )
-    mist_portion: float = Field(
-        0.15, description="mist: share of the proposals that may become seeds of a class", gt=0, le=1
-    )
-    mist_iou: float = Field(
-        0.2, description="mist: a seed must overlap all better ones by less than this IoU", gt=0, le=1
-    )
-    mist_floor: float = Field(
-        0.0, description="mist: a seed must reach this share of its class's best; 0 = published", ge=0, le=1
-    )
-    mist_whole: float = Field(
-        0.5,
-        description="mist: a seed inside another goes if the other scores this share of it; 0 = published, none goes",
-        ge=0,
-        le=1,
-    )
-    fg_iou: float = Field(
+    fg_iou_thresh: Annotated[float, REFINED] = Field(
         0.5, description="IoU with a seed from which a proposal takes its class", gt=0, le=1
     )
-    ignore_iou: float = Field(
+    ignore_iou_thresh: Annotated[float, REFINED] = Field(
         0.0, description="IoU with every seed below which a proposal is ignored; 0 ignores none", ge=0, lt=1
     )
-    seed_weights: Literal["score", "relative"] = Field(
+    seed_weights: Annotated[Literal["score", "relative"], REFINED] = Field(
         "relative",
         description="Loss weight of a seed: its score (published), or that over the best of its class in the image",
     )
-    score_ties: bool = Field(
-        True, description="A proposal mined for two classes takes the surer one; false: the first (published)"
+    tie_break_by_score: Annotated[bool, REFINED] = Field(
+        True,
+        description="A proposal mined for two classes takes that of the higher score; false: the first (published)",
     )
     bce_reduction: Literal["sum", "mean"] = Field(
         "mean", description="Image loss over classes: sum (OICR) or mean (MIST)"
     )
     # Training.
-    epochs: int = Field(10, description="Passes over the training images", ge=1, le=1000)
-    batch_size: int = Field(4, description="Images per micro-batch, all processes together", ge=1, le=1024)
-    accumulate: int = Field(
-        1, description="Micro-batches whose gradients make one step of the optimiser", ge=1, le=1024
-    )
-    optimizer: Literal["adam", "adamw", "sgd"] = Field(
-        "adam", description="Optimiser; adam couples weight decay as published"
-    )
-    lr: float = Field(1e-3, description="Learning rate of the heads", gt=0, le=1)
-    trunk_lr_factor: float = Field(
-        0.3, description="Learning rate of the backbone, multiple of lr", ge=0, le=10
-    )
-    refine_lr_factor: float = Field(
+    optimizer: Optimizer = "adam"
+    refine_lr_factor: Annotated[float, REFINED] = Field(
         1.0,
         description="Learning rate of the refinement layers, multiple of lr; published for OICR: 10",
         gt=0,
         le=100,
     )
     bias_lr_factor: float = Field(
-        2.0,
-        description="Learning rate of biases, multiple of their layer's; biases have no weight decay",
-        gt=0,
+        2.0, description="Learning rate of biases, multiple of their layer's", gt=0, le=10
+    )
+    weight_decay: WeightDecay = 5e-4
+    warmup_fraction: WarmupFraction = 0.03
+    # Images and proposals.
+    color_jitter: ColorJitter = 0.3
+    lighting_std: float = Field(
+        0.0,
+        description="Standard deviation of AlexNet's PCA lighting noise in training, in units of each component's own"
+        " (published for MIST: 0.1); 0 = none",
+        ge=0,
         le=10,
     )
-    weight_decay: float = Field(5e-4, description="Weight decay", ge=0, le=1)
-    schedule: Literal["cosine", "steps"] = Field("cosine", description="Learning-rate schedule")
-    milestones: tuple[float, ...] = Field(
-        (0.67, 0.89), description="steps: shares of the training after which the rate drops by 0.1"
-    )
-    warmup: float = Field(0.03, description="Linear warm-up, share of the training", ge=0, lt=1)
-    warmup_factor: float = Field(
-        0.001,
-        description="Warm-up starts at this share of the rate; published for MIST: 1/3",
-        ge=0,
-        le=1,
-    )
-    clip_norm: float = Field(10.0, description="Largest gradient norm; 0 does not clip", ge=0)
-    ema_decay: float = Field(
-        0.0, description="Decay of the weight average used at the end; 0 uses none", ge=0, lt=1
-    )
-    threads: int = Field(1, description="CPU threads while training; the last bits depend on it", ge=1)
-    # Images and proposals.
-    train_sizes: tuple[int, ...] = Field(
-        (192, 224, 256), description="Short sides of training images, pixels, one drawn per image"
-    )
-    max_size: int = Field(2000, description="Largest long side, pixels", ge=32, le=10000)
-    photometric: float = Field(
-        0.3, description="Strength of the colour jitter in training; 0 = none", ge=0, le=1
-    )
-    lighting: float = Field(
-        0.0, description="Strength of AlexNet's PCA lighting noise in training (paper 0.1); 0 = none", ge=0
-    )
-    flip: float = Field(0.5, description="Probability of a horizontal flip in training", ge=0, le=1)
-    min_side: float = Field(
+    min_side_px: float = Field(
         4.0, description="Proposals with a shorter side are dropped, original pixels", ge=1, le=1000
     )
-    dedup_grid: float = Field(
+    dedup_grid_px: float = Field(
         0.0,
         description="Proposals that agree on a grid of this many pixels count once; 0 compares whole pixels",
         ge=0,
         le=64,
     )
     max_proposals: int = Field(
-        2000, description="Proposals per image; the surest by predicted IoU are kept", ge=1, le=100000
+        2000, description="Proposals used per image, those of highest predicted IoU", ge=1, le=100_000
     )
     # Detection.
     quality_power: float = Field(
         1.0,
-        description="Scores are multiplied by the proposal's quality (predicted IoU x stability) to this power; "
+        description="Scores are multiplied by the proposal's quality (predicted IoU x stability score) to this power; "
         "0 = published",
         ge=0,
         le=10,
     )
-    test_size: int = Field(224, description="Short side at detection, pixels", ge=16, le=10000)
-    tta: bool = Field(False, description="Average detections over train_sizes and flips")
-    nms_iou: float = Field(
-        0.3, description="IoU above which the lower of two detections of a class is dropped", gt=0, le=1
-    )
-    score_threshold: float = Field(0.0, description="Detections must score more", ge=0, lt=1)
-    max_detections: int = Field(100, description="Detections per image over all classes", ge=1, le=10000)
+    nms_thresh: NmsThresh = 0.3
+    score_thresh: ScoreThresh = 0.0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.method != "wsddn" and len(self.branch_weights) != self.branches:
+        if self.method != "wsddn" and len(self.refine_loss_weights) != self.num_refinements:
             raise ValueError(
-                f"branch_weights has {len(self.branch_weights)} values for {self.branches} branches"
+                f"{len(self.refine_loss_weights)} refine_loss_weights for num_refinements {self.num_refinements}"
             )
         if self.fused_channels == 0 and len(self.out_strides) != 1:
             raise ValueError("fused_channels 0 keeps one map as it is, but out_strides names several")
-        if not self.train_sizes or min(self.train_sizes) < 16:
-            raise ValueError("train_sizes needs at least one value, each 16 pixels or more")
         return self
 
     @property
     def uses_regression(self) -> bool:
         """Whether boxes are regressed: a part of MIST."""
-        return self.method == "mist" and self.regression
+        return self.method == "mist" and self.mist.regression

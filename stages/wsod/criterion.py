@@ -48,17 +48,17 @@ def wsod_losses(outputs: ProposalOutputs, bags: Bags, config: WsodConfig) -> dic
     num_images = len(bags.counts)
     bag_N = bag_index(bags.counts, device)
     scores_NC = two_stream_scores(outputs.cls_logits_NC, outputs.det_logits_NC, bag_N, num_images)
-    tags_BC = _tag_matrix(bags.tags, scores_NC, config.background_column)
+    tags_BC = _tag_matrix(bags.tags, scores_NC, config.background_class)
     losses = {"image": image_bce(image_scores(scores_NC, bag_N, num_images), tags_BC, config.bce_reduction)}
     if outputs.dropped is not None:
         losses["_dropped"] = outputs.dropped
     if not outputs.refine_logits:
         return losses
     shares_N = row_shares(bag_sum(torch.ones_like(bag_N)[:, None], bag_N, num_images)[:, 0], bag_N)
-    source_NC = scores_NC.detach()[:, int(config.background_column) :]
+    source_NC = scores_NC.detach()[:, int(config.background_class) :]
     for k, logits_NK in enumerate(outputs.refine_logits):
         targets = _batch_targets(source_NC, bags, config)
-        weights_N = targets.weights_N * config.branch_weights[k]
+        weights_N = targets.weights_N * config.refine_loss_weights[k]
         losses[f"refine{k + 1}"] = refinement_loss(logits_NK, targets.labels_N, weights_N, shares_N)
         if outputs.deltas:
             boxes_N4 = torch.cat(list(bags.boxes_xyxy))
@@ -78,24 +78,24 @@ def mine(scores_NC: Tensor, classes_P: Tensor, boxes_N4: Tensor, config: WsodCon
             scores_NC,
             classes_P,
             boxes_N4,
-            config.mist_portion,
-            config.mist_iou,
-            config.mist_floor,
-            config.mist_whole,
+            config.mist.top_fraction,
+            config.mist.seed_nms_thresh,
+            config.mist.min_score_ratio,
+            config.mist.container_score_ratio,
         )
-    elif config.miner == "top1":
+    elif config.oicr.miner == "top1":
         seeds = top1(scores_NC, classes_P)
     else:
         seeds = near_top(
             scores_NC,
             classes_P,
             boxes_N4,
-            config.near_top_ratio,
-            config.near_top_nms,
-            config.class_agnostic_nms,
-            config.near_top_seeds,
+            config.oicr.min_score_ratio,
+            config.oicr.seed_nms_thresh,
+            config.oicr.class_agnostic_nms,
+            config.oicr.max_seeds,
         )
-    if config.score_ties:
+    if config.tie_break_by_score:
         seeds = by_score(seeds)
     return relative_scores(seeds, scores_NC.shape[1]) if config.seed_weights == "relative" else seeds
 
@@ -106,7 +106,7 @@ def _batch_targets(source_NC: Tensor, bags: Bags, config: WsodConfig) -> Targets
     for boxes_N4, classes_P in zip(bags.boxes_xyxy, bags.tags, strict=True):
         count = len(boxes_N4)
         seeds = mine(source_NC[start : start + count], classes_P, boxes_N4, config)
-        own = assign_labels(boxes_N4, seeds, config.fg_iou, config.ignore_iou or None)
+        own = assign_labels(boxes_N4, seeds, config.fg_iou_thresh, config.ignore_iou_thresh or None)
         parts.append(Targets(own.labels_N, own.weights_N, own.matched_N + start))
         start += count
     return Targets(

@@ -71,18 +71,16 @@ def detect(
     scored: ScoredProposals,
     height: int,
     width: int,
-    nms_iou: float = 0.3,
-    score_threshold: float = 0.0,
-    max_detections: int = 100,
+    nms_thresh: float = 0.3,
+    score_thresh: float = 0.0,
+    detections_per_image: int = 100,
 ) -> Detections:
-    """Clip, threshold (strict), class-wise NMS, and keep the best `max_detections` over all classes."""
+    """Clip, threshold (strict), class-wise NMS, and keep the best `detections_per_image` over all classes."""
     boxes_NC4 = clip_boxes(scored.boxes_NC4, height, width)
     sides = boxes_NC4[..., 2:] - boxes_NC4[..., :2]
-    rows, classes = torch.nonzero(
-        (scored.scores_NC > score_threshold) & (sides > 0).all(dim=-1), as_tuple=True
-    )
+    rows, classes = torch.nonzero((scored.scores_NC > score_thresh) & (sides > 0).all(dim=-1), as_tuple=True)
     boxes, scores = boxes_NC4[rows, classes], scored.scores_NC[rows, classes]
-    keep = class_wise_nms(boxes, scores, classes, nms_iou)[:max_detections]
+    keep = class_wise_nms(boxes, scores, classes, nms_thresh)[:detections_per_image]
     return Detections(
         boxes[keep].cpu().numpy().astype(np.float32),
         classes[keep].cpu().numpy().astype(np.int64),

@@ -28,7 +28,7 @@ KIND = "wsod"
 
 def optimiser_steps(config: WsodConfig, images: int) -> int:
     """Moves of the optimiser in the whole training on that many images."""
-    return config.epochs * steps_per_epoch(images, config.batch_size, config.accumulate)
+    return config.epochs * steps_per_epoch(images, config.batch_size, config.grad_accum_steps)
 
 
 def fit_detector(config: WsodConfig, data: WeakData, context: StageContext) -> WsodDetector:
@@ -46,7 +46,7 @@ def fit_detector(config: WsodConfig, data: WeakData, context: StageContext) -> W
             outputs = model(on_device.images, on_device.bags.boxes_xyxy)
         return wsod_losses(outputs, on_device.bags, config)
 
-    with torch_threads(config.threads):
+    with torch_threads(config.num_threads):
         trainer = Trainer(
             context=context,
             model=model,
@@ -54,7 +54,7 @@ def fit_detector(config: WsodConfig, data: WeakData, context: StageContext) -> W
             schedule=build_schedule(
                 config.schedule,
                 optimiser_steps(config, len(data.ids)),
-                config.warmup,
+                config.warmup_fraction,
                 warmup_factor=config.warmup_factor,
                 milestone_fractions=config.milestones,
             ),
@@ -64,8 +64,8 @@ def fit_detector(config: WsodConfig, data: WeakData, context: StageContext) -> W
             settings=FitSettings(
                 epochs=config.epochs,
                 batch_size=config.batch_size,
-                accumulate=config.accumulate,
-                clip_norm=config.clip_norm or None,
+                grad_accum_steps=config.grad_accum_steps,
+                clip_grad_norm=config.clip_grad_norm or None,
                 ema_decay=config.ema_decay or None,
                 label="train",
             ),
@@ -82,7 +82,7 @@ def make_optimizer(model: WsodDetector, config: WsodConfig) -> torch.optim.Optim
         lr=config.lr,
         weight_decay=config.weight_decay,
         module_lrs={
-            model.trunk: config.lr * config.trunk_lr_factor,
+            model.trunk: config.lr * config.backbone_lr_factor,
             model.refinement: config.lr * config.refine_lr_factor,
         },
         bias_lr_factor=config.bias_lr_factor,

@@ -28,27 +28,33 @@ from stages.wsod.proposals import Proposals, ProposalSource
 from stages.wsod.tta import average
 
 OF_THE_RUN = (
-    "test_size", "max_size", "quality_power", "nms_iou", "score_threshold", "max_detections", "min_side", "dedup_grid",
-    "max_proposals",
+    "test_short_side", "max_size", "quality_power", "nms_thresh", "score_thresh", "detections_per_image", "min_side_px",
+    "dedup_grid_px", "max_proposals",
 )  # fmt: skip
 """Settings of detection: this run's count, whatever the checkpoint was trained with."""
 OF_THE_CHECKPOINT = (
-    "method", "trunk", "final_relu", "out_strides", "fused_channels", "pool", "pool_size", "hidden",
-    "background_column", "regression", "branches",
+    "method", "backbone", "final_relu", "out_strides", "fused_channels", "pooler_type", "pooler_resolution", "fc_dim",
+    "background_class", "mist.regression", "num_refinements",
 )  # fmt: skip
 """Settings of the detector itself: it is rebuilt from the checkpoint's."""
 
 
 def other_settings(config: WsodConfig, trained: WsodConfig) -> str:
-    """Which settings that matter at detection differ from the checkpoint's, in words; empty if none does."""
+    """Which settings that matter at detection differ from the checkpoint's, in words; empty if none does.
+
+    Settings that only one of the two methods or backbones has are left out: the method or backbone itself is named.
+    """
+    ours, theirs = dict(config.named_values()), dict(trained.named_values())
 
     def named(names: Sequence[str]) -> str:
-        pairs = [(name, getattr(config, name), getattr(trained, name)) for name in names]
+        both = [name for name in names if name in ours and name in theirs]
         return ", ".join(
-            f"{name} {ours!r} (checkpoint: {theirs!r})" for name, ours, theirs in pairs if ours != theirs
+            f"{name} {ours[name]!r} (checkpoint: {theirs[name]!r})"
+            for name in both
+            if ours[name] != theirs[name]
         )
 
-    used = named((*OF_THE_RUN, *(("train_sizes",) if config.tta else ())))
+    used = named((*OF_THE_RUN, *(("tta_short_sides", "train_short_sides") if config.tta else ())))
     unused = named(OF_THE_CHECKPOINT)
     parts = [f"in use: {used}" if used else "", f"not in use: {unused}" if unused else ""]
     return "; ".join(part for part in parts if part)
@@ -76,9 +82,9 @@ def detect_image(
         weigh(average(scored), quality, config.quality_power),
         height,
         width,
-        config.nms_iou,
-        config.score_threshold,
-        config.max_detections,
+        config.nms_thresh,
+        config.score_thresh,
+        config.detections_per_image,
     )
 
 
@@ -98,15 +104,15 @@ def score_views(
         EnvironmentFault: memory cannot hold the plain view either.
     """
     scored = run_views(
-        views(config.test_size, config.train_sizes, config.tta),
+        views(config.test_short_side, config.tta_short_sides or config.train_short_sides, config.tta),
         device,
         lambda view: _score_view(model, pixels_CHW, boxes_xyxy, view, config.max_size, device, precision),
     )
     if not scored:
         raise EnvironmentFault(
-            f"memory cannot hold an image of {config.test_size} pixels with {len(boxes_xyxy)} proposals",
-            where="wsod.test_size",
-            hint="lower wsod.test_size or wsod.max_proposals, or use another --device or --precision bf16",
+            f"memory cannot hold an image of {config.test_short_side} pixels with {len(boxes_xyxy)} proposals",
+            where="wsod.test_short_side",
+            hint="lower wsod.test_short_side or wsod.max_proposals, or use another --device or --precision bf16",
         )
     return scored
 

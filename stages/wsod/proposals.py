@@ -38,7 +38,7 @@ class ProposalSource:
 
     Args:
         path: The table; read once.
-        config: `min_side`, `dedup_grid` and `max_proposals` are used.
+        config: `min_side_px`, `dedup_grid_px` and `max_proposals` are used.
 
     Raises:
         InputError: the file is missing or not a proposals table.
@@ -62,8 +62,8 @@ class ProposalSource:
             boxes,
             rows["predicted_iou"],
             (image["image_h"], image["image_w"]),
-            self.config.min_side,
-            self.config.dedup_grid,
+            self.config.min_side_px,
+            self.config.dedup_grid_px,
             self.config.max_proposals,
         )
         limit = np.array([image["image_w"], image["image_h"]] * 2, np.float32)
@@ -78,22 +78,22 @@ def clean(
     boxes_xyxy: NDArray[Any],
     predicted_iou: NDArray[Any],
     size_hw: tuple[int, int],
-    min_side: float,
-    dedup_grid: float = 0.0,
+    min_side_px: float,
+    dedup_grid_px: float = 0.0,
     max_proposals: int = 2000,
 ) -> NDArray[np.int64]:
     """Ascending rows of the proposals to use.
 
-    Boxes are judged as clipped to the image; one with a side below `min_side` or a coordinate that is not
-    finite goes. Of boxes that agree after rounding to `dedup_grid` pixels (0: to whole pixels) the first
+    Boxes are judged as clipped to the image; one with a side below `min_side_px` or a coordinate that is not
+    finite goes. Of boxes that agree after rounding to `dedup_grid_px` pixels (0: to whole pixels) the first
     stays. More than `max_proposals` are cut by predicted IoU.
     """
     height, width = size_hw
     finite = np.isfinite(boxes_xyxy).all(axis=1)
     clipped = np.clip(boxes_xyxy.astype(np.float64), 0, [width, height, width, height])
     sides = clipped[:, 2:] - clipped[:, :2]
-    rows = np.flatnonzero(finite & (sides >= min_side).all(axis=1))
-    keys = np.rint(clipped[rows] / (dedup_grid or 1.0)).astype(np.int64)
+    rows = np.flatnonzero(finite & (sides >= min_side_px).all(axis=1))
+    keys = np.rint(clipped[rows] / (dedup_grid_px or 1.0)).astype(np.int64)
     rows = rows[np.sort(np.unique(keys, axis=0, return_index=True)[1])]
     if len(rows) > max_proposals:
         surest = np.argsort(-np.nan_to_num(predicted_iou[rows], nan=0.0), kind="stable")[:max_proposals]

@@ -68,7 +68,7 @@ class Trunk(nn.Module):
         features: list[Tensor] = self.body(images_BCHW.contiguous(memory_format=torch.channels_last))
         return features
 
-    def freeze_to(self, stride: int, setting: str = "frozen_through") -> None:
+    def freeze_to(self, stride: int, setting: str = "freeze_through_stride") -> None:
         """Fix every parameter up to the last layer at `stride` (0: none): early layers are generic and costly.
 
         That layer may have no parameters of its own, such as an activation: what comes before it counts.

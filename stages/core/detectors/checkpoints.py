@@ -24,8 +24,10 @@ BOX_KINDS: tuple[AnyKind, ...] = tuple(kind for kind in KINDS if kind != "mask-r
 TWO_STAGE_KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 
 
-def build(spec: DetectorSpec | DetrSpec, classes: Sequence[str], pretrained: bool = True) -> AnyDetector:
-    """Build a detector, its trunk with ImageNet weights unless `pretrained` is False.
+def build(
+    spec: DetectorSpec | DetrSpec, classes: Sequence[str], pretrained: bool | Path = True
+) -> AnyDetector:
+    """Build a detector, its trunk with ImageNet weights (`pretrained`), a file's, or none (False).
 
     Raises:
         WeakSamError: see `build_detector` and `build_detr`.
@@ -128,4 +130,4 @@ def recorded_view_sizes(checkpoint: Path) -> tuple[int, ...]:
     if not (checkpoint.parent / MANIFEST_NAME).is_file():
         return ()
     config = read_manifest(checkpoint.parent).config
-    return tuple(config.get("tta_sizes") or config.get("train_sizes") or ())
+    return tuple(config.get("tta_short_sides") or config.get("train_short_sides") or ())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class Detr(nn.Module):
         self.network: Any = network
         self.network.model.backbone = TrunkFeatures(trunk)
         self.transform = GeneralizedRCNNTransform(
-            spec.test_size, spec.max_size, list(trunk.mean), list(trunk.std), PADDING, _skip_resize=True
+            spec.test_short_side, spec.max_size, list(trunk.mean), list(trunk.std), PADDING, _skip_resize=True
         )  # training images arrive resized, see detection_data
         self._least_side = least_side(spec)
 
@@ -73,7 +74,7 @@ class Detr(nn.Module):
 
     def keep_from(self, score: float) -> None:
         """Give detections from this score on, instead of from the specification's."""
-        self.spec = self.spec.model_copy(update={"score_threshold": score})
+        self.spec = self.spec.model_copy(update={"score_thresh": score})
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Losses by name in training, else `boxes`, `labels` and `scores` of each image in its own pixels.
@@ -94,7 +95,7 @@ class Detr(nn.Module):
             wanted = relative_targets(targets, frames_B4)
             output = self.answers(pixels, mask_BHW, wanted)
             losses = set_losses(output, wanted, COSTS[self.spec.kind], self.roi_weights)
-            if self.spec.kind == "rt-detr" and self.spec.denoising:
+            if self.spec.kind == "rt-detr" and self.spec.num_denoising:
                 # A batch without a target has nothing to restore; every step has the same losses all the same.
                 losses.setdefault("loss_denoising", output.layers[-1].logits_BQC.float().sum() * 0)
             return losses
@@ -132,12 +133,12 @@ class Detr(nn.Module):
         """The best (query, class) pairs of one image whose box lies in it."""
         boxes_Q4 = clip_boxes_to_image(box_convert(boxes_Q4, "cxcywh", "xyxy"), size)
         scores_QC = logits_QC.sigmoid()
-        scores_N, best_N = scores_QC.flatten().topk(min(self.spec.max_detections, scores_QC.numel()))
+        scores_N, best_N = scores_QC.flatten().topk(min(self.spec.detections_per_image, scores_QC.numel()))
         boxes_N4, labels_N = boxes_Q4[best_N // scores_QC.shape[1]], best_N % scores_QC.shape[1] + 1
         sides_N2 = boxes_N4[:, 2:] - boxes_N4[:, :2]
-        keep_N = torch.nonzero((scores_N > self.spec.score_threshold) & (sides_N2 > 0).all(dim=1)).flatten()
-        if self.spec.nms_iou < 1:
-            kept = batched_nms(boxes_N4[keep_N], scores_N[keep_N], labels_N[keep_N], self.spec.nms_iou)
+        keep_N = torch.nonzero((scores_N > self.spec.score_thresh) & (sides_N2 > 0).all(dim=1)).flatten()
+        if self.spec.nms_thresh < 1:
+            kept = batched_nms(boxes_N4[keep_N], scores_N[keep_N], labels_N[keep_N], self.spec.nms_thresh)
             keep_N = keep_N[kept]
         return {"boxes": boxes_N4[keep_N], "labels": labels_N[keep_N], "scores": scores_N[keep_N]}
 
@@ -157,8 +158,8 @@ class TrunkFeatures(nn.Module):
         ]
 
 
-def build_detr(spec: DetrSpec, classes: Sequence[str], pretrained: bool = True) -> Detr:
-    """Build a detection transformer, its trunk with ImageNet weights unless `pretrained` is False.
+def build_detr(spec: DetrSpec, classes: Sequence[str], pretrained: bool | Path = True) -> Detr:
+    """Build a detection transformer, its trunk with ImageNet weights (`pretrained`), a file's, or none (False).
 
     Raises:
         ConfigError: widths and heads do not fit, or RT-DETR has more queries than cells.
@@ -168,9 +169,9 @@ def build_detr(spec: DetrSpec, classes: Sequence[str], pretrained: bool = True) 
     check_detr(spec)
     library = require_transformers()
     trunk = build_trunk(
-        ALIASES.get(spec.backbone, spec.backbone), spec.strides, pretrained=pretrained, frozen_bn=True
+        ALIASES.get(spec.backbone, spec.backbone), spec.out_strides, pretrained=pretrained, frozen_bn=True
     )
-    trunk.freeze_to(spec.frozen_through)
+    trunk.freeze_to(spec.freeze_through_stride)
     fold_batch_norms(trunk)
     build = _rt_detr if spec.kind == "rt-detr" else _deformable_detr
     return Detr(spec, build(library, spec, trunk.channels, len(classes)), trunk, classes)
@@ -201,24 +202,24 @@ def check_detr(spec: DetrSpec) -> None:
     Raises:
         ConfigError: names the setting.
     """
-    step = math.lcm(spec.attention_heads, 32 if spec.kind == "deformable-detr" else 4)
-    if spec.transformer_width % step:
+    step = math.lcm(spec.num_heads, 32 if spec.kind == "deformable-detr" else 4)
+    if spec.d_model % step:
         raise ConfigError(
-            f"{spec.transformer_width} channels for {spec.attention_heads} heads of {spec.kind}",
-            where="transformer_width",
+            f"{spec.d_model} channels for {spec.num_heads} heads of {spec.kind}",
+            where="d_model",
             hint=f"use a multiple of {step}",
         )
-    if spec.strides[-1] > PADDING:
+    if spec.out_strides[-1] > PADDING:
         raise ConfigError(
-            f"stride {spec.strides[-1]} is coarser than the padding of {PADDING} px",
-            where="strides",
+            f"stride {spec.out_strides[-1]} is coarser than the padding of {PADDING} px",
+            where="out_strides",
             hint="use strides up to 32, e.g. 8,16,32",
         )
-    if least_side(spec) > math.ceil(spec.test_size / PADDING) * PADDING:
+    if least_side(spec) > math.ceil(spec.test_short_side / PADDING) * PADDING:
         raise ConfigError(
-            f"{spec.queries} queries are more than the cells of an image of {spec.test_size} px",
-            where="queries",
-            hint="fewer queries, a larger test_size, or finer strides",
+            f"{spec.num_queries} queries are more than the cells of an image of {spec.test_short_side} px",
+            where="num_queries",
+            hint="fewer queries, a larger test_short_side, or finer out_strides",
         )
 
 
@@ -228,7 +229,10 @@ def least_side(spec: DetrSpec) -> int:
     Only RT-DETR's queries are cells that its encoder chooses; those of Deformable DETR are learnt.
     """
     side = PADDING
-    while spec.kind == "rt-detr" and sum((side // stride) ** 2 for stride in spec.strides) < spec.queries:
+    while (
+        spec.kind == "rt-detr"
+        and sum((side // stride) ** 2 for stride in spec.out_strides) < spec.num_queries
+    ):
         side += PADDING
     return side
 
@@ -245,27 +249,27 @@ def relative_targets(targets: Sequence[dict[str, Tensor]], frames_B4: Tensor) ->
 
 
 def _rt_detr(library: Any, spec: DetrSpec, channels: Sequence[int], classes: int) -> nn.Module:
-    width, levels = spec.transformer_width, len(spec.strides)
+    width, levels = spec.d_model, len(spec.out_strides)
     network: nn.Module = library.RTDetrV2ForObjectDetection(
         library.RTDetrV2Config(
             backbone_config=_placeholder(library, channels),
             num_labels=classes,
-            feat_strides=list(spec.strides),
+            feat_strides=list(spec.out_strides),
             encoder_in_channels=list(channels),
             encoder_hidden_dim=width,
-            encoder_ffn_dim=spec.feedforward,
-            encoder_layers=spec.encoder_layers,
-            encoder_attention_heads=spec.attention_heads,
+            encoder_ffn_dim=spec.dim_feedforward,
+            encoder_layers=spec.num_encoder_layers,
+            encoder_attention_heads=spec.num_heads,
             encode_proj_layers=[levels - 1],
             d_model=width,
-            num_queries=spec.queries,
+            num_queries=spec.num_queries,
             decoder_in_channels=[width] * levels,
             decoder_n_levels=levels,
             num_feature_levels=levels,
-            decoder_layers=spec.decoder_layers,
-            decoder_ffn_dim=spec.feedforward,
-            decoder_attention_heads=spec.attention_heads,
-            num_denoising=spec.denoising,
+            decoder_layers=spec.num_decoder_layers,
+            decoder_ffn_dim=spec.dim_feedforward,
+            decoder_attention_heads=spec.num_heads,
+            num_denoising=spec.num_denoising,
             initializer_bias_prior_prob=PRIOR,
             # The library's 0.01 is for loading weights; this is the scale of PyTorch's own layers.
             initializer_range=1 / math.sqrt(3 * width),
@@ -311,15 +315,15 @@ def _deformable_detr(library: Any, spec: DetrSpec, channels: Sequence[int], clas
         library.DeformableDetrConfig(
             backbone_config=_placeholder(library, channels),
             num_labels=classes,
-            d_model=spec.transformer_width,
-            num_queries=spec.queries,
-            encoder_layers=spec.encoder_layers,
-            encoder_ffn_dim=spec.feedforward,
-            encoder_attention_heads=spec.attention_heads,
-            decoder_layers=spec.decoder_layers,
-            decoder_ffn_dim=spec.feedforward,
-            decoder_attention_heads=spec.attention_heads,
-            num_feature_levels=len(spec.strides) + 1,
+            d_model=spec.d_model,
+            num_queries=spec.num_queries,
+            encoder_layers=spec.num_encoder_layers,
+            encoder_ffn_dim=spec.dim_feedforward,
+            encoder_attention_heads=spec.num_heads,
+            decoder_layers=spec.num_decoder_layers,
+            decoder_ffn_dim=spec.dim_feedforward,
+            decoder_attention_heads=spec.num_heads,
+            num_feature_levels=len(spec.out_strides) + 1,
             with_box_refine=True,
             auxiliary_loss=True,
             class_cost=2,

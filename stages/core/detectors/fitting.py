@@ -27,7 +27,7 @@ AfterStep = Callable[[int], dict[str, Tensor]]
 
 def total_steps(settings: DetectorSettings, images: int) -> int:
     """Optimiser steps of the whole training on that many images."""
-    return settings.epochs * steps_per_epoch(images, settings.batch_size, settings.accumulate)
+    return settings.epochs * steps_per_epoch(images, settings.batch_size, settings.grad_accum_steps)
 
 
 def train_detector(
@@ -59,7 +59,7 @@ def train_detector(
         TrainingDivergedError: a loss is not finite; names the step and the images.
     """
     torch.manual_seed(context.seed)  # fresh layers
-    model = build(spec, context.split.classes).to(context.device)
+    model = build(spec, context.split.classes, settings.backbone_source()).to(context.device)
     prepare(model)
 
     def batch_losses(batch: DetectionBatch, number: int) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ def train_detector(
             losses: dict[str, Tensor] = model(on_device.images, on_device.targets)
         return losses | after_step(len(batch.images))
 
-    with torch_threads(settings.threads):
+    with torch_threads(settings.num_threads):
         trainer = Trainer(
             context=context,
             model=model,
@@ -77,7 +77,8 @@ def train_detector(
             schedule=build_schedule(
                 settings.schedule,
                 total_steps(settings, len(data.ids)),
-                settings.warmup,
+                settings.warmup_fraction,
+                warmup_factor=settings.warmup_factor,
                 milestone_fractions=settings.milestones,
             ),
             items=data.ids,
@@ -86,8 +87,8 @@ def train_detector(
             settings=FitSettings(
                 epochs=settings.epochs,
                 batch_size=settings.batch_size,
-                accumulate=settings.accumulate,
-                clip_norm=settings.clip_norm or None,
+                grad_accum_steps=settings.grad_accum_steps,
+                clip_grad_norm=settings.clip_grad_norm or None,
                 ema_decay=settings.ema_decay or None,
                 label="train",
             ),
@@ -97,11 +98,11 @@ def train_detector(
 
 def make_optimizer(model: AnyDetector, settings: DetectorSettings) -> torch.optim.Optimizer:
     """The trunk at its own rate, the rest at the rate of a step's images; biases and norms without weight decay."""
-    lr = settings.lr * settings.batch_size * settings.accumulate / settings.lr_batch
+    lr = settings.lr * settings.batch_size * settings.grad_accum_steps / settings.lr_base_size
     groups = param_groups(
         model,
         lr=lr,
         weight_decay=settings.weight_decay,
-        module_lrs={model.trunk: lr * settings.trunk_lr_factor},
+        module_lrs={model.trunk: lr * settings.backbone_lr_factor},
     )
     return build_optimizer(settings.optimizer, groups)

@@ -48,7 +48,7 @@ def detect(
         EnvironmentFault: memory holds none of the views.
     """
     height, width = pixels_HW3.shape[:2]
-    check_not_thin(height, width, model.spec.test_size, model.spec.max_size)
+    check_not_thin(height, width, model.spec.test_short_side, model.spec.max_size)
     image = torch.from_numpy(pixels_HW3.copy()).permute(2, 0, 1).to(device).float() / 255
     with torch.inference_mode(), autocast(device, precision):
         found: dict[str, Tensor] = (

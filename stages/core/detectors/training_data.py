@@ -108,7 +108,7 @@ class PseudoTruthData:
         path, limits = self.split.image_path(image_id), self._augmentation
         pixels = load_image(path)
         height, width = pixels.shape[:2]
-        check_not_thin(height, width, min(limits.short_sides), limits.max_size, path)
+        check_not_thin(height, width, min(limits.train_short_sides), limits.max_size, path)
         item = self._item(image_id, pixels, height, width)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, "augment", epoch, image_id))
@@ -136,10 +136,10 @@ class PseudoTruthData:
 
 
 def _build_transform(settings: Augmentation) -> v2.Transform:
-    strength = settings.photometric
+    strength = settings.color_jitter
     steps: list[v2.Transform] = [
-        v2.RandomHorizontalFlip(settings.flip),
-        v2.RandomShortestSize(list(settings.short_sides), settings.max_size),
+        v2.RandomHorizontalFlip(settings.hflip_prob),
+        v2.RandomShortestSize(list(settings.train_short_sides), settings.max_size),
     ]
     if strength > 0:
         # No hue: it costs more than the rest together, and colour is rarely what tells classes apart.

@@ -35,11 +35,11 @@ class View:
     flip: bool = False
 
 
-def views(test_size: int, sizes: Sequence[int], enabled: bool) -> tuple[View, ...]:
+def views(short_side: int, sizes: Sequence[int], enabled: bool) -> tuple[View, ...]:
     """The plain view, or with augmentation every distinct size with and without flip."""
     if not enabled:
-        return (View(test_size),)
-    return tuple(View(size, flip) for size in sorted({test_size, *sizes}) for flip in (False, True))
+        return (View(short_side),)
+    return tuple(View(size, flip) for size in sorted({short_side, *sizes}) for flip in (False, True))
 
 
 def mirror_boxes(boxes_xyxy: Tensor, width: float) -> Tensor:
@@ -97,8 +97,8 @@ def detect_in_views(
     """Detections of one image from several sizes, each plain and mirrored, merged.
 
     Every view is suppressed by itself and mapped back; then all go through one suppression per class, at the
-    detector's own IoU, and the best `max_detections` stay. Every view is resized from the image itself, not from the
-    plain view, and larger ones may be longer by as much as they are higher.
+    detector's own IoU, and the best `detections_per_image` stay. Every view is resized from the image itself, not from
+    the plain view, and larger ones may be longer by as much as they are higher.
 
     Args:
         model: in evaluation mode; its own test size is one of the views.
@@ -125,17 +125,17 @@ def detect_in_views(
                 found["masks"] = found["masks"].flip(-1)
         return found
 
-    seen = run_views(views(spec.test_size, sizes, enabled=True), device, see)
+    seen = run_views(views(spec.test_short_side, sizes, enabled=True), device, see)
     if not seen:
         raise EnvironmentFault(
-            f"memory cannot hold an image of {spec.test_size} pixels",
-            where="test_size",
-            hint="use a smaller test_size, another --device, or --precision bf16",
+            f"memory cannot hold an image of {spec.test_short_side} pixels",
+            where="test_short_side",
+            hint="use a smaller test_short_side, another --device, or --precision bf16",
         )
     found = {name: torch.cat([one[name] for one in seen]) for name in seen[0]}
-    iou = spec.nms_iou if spec.nms_iou < 1 else SET_NMS_IOU
+    iou = spec.nms_thresh if spec.nms_thresh < 1 else SET_NMS_IOU
     kept = batched_nms(found["boxes"].float(), found["scores"].float(), found["labels"], iou)
-    return {name: rows[kept[: spec.max_detections]] for name, rows in found.items()}
+    return {name: rows[kept[: spec.detections_per_image]] for name, rows in found.items()}
 
 
 @contextmanager
@@ -144,7 +144,7 @@ def resized(model: AnyDetector, size: int) -> Iterator[None]:
     transform, spec = model.transform, model.spec
     before = transform.min_size, transform.max_size
     transform.min_size = (size,)
-    transform.max_size = max(spec.max_size, round(spec.max_size * size / spec.test_size))
+    transform.max_size = max(spec.max_size, round(spec.max_size * size / spec.test_short_side))
     try:
         yield
     finally:

@@ -4,9 +4,9 @@ The paper's extension to instance segmentation. The released code leaves this st
 1. one mask per box, or the best of three by predicted IoU, or by predicted IoU x IoU of the mask's tight box with the
    prompting box (`best-fit`: the box is known, a mask that does not reach its sides is a part); cut at the segmenter's
    threshold (logit 0);
-2. what lies outside the slightly enlarged box is cleared, and only the largest connected piece is kept;
-3. a mask smaller than `min_area` of its box is no mask of the object: the next best of the three is taken, and the
-   single-mask output is followed by the three-mask output;
+2. what lies outside the slightly enlarged box is cleared, and only the largest connected component is kept;
+3. a mask smaller than `min_mask_area_fraction` of its box is no mask of the object: the next best of the three is
+   taken, and the single-mask output is followed by the three-mask output;
 4. if none is left, the box itself is filled: its class is known to be in the image, and leaving the object out would
    teach the detector that it is background. How often 3 and 4 happen is counted in the manifest.
 """
@@ -45,17 +45,17 @@ class MaskRule:
 
     Attributes:
         choice: ask for one mask, or for three and take the best by predicted IoU or by predicted IoU x box fit.
-        margin: enlargement of the box that the mask is clipped to, share of each side added on each side.
-        largest_piece: keep only the largest 8-connected piece.
-        min_area: smallest mask, as a share of its box's area.
-        boxes_per_batch: boxes decoded at once.
+        box_margin_fraction: enlargement of the box that the mask is clipped to, per side and as a fraction of it.
+        largest_component: keep only the largest 8-connected component.
+        min_mask_area_fraction: smallest mask, as a fraction of its box's area.
+        prompts_per_batch: boxes decoded at once.
     """
 
     choice: Choice = "best-fit"
-    margin: float = 0.05
-    largest_piece: bool = True
-    min_area: float = 0.01
-    boxes_per_batch: int = 32
+    box_margin_fraction: float = 0.05
+    largest_component: bool = True
+    min_mask_area_fraction: float = 0.01
+    prompts_per_batch: int = 32
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def masks_of_boxes(
     tries = (False, True) if rule.choice == "single" else (True,)
     for multimask in tries:
         todo = [i for i, mask in enumerate(masks) if mask is None]
-        for start in range(0, len(todo), rule.boxes_per_batch):
-            batch = todo[start : start + rule.boxes_per_batch]
+        for start in range(0, len(todo), rule.prompts_per_batch):
+            batch = todo[start : start + rule.prompts_per_batch]
             found = _prompt(segmenter, encoded, boxes_xyxy[batch], (height, width), rule, multimask)
             for i, mask in zip(batch, found, strict=True):
                 masks[i] = mask
@@ -116,7 +116,7 @@ def _prompt(
             # The network's estimate may leave 0..1; a negative one must not turn a bad fit into a good one.
             scores = [max(s, 0.0) * box_fit(mask, box) for s, mask in zip(scores, cleaned, strict=True)]
         ranked = sorted(range(len(cleaned)), key=lambda m: (-scores[m], m))
-        smallest = max(1.0, rule.min_area * _area(box))
+        smallest = max(1.0, rule.min_mask_area_fraction * _area(box))
         good = [m for m in ranked if cleaned[m].sum() >= smallest]
         if not good:
             found.append(None)
@@ -147,18 +147,18 @@ def box_fit(mask_HW: Mask, box_xyxy: NDArray[Any]) -> float:
 
 
 def clean_mask(mask_HW: Mask, box_xyxy: NDArray[Any], rule: MaskRule) -> Mask:
-    """Clear what lies outside the enlarged box, then keep the largest piece (the first of equal ones)."""
+    """Clear what lies outside the enlarged box, then keep the largest component (the first of equal ones)."""
     height, width = mask_HW.shape
     x1, y1, x2, y2 = (float(v) for v in box_xyxy)
-    dx, dy = rule.margin * (x2 - x1), rule.margin * (y2 - y1)
+    dx, dy = rule.box_margin_fraction * (x2 - x1), rule.box_margin_fraction * (y2 - y1)
     allowed = filled_box(np.array([x1 - dx, y1 - dy, x2 + dx, y2 + dy]), height, width)
     clipped: Mask = mask_HW & allowed
-    if not rule.largest_piece or not clipped.any():
+    if not rule.largest_component or not clipped.any():
         return clipped
     _, labels_HW, statistics, _ = cv2.connectedComponentsWithStats(clipped.astype(np.uint8), connectivity=8)
     largest = 1 + int(np.argmax(statistics[1:, cv2.CC_STAT_AREA]))
-    piece: Mask = labels_HW == largest
-    return piece
+    component: Mask = labels_HW == largest
+    return component
 
 
 def filled_box(box_xyxy: NDArray[Any], height: int, width: int) -> Mask:

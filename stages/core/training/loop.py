@@ -1,9 +1,9 @@
 """The training loop of every room: seeded order, schedule, EMA, several processes, states that resume bit-exactly.
 
-The unit is a step of the optimiser. Its images (`batch_size` x `accumulate`) are cut up among the processes and then
-into as many micro-batches as `accumulate` says. Losses are means over images, so neither cut changes the gradient. The
-order of samples, their augmentation, the random numbers of layers and the learning rate are functions of (seed, epoch,
-step, image), so that the number of steps done is all the state that sampler, schedule and generators have.
+The unit is a step of the optimizer. Its images (`batch_size` x `grad_accum_steps`) are cut up among the processes and
+then into `grad_accum_steps` micro-batches. Losses are means over images, so neither cut changes the gradient. The order
+of samples, their augmentation, the random numbers of layers and the learning rate are functions of (seed, epoch, step,
+image), so that the number of steps done is all the state that sampler, schedule and generators have.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ class FitSettings:
     Attributes:
         epochs: Passes over the items.
         batch_size: Items per micro-batch, all processes together.
-        accumulate: Micro-batches whose gradients make one step of the optimiser.
-        clip_norm: Largest gradient norm, or None.
+        grad_accum_steps: Micro-batches whose gradients make one step of the optimiser.
+        clip_grad_norm: Largest gradient norm, or None.
         ema_decay: Decay of the weight average, or None.
         label: For progress and state file names.
     """
 
     epochs: int
     batch_size: int
-    accumulate: int = 1
-    clip_norm: float | None = None
+    grad_accum_steps: int = 1
+    clip_grad_norm: float | None = None
     ema_decay: float | None = None
     label: str = "train"
 
@@ -62,9 +62,9 @@ class TrainingDivergedError(WeakSamError):
     exit_code = 8
 
 
-def steps_per_epoch(items: int, batch_size: int, accumulate: int = 1) -> int:
+def steps_per_epoch(items: int, batch_size: int, grad_accum_steps: int = 1) -> int:
     """Steps of the optimiser per epoch: the last, partial one is dropped unless it is the only one."""
-    return max(1, items // (batch_size * accumulate))
+    return max(1, items // (batch_size * grad_accum_steps))
 
 
 def epoch_batches(items: Sequence[str], batch_size: int, seed: int, epoch: int) -> list[list[str]]:
@@ -74,14 +74,14 @@ def epoch_batches(items: Sequence[str], batch_size: int, seed: int, epoch: int) 
     return [[items[j] for j in order[i * batch_size : (i + 1) * batch_size]] for i in range(count)]
 
 
-def micro_batches(ids: Sequence[str], accumulate: int, rank: int, world: int) -> list[list[str]]:
-    """The images of a step that one process takes, in at most `accumulate` lists: as many in every process.
+def micro_batches(ids: Sequence[str], grad_accum_steps: int, rank: int, world: int) -> list[list[str]]:
+    """The images of a step that one process takes, in at most `grad_accum_steps` lists: as many in every process.
 
     Every image is in exactly one list of one process; lists are empty only where the processes do not share evenly.
     """
     own = list(ids[rank::world])
     most = math.ceil(len(ids) / world)
-    size = max(1, math.ceil(len(ids) / world / accumulate))
+    size = max(1, math.ceil(len(ids) / world / grad_accum_steps))
     return [own[i : i + size] for i in range(0, most, size)]
 
 
@@ -167,7 +167,7 @@ class Trainer(Generic[BatchT]):
     @property
     def epoch_steps(self) -> int:
         """Steps of the optimiser in one epoch."""
-        return steps_per_epoch(len(self.items), self.settings.batch_size, self.settings.accumulate)
+        return steps_per_epoch(len(self.items), self.settings.batch_size, self.settings.grad_accum_steps)
 
     @property
     def total_steps(self) -> int:
@@ -226,7 +226,7 @@ class Trainer(Generic[BatchT]):
             raise asked or PreemptedError("stopped with another process; the state is saved")
 
     def _remaining(self) -> Iterable[tuple[list[str], int]]:
-        size, skip = self.settings.batch_size * self.settings.accumulate, self.done % self.epoch_steps
+        size, skip = self.settings.batch_size * self.settings.grad_accum_steps, self.done % self.epoch_steps
         for epoch in range(self.done // self.epoch_steps, self.settings.epochs):
             for ids in epoch_batches(self.items, size, self.context.seed, epoch)[skip:]:
                 yield ids, epoch
@@ -238,7 +238,7 @@ class Trainer(Generic[BatchT]):
         rank, world = processes.rank(), processes.world()
         # What draws from torch's own generator sees the same numbers after a restart.
         torch.manual_seed(derive_seed(self.context.seed, self.settings.label, "move", self.done, rank))
-        parts = micro_batches(ids, self.settings.accumulate, rank, world)
+        parts = micro_batches(ids, self.settings.grad_accum_steps, rank, world)
         statistics = running_statistics(self.model)
         seen: list[_MicroBatch] = []
         for number, part in enumerate(parts):
@@ -283,9 +283,9 @@ class Trainer(Generic[BatchT]):
         return factor
 
     def _step_optimizer(self) -> None:
-        if self.settings.clip_norm is not None:
+        if self.settings.clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)

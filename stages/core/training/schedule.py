@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 Schedule = Callable[[int], float]
-ScheduleName = Literal["cosine", "steps"]
+ScheduleName = Literal["cosine", "multistep"]
 
 
 def build_schedule(
@@ -21,11 +21,11 @@ def build_schedule(
     """Build the schedule of a training of `total` steps.
 
     Args:
-        name: `cosine`, or `steps`: a tenth at each milestone.
+        name: `cosine`, or `multistep`: a tenth at each milestone.
         total: Optimizer steps.
         warmup_fraction: Fraction of the steps with a growing learning rate.
         warmup_factor: Factor at the first step.
-        milestone_fractions: Of `steps`, fractions of the whole training.
+        milestone_fractions: Of `multistep`, fractions of the whole training.
     """
     warmup = round(warmup_fraction * total)
     if name == "cosine":

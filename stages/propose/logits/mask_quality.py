@@ -52,8 +52,8 @@ def _areas(logits_NHW: Tensor, offset: float) -> tuple[Tensor, Tensor]:
     return inner, (logits_NHW > -offset).sum(dim=(-1, -2), dtype=torch.int32)
 
 
-def usable(boxes_xyxy: Tensor, min_side: float, min_area: float) -> Tensor:
-    """Boxes with sides of at least ``min_side`` px and ``min_area`` px^2; empty boxes never are. ``(n,)`` bool."""
+def usable(boxes_xyxy: Tensor, min_side_px: float, min_area_px: float) -> Tensor:
+    """Boxes with sides of at least ``min_side_px`` and an area of ``min_area_px``, ``(n,)`` bool; never empty ones."""
     sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]
     shortest, area = sides.amin(dim=1), sides.prod(dim=1)
-    return (shortest > 0) & (shortest >= min_side) & (area >= min_area)
+    return (shortest > 0) & (shortest >= min_side_px) & (area >= min_area_px)

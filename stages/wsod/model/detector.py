@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -51,9 +50,9 @@ class WsodDetector(nn.Module):
     def __init__(self, config: WsodConfig, num_classes: int, pretrained: bool = True) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.pool, self.pool_size = config.pool, config.pool_size
+        self.pooler_type, self.pooler_resolution = config.pooler_type, config.pooler_resolution
         self.trunk, fc_state = _build_trunk(config, pretrained)
-        self.trunk.freeze_to(config.freeze_stride, "wsod.freeze_stride")
+        self.trunk.freeze_to(config.freeze_through_stride, "wsod.freeze_through_stride")
         self.stride = self.trunk.strides[0]
         fuse = config.fused_channels > 0
         self.fuse = LateralFusion(self.trunk.channels, config.fused_channels, "finest") if fuse else None
@@ -61,7 +60,7 @@ class WsodDetector(nn.Module):
         self.dropblock = (
             ConcreteDropBlock(
                 channels,
-                config.dropblock_drop,
+                config.dropblock_max_fraction,
                 weight=config.dropblock_weight,
                 form=config.dropblock_form,
             )
@@ -69,18 +68,18 @@ class WsodDetector(nn.Module):
             else None
         )
         self.neck = nn.Sequential(
-            nn.Linear(channels * self.pool_size**2, config.hidden),
+            nn.Linear(channels * self.pooler_resolution**2, config.fc_dim),
             nn.ReLU(),
             ImageDropout(config.dropout),
-            nn.Linear(config.hidden, config.hidden),
+            nn.Linear(config.fc_dim, config.fc_dim),
             nn.ReLU(),
             ImageDropout(config.dropout),
         )
         _load_fc(self.neck, fc_state)
-        self.two_stream = TwoStreamHead(config.hidden, num_classes, config.background_column, config.init_std)
-        branches = 0 if config.method == "wsddn" else config.branches
+        self.two_stream = TwoStreamHead(config.fc_dim, num_classes, config.background_class, config.init_std)
+        branches = 0 if config.method == "wsddn" else config.num_refinements
         self.refinement = RefinementHeads(
-            config.hidden, num_classes, branches, config.uses_regression, config.init_std
+            config.fc_dim, num_classes, branches, config.uses_regression, config.init_std
         )
         statistics = torch.tensor((self.trunk.mean, self.trunk.std)).reshape(2, 1, 3, 1, 1)
         self.register_buffer("statistics", statistics, persistent=False)
@@ -95,10 +94,12 @@ class WsodDetector(nn.Module):
 
     def pooled(self, feats_BCHW: Tensor, boxes_xyxy: Sequence[Tensor]) -> Tensor:
         """RoI features (N, size, size, channels) for input-pixel boxes, one tensor per image."""
-        if self.pool == "align":
-            return roi_align(feats_BCHW, boxes_xyxy, self.pool_size, self.stride)
+        if self.pooler_type == "roi_align":
+            return roi_align(feats_BCHW, boxes_xyxy, self.pooler_resolution, self.stride)
         # In float32, as `roi_align` does: half precision would round the boxes.
-        pooled: Tensor = roi_pool(feats_BCHW.float(), list(boxes_xyxy), self.pool_size, 1.0 / self.stride)
+        pooled: Tensor = roi_pool(
+            feats_BCHW.float(), list(boxes_xyxy), self.pooler_resolution, 1.0 / self.stride
+        )
         return pooled.permute(0, 2, 3, 1).to(feats_BCHW.dtype)
 
     def heads(self, pooled_NSSC: Tensor, counts: Sequence[int]) -> ProposalOutputs:
@@ -145,13 +146,11 @@ def same_size(images: Tensor | Sequence[Tensor]) -> list[list[int]]:
 
 
 def _build_trunk(config: WsodConfig, pretrained: bool) -> tuple[Trunk, dict[str, Tensor]]:
-    source: bool | Path = pretrained and config.pretrained
-    if source and config.weights is not None:
-        source = Path(config.weights)
-    if config.trunk == vgg.NAME:
+    source = config.backbone_source() if pretrained else False
+    if config.backbone == vgg.NAME:
         return vgg.build_vgg16_d8(source, config.final_relu)
-    trunk = build_trunk(config.trunk, config.out_strides, source, frozen_bn=config.frozen_bn)
-    if config.frozen_bn:
+    trunk = build_trunk(config.backbone, config.out_strides, source, frozen_bn=config.freeze_bn)
+    if config.freeze_bn:
         fold_batch_norms(trunk)
     else:
         trunk.probe()

@@ -91,23 +91,23 @@ class Detector(GeneralizedRCNN):  # type: ignore[misc]
         return losses
 
 
-def build_detector(spec: DetectorSpec, classes: Sequence[str], pretrained: bool = True) -> Detector:
-    """Build a detector, its trunk with ImageNet weights unless `pretrained` is False.
+def build_detector(spec: DetectorSpec, classes: Sequence[str], pretrained: bool | Path = True) -> Detector:
+    """Build a detector, its trunk with ImageNet weights (`pretrained`), a file's, or none (False).
 
     Raises:
-        ConfigError: levels and anchors do not fit, or `frozen_through` is no stride of the trunk.
+        ConfigError: levels and anchors do not fit, or `freeze_through_stride` is no stride of the trunk.
         ConfigError, EnvironmentFault, SchemaError: see `build_trunk`.
     """
     extra_level = _check_levels(spec)
     trunk = build_trunk(
-        ALIASES.get(spec.backbone, spec.backbone), spec.strides, pretrained=pretrained, frozen_bn=True
+        ALIASES.get(spec.backbone, spec.backbone), spec.out_strides, pretrained=pretrained, frozen_bn=True
     )
-    trunk.freeze_to(spec.frozen_through)
+    trunk.freeze_to(spec.freeze_through_stride)
     fold_batch_norms(trunk)
     norm = group_norm if spec.heads == "v2" else None
     backbone = PyramidBackbone(trunk, spec.fpn_channels, extra_level, norm)
     transform = GeneralizedRCNNTransform(
-        spec.test_size, spec.max_size, list(trunk.mean), list(trunk.std), _skip_resize=True
+        spec.test_short_side, spec.max_size, list(trunk.mean), list(trunk.std), _skip_resize=True
     )  # training images arrive resized, see detection_data
     model = Detector(backbone, _build_rpn(spec), _build_heads(spec, len(classes) + 1), transform)
     model.spec, model.classes = spec, tuple(classes)
@@ -116,30 +116,30 @@ def build_detector(spec: DetectorSpec, classes: Sequence[str], pretrained: bool 
 
 def _check_levels(spec: DetectorSpec) -> bool:
     """Return whether the anchors ask for a pooled extra level."""
-    levels, anchors = len(spec.strides), len(spec.anchor_sizes)
+    levels, anchors = len(spec.out_strides), len(spec.anchor_sizes)
     if anchors not in (levels, levels + 1):
         raise ConfigError(
             f"{anchors} anchor sizes for {levels} pyramid levels",
             where="anchor_sizes",
             hint=f"give {levels} sizes, or {levels + 1} for one pooled extra level",
         )
-    if spec.frozen_through and spec.frozen_through not in spec.strides:
+    if spec.freeze_through_stride and spec.freeze_through_stride not in spec.out_strides:
         raise ConfigError(
-            f"the trunk has no map at stride {spec.frozen_through}",
-            where="frozen_through",
-            hint=f"use 0 or one of {list(spec.strides)}",
+            f"the trunk has no map at stride {spec.freeze_through_stride}",
+            where="freeze_through_stride",
+            hint=f"use 0 or one of {list(spec.out_strides)}",
         )
     return anchors > levels
 
 
 def _build_rpn(spec: DetectorSpec) -> nn.Module:
     anchors = AnchorGenerator(
-        tuple((size,) for size in spec.anchor_sizes), (spec.anchor_ratios,) * len(spec.anchor_sizes)
+        tuple((size,) for size in spec.anchor_sizes), (spec.aspect_ratios,) * len(spec.anchor_sizes)
     )
     convolutions = 2 if spec.heads == "v2" else 1
-    head = RPNHead(spec.fpn_channels, len(spec.anchor_ratios), convolutions)
-    half = max(1, spec.rpn_candidates // 2)
-    before, after = {"training": spec.rpn_candidates, "testing": half}, {"training": half, "testing": half}
+    head = RPNHead(spec.fpn_channels, len(spec.aspect_ratios), convolutions)
+    half = max(1, spec.rpn_pre_nms_top_n // 2)
+    before, after = {"training": spec.rpn_pre_nms_top_n, "testing": half}, {"training": half, "testing": half}
     rpn: nn.Module = ImageMeanRPN(anchors, head, 0.7, 0.3, 256, 0.5, before, after, 0.7)
     rpn.fg_bg_sampler = ImageSampler(256, 0.5)
     return rpn
@@ -156,27 +156,27 @@ def _build_heads(spec: DetectorSpec, outputs: int) -> WeightedRoIHeads:
     if spec.kind == "mask-rcnn":
         width = spec.mask_channels
         masks = {
-            "mask_roi_pool": PyramidRoIPool(spec.strides, 14),
+            "mask_roi_pool": PyramidRoIPool(spec.out_strides, 14),
             "mask_head": MaskRCNNHeads(channels, (width,) * 4, 1, group_norm if second else None),
             "mask_predictor": MaskRCNNPredictor(width, width, outputs),
         }
     heads = WeightedRoIHeads(
-        PyramidRoIPool(spec.strides, 7),
-        FastRCNNConvFCHead((channels, 7, 7), [channels] * 4, [spec.head_width], group_norm)
+        PyramidRoIPool(spec.out_strides, 7),
+        FastRCNNConvFCHead((channels, 7, 7), [channels] * 4, [spec.fc_dim], group_norm)
         if second
-        else TwoMLPHead(channels * 49, spec.head_width),
-        FastRCNNPredictor(spec.head_width, outputs),
+        else TwoMLPHead(channels * 49, spec.fc_dim),
+        FastRCNNPredictor(spec.fc_dim, outputs),
         0.5,
         0.5,
-        spec.rois_per_image,
+        spec.box_batch_size_per_image,
         0.25,
         BOX_WEIGHTS,
-        spec.score_threshold,
-        spec.nms_iou,
-        spec.max_detections,
+        spec.score_thresh,
+        spec.nms_thresh,
+        spec.detections_per_image,
         **masks,
     )
-    heads.fg_bg_sampler = ImageSampler(spec.rois_per_image, 0.25)
+    heads.fg_bg_sampler = ImageSampler(spec.box_batch_size_per_image, 0.25)
     heads.box_loss = spec.box_loss
     if spec.matcher == "top-k":
         heads.proposal_matcher = TopKMatcher(spec.match_top_k)
