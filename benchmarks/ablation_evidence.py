@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from stages.core.artifacts.coco_json import Detections, read_results
+from stages.core.artifacts.coco_json import read_results
 from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
 from stages.core.datasets.catalog import data_root
 from stages.core.evaluation.ground_truth.types import ImageTruth
@@ -31,6 +31,7 @@ from stages.core.evaluation.matching import ignored_objects
 from stages.core.evaluation.overlap import FloatArray, box_iou
 from stages.core.evaluation.tasks import load_ground
 from stages.core.ops.boxes import pairwise_containment
+from stages.core.structures.detections import Detections
 
 Outcome = Literal["right", "duplicate", "other class", "part", "too large", "elsewhere", "none"]
 OUTCOMES: tuple[Outcome, ...] = (

@@ -17,11 +17,12 @@ import numpy as np
 from benchmarks.ablation_rows import Figures, Row, Spread, retrain_rows, spread
 from benchmarks.ablation_runs import Bench
 from benchmarks.plots import line_plot
-from stages.core.artifacts.coco_json import Detections, read_results
+from stages.core.artifacts.coco_json import read_results
 from stages.core.config import build_config
 from stages.core.evaluation.ground_truth.types import ImageTruth
 from stages.core.evaluation.pgt_quality import pgt_quality
 from stages.core.evaluation.tasks import Ground
+from stages.core.structures.detections import Detections
 from stages.pgt.adaptive import Rule, select
 from stages.pgt.config import PgtConfig
 from stages.retrain.config import RetrainConfig
@@ -122,7 +123,7 @@ def pseudo_boxes(
     for image_id, own in tags.items():
         boxes = found[image_id]
         rows = select(boxes.boxes_xyxy, boxes.scores, boxes.classes, own, rule).rows
-        chosen[image_id] = Detections(boxes.boxes_xyxy[rows], boxes.classes[rows], boxes.scores[rows])
+        chosen[image_id] = boxes[rows]
     return chosen
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.core.artifacts.coco_json import Detections, write_dataset
+from stages.core.artifacts.coco_json import write_dataset
 from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
 from stages.core.config import StageConfig, config_class
 from stages.core.datasets.catalog import data_root, open_split
@@ -28,6 +28,7 @@ from stages.core.formatting import format_number
 from stages.core.registry import load_stage
 from stages.core.runtime.execute import execute
 from stages.core.runtime.request import Request
+from stages.core.structures.detections import Detections
 
 SHOWN = {
     "retrain": ("detections", "detections.json", ("ap50", "coco_ap")),
@@ -83,10 +84,10 @@ def write_truth(split_name: str, data: Path, path: Path, limit: int | None = Non
 
 
 def _as_pseudo(image: ImageTruth) -> Detections:
-    kept = np.flatnonzero(~image.difficult & ~image.crowd)
-    masks = None if image.masks is None else [image.masks[i] for i in kept]
-    boxes = image.boxes_xyxy[kept].astype(np.float32)
-    return Detections(boxes, image.classes[kept], np.ones(len(kept), np.float32), masks)
+    objects = Detections(
+        image.boxes_xyxy.astype(np.float32), image.classes, np.ones(len(image), np.float32), image.masks
+    )
+    return objects[~image.difficult & ~image.crowd]
 
 
 def settings_of(run: Path, stage: str, train: str) -> StageConfig:

@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.core.artifacts.coco_json import Detections, write_dataset
+from stages.core.artifacts.coco_json import write_dataset
 from stages.core.config import StageConfig
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
 from stages.core.detectors import checkpoints
-from stages.core.ops.rle import encode_masks
 from stages.core.spec import Stage, StageContext
+from stages.core.structures.detections import Detections
+from stages.core.structures.rle import encode_masks
 from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
 
 SHARED: dict[str, Any] = {

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from stages.core.artifacts.coco_fields import RLE
-from stages.core.artifacts.coco_json import Detections
 from stages.core.evaluation.ground_truth import ImageTruth
+from stages.core.structures.detections import Detections
+from stages.core.structures.rle import RLE
 
 Box = tuple[float, float, float, float]
 WIDTH, HEIGHT = 60, 50

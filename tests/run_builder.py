@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.core.artifacts.coco_json import Detections, write_dataset, write_results
+from stages.core.artifacts.coco_json import write_dataset, write_results
 from stages.core.artifacts.manifest import Manifest, write_manifest
 from stages.core.artifacts.schemas import CAMS, PROMPTS, PROPOSALS
 from stages.core.artifacts.table import ImageRows, gather, write_table
@@ -18,6 +18,7 @@ from stages.core.datasets.split import WeakSplit
 from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.tasks import load_ground
 from stages.core.registry import stage_spec
+from stages.core.structures.detections import Detections
 
 
 def draw_toy_data(root: Path, train: int = 6, test: int = 3) -> None:

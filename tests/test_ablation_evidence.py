@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from benchmarks.ablation_evidence import Outcome, best_boxes, compare, deciding_boxes, main, outcome
-from stages.core.artifacts.coco_json import Detections, write_results
+from stages.core.artifacts.coco_json import write_results
 from stages.core.datasets.catalog import open_split
 from stages.core.evaluation.ground_truth import ImageTruth
+from stages.core.structures.detections import Detections
 from tests.datasets_builders import make_voc
 
 

@@ -32,11 +32,11 @@ from benchmarks.ablation_sweeps import (
     pseudo_boxes,
     true_tags,
 )
-from stages.core.artifacts.coco_json import Detections
 from stages.core.datasets.catalog import open_split
 from stages.core.errors import InputError, PreemptedError, UsageError
 from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.tasks import Ground
+from stages.core.structures.detections import Detections
 from stages.pgt.adaptive import Rule
 from stages.pgt.config import PgtConfig
 from stages.retrain.config import RetrainConfig

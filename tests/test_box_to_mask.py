@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.core.ops.mask_boxes import mask_to_box
-from stages.core.ops.rle import decode_masks, encode_masks
 from stages.core.segmenters.box_to_mask import (
     FROM_BOX,
     FROM_PROMPT,
@@ -24,6 +23,7 @@ from stages.core.segmenters.box_to_mask import (
     filled_box,
     masks_of_boxes,
 )
+from stages.core.structures.rle import decode_masks, encode_masks
 
 SIZE = 32
 PIXELS = np.zeros((SIZE, SIZE, 3), dtype=np.uint8)

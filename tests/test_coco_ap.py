@@ -16,11 +16,11 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from stages.core.artifacts.coco_json import Detections
 from stages.core.errors import InputError, SchemaError
 from stages.core.evaluation.coco_ap import Backend, IouType, coco_ap
 from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.mask_ap import images_with_masks, mask_ap
+from stages.core.structures.detections import Detections
 from tests.evaluation_builders import box_mask, found_boxes, random_case, true_image, with_masks
 
 A, B = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0)

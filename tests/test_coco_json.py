@@ -9,15 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.core.artifacts.coco_fields import RLE
-from stages.core.artifacts.coco_json import (
-    Detections,
-    read_dataset,
-    read_results,
-    write_dataset,
-    write_results,
-)
+from stages.core.artifacts.coco_json import read_dataset, read_results, write_dataset, write_results
 from stages.core.errors import SchemaError
+from stages.core.structures.detections import Detections
+from stages.core.structures.rle import RLE
 from tests.fake_split import FakeSplit
 
 SPLIT = FakeSplit()
@@ -164,7 +159,7 @@ def test_read_dataset__classes_go_by_name(
 
 
 def test_read_dataset__every_form_of_mask(tmp_path: Path) -> None:
-    from stages.core.ops.rle import decode_masks, encode_masks
+    from stages.core.structures.rle import decode_masks, encode_masks
 
     wanted = np.zeros((1, 8, 10), np.uint8)
     wanted[0, 2:6, 1:6] = 1

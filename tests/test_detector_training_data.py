@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.core.artifacts.coco_json import Detections
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
 from stages.core.detectors.settings import Augmentation
 from stages.core.detectors.training_data import PseudoTruthData
 from stages.core.errors import ImageError, SchemaError
-from stages.core.ops.rle import encode_masks
 from stages.core.spec import FailureLog
+from stages.core.structures.detections import Detections
+from stages.core.structures.rle import encode_masks
 from tests.datasets_builders import HEIGHT, WIDTH, make_voc
 
 BOX = (4, 6, 24, 26)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.core.artifacts.coco_json import Detections, write_dataset, write_results
+from stages.core.artifacts.coco_json import write_dataset, write_results
 from stages.core.artifacts.manifest import Manifest, write_manifest
 from stages.core.artifacts.schemas import CAMS, PROMPTS, PROPOSALS
 from stages.core.artifacts.table import ImageRows, TableSchema, gather, write_table
@@ -20,6 +20,7 @@ from stages.core.errors import InputError, MissingInputError, SchemaError, Stale
 from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.suite import EVALUATION_NAME, config_fingerprint, evaluate_run
 from stages.core.evaluation.tasks import TASKS, evaluate, infer_task, load_ground
+from stages.core.structures.detections import Detections
 from tests.datasets_builders import SCENES, Obj, make_voc
 
 TRAIN, TEST = "tiny_train", "tiny_test"

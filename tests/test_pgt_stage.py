@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.core.artifacts.coco_json import Detections, read_dataset, write_results
+from stages.core.artifacts.coco_json import read_dataset, write_results
 from stages.core.datasets.catalog import open_split
 from stages.core.errors import ConfigError, InputError, UsageError
 from stages.core.spec import StageContext
+from stages.core.structures.detections import Detections
 from stages.pgt import viz
 from stages.pgt.adaptive import select
 from stages.pgt.config import PgtConfig

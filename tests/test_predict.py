@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from stages.core.artifacts.coco_json import Detections
 from stages.core.artifacts.manifest import Manifest, write_manifest
 from stages.core.datasets.photos import open_photos
 from stages.core.detectors.checkpoints import DetectorFile
@@ -21,12 +20,13 @@ from stages.core.detectors.inference import detect
 from stages.core.detectors.spec import DetectorSpec, Kind
 from stages.core.detectors.two_stage.faster_rcnn import build_detector, save_detector
 from stages.core.errors import InputError, MissingInputError
-from stages.core.ops.rle import decode_masks
+from stages.core.structures.detections import Detections
+from stages.core.structures.rle import decode_masks
 from stages.core.weights.checkpoints import save_weights
 from tests.command_builder import run
 from tests.datasets_builders import make_image
 from tests.detector_builders import count_detector_calls
-from weaksam_cli.photo_stage import PhotoFactory, PredictConfig, draw, picture_names, sure
+from weaksam_cli.photo_stage import PhotoFactory, PredictConfig, draw, picture_names
 
 CLASSES = ("cat", "dog")
 SPEC = DetectorSpec(
@@ -384,7 +384,7 @@ def test_draw__changes_only_what_lies_under_box_mask_and_label() -> None:
     pixels = np.full((600, 600, 3), 128, np.uint8)
     mask = np.zeros((1, 600, 600), np.uint8)
     mask[0, 250:300, 250:300] = 1
-    from stages.core.ops.rle import encode_masks
+    from stages.core.structures.rle import encode_masks
 
     boxes = np.array([[240, 240, 360, 360]], np.float32)
     found = Detections(boxes, np.zeros(1, np.int64), np.ones(1, np.float32), encode_masks(mask))
@@ -396,12 +396,3 @@ def test_draw__changes_only_what_lies_under_box_mask_and_label() -> None:
     assert not changed[340, 320], "inside the box, outside the mask"
     assert not changed[:200].any()
     assert not changed[400:].any()
-
-
-def test_sure__keeps_masks_with_their_boxes() -> None:
-    rles: Any = ["first", "second", "third"]
-    scores = np.array([0.9, 0.3, 0.2], np.float32)
-    found = Detections(np.arange(12, dtype=np.float32).reshape(3, 4), np.arange(3), scores, rles)
-    kept = sure(found, float(scores[1]))
-    assert kept.classes.tolist() == [0, 1]
-    assert kept.masks == rles[:2]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.core.artifacts.coco_json import Detections, write_dataset
+from stages.core.artifacts.coco_json import write_dataset
 from stages.core.artifacts.schemas import PROPOSALS
 from stages.core.artifacts.table import ImageRows, gather, write_table
 from stages.core.backbones.timm_backbones import build_trunk
@@ -23,9 +23,10 @@ from stages.core.datasets.shapes.dataset import write_shapes
 from stages.core.detectors import detr
 from stages.core.detectors.two_stage import faster_rcnn
 from stages.core.errors import UsageError
-from stages.core.ops.rle import encode_masks
 from stages.core.runtime import device
 from stages.core.runtime.processes import Launch, first_host, launch_facts
+from stages.core.structures.detections import Detections
+from stages.core.structures.rle import encode_masks
 from stages.core.weights.checkpoints import load_state
 from tests import processes_worker
 from tests.processes_worker import EPOCHS, STAGES, run_all

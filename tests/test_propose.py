@@ -19,9 +19,9 @@ from stages.core.artifacts.table import gather
 from stages.core.config import load_recipe
 from stages.core.errors import EnvironmentFault
 from stages.core.ops.boxes import pairwise_iou
-from stages.core.ops.rle import decode_masks
 from stages.core.segmenters.sam_nano import build_sam_nano
 from stages.core.segmenters.sam_segmenter import SamSegmenter
+from stages.core.structures.rle import decode_masks
 from stages.propose.candidates import Candidates
 from stages.propose.config import ProposeConfig
 from stages.propose.decoding import BatchSize, decode_candidates

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.core.ops.boxes import pairwise_iou
-from stages.core.ops.rle import decode_masks
 from stages.core.segmenters.sam_checkpoints import NANO_FILE, load_nano
 from stages.core.segmenters.sam_nano import build_sam_nano
 from stages.core.segmenters.sam_segmenter import SamSegmenter
+from stages.core.structures.rle import decode_masks
 from stages.propose.candidates import Candidates
 from stages.propose.config import ProposeConfig
 from stages.propose.cropping import (

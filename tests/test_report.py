@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.core.artifacts.coco_json import Detections
 from stages.core.datasets.catalog import open_split
 from stages.core.errors import MissingInputError
 from stages.core.evaluation.suite import evaluate_run
 from stages.core.registry import CHAIN
+from stages.core.structures.detections import Detections
 from stages.core.viz.charts import line_chart
 from stages.core.viz.panels import strongest
 from stages.core.viz.report import evenly_spaced, headlines, words, write_report

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stages.core.artifacts.coco_json import Detections, read_dataset, read_results, write_dataset
+from stages.core.artifacts.coco_json import read_dataset, read_results, write_dataset
 from stages.core.config import build_config
 from stages.core.config.values import format_value
 from stages.core.datasets.catalog import open_split
 from stages.core.detectors.checkpoints import recorded_view_sizes
 from stages.core.errors import ConfigError, InputError, SchemaError
 from stages.core.spec import StageContext
+from stages.core.structures.detections import Detections
 from stages.core.training.loop import TrainingDivergedError
 from stages.retrain.config import RetrainConfig
 from stages.retrain.roi_drop import DropMeter

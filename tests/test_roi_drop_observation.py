@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from benchmarks.roi_drop_observation import Rois, error_by_loss, main, rule_figures, scaled
-from stages.core.artifacts.coco_json import Detections, write_dataset
+from stages.core.artifacts.coco_json import write_dataset
 from stages.core.backbones.timm_backbones import build_trunk
 from stages.core.datasets.catalog import open_split
 from stages.core.runtime.execute import execute
 from stages.core.runtime.request import Request
+from stages.core.structures.detections import Detections
 from stages.retrain.config import RetrainConfig
 from stages.retrain.roi_drop import DropRule
 from stages.retrain.stage import STAGE

@@ -132,7 +132,10 @@ def test_columns__cat(parts: list[Mixed], rows: list[int]) -> None:
 
 @pytest.mark.parametrize(
     ("parts", "message"),
-    [([], "no Mixed to join"), ([mixed(1), mixed(1, grid=True)], "some Mixed have grid and others have none")],
+    [
+        ([], "no Mixed to join"),
+        ([mixed(1), mixed(1, grid=True)], "some Mixed have grid and others have none"),
+    ],
 )
 def test_columns__cat_refuses(parts: list[Mixed], message: str) -> None:
     with pytest.raises(ValueError, match=message):

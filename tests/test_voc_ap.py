@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.core.artifacts.coco_json import Detections
 from stages.core.errors import SchemaError
 from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.voc_ap import area_ap, eleven_point_ap, voc_ap
+from stages.core.structures.detections import Detections
 from tests.evaluation_builders import found_boxes, random_case, true_image
 
 A, B, C = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0), (0.0, 20.0, 10.0, 30.0)

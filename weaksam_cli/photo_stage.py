@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stages.core.artifacts.coco_json import Detections, write_dataset
+from stages.core.artifacts.coco_json import write_dataset
 from stages.core.artifacts.detection_rows import DETECTION_ROWS, from_table, to_rows
 from stages.core.artifacts.files import file_sha256
 from stages.core.artifacts.table import ImageRows, Table
@@ -26,12 +26,13 @@ from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
 from stages.core.detectors.checkpoints import DetectorFile
 from stages.core.detectors.inference import detect
-from stages.core.ops.rle import decode_masks
 from stages.core.runtime.device import Precision
 from stages.core.runtime.environment import package_version
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.segmenters.box_to_mask import MaskRule, masks_of_boxes
 from stages.core.spec import Counts, InputSpec, OutputSpec, Plan, StageContext, StageSpec
+from stages.core.structures.detections import Detections
+from stages.core.structures.rle import decode_masks
 from stages.core.viz.drawing import draw_boxes, enlarged, overlay_masks, save_png
 from stages.core.viz.palette import class_color
 from stages.wsis.config import WsisConfig
@@ -139,7 +140,7 @@ class PhotoFactory:
         def rows(image_id: str) -> ImageRows:
             pixels = load_image(split.image_path(image_id))
             found = detect(model, pixels, device, self.precision, config.view_sizes)
-            found = sure(found, config.score_thresh)
+            found = found.reaching(config.score_thresh)
             found = masked(pixels, found)
             if config.pictures:
                 picture = draw(pixels, found, split.classes)
@@ -149,17 +150,10 @@ class PhotoFactory:
         return rows
 
 
-def sure(found: Detections, threshold: float) -> Detections:
-    """The detections whose score reaches a threshold."""
-    rows = np.flatnonzero(found.scores >= threshold)
-    masks = None if found.masks is None else [found.masks[i] for i in rows.tolist()]
-    return Detections(found.boxes_xyxy[rows], found.classes[rows], found.scores[rows], masks)
-
-
 def prompted(segmenter: Any, rule: MaskRule, pixels: Pixels, found: Detections) -> Detections:
     """The same boxes, each with the mask that a segmenter gives when prompted with it."""
     made = masks_of_boxes(segmenter, pixels, found.boxes_xyxy, rule)
-    return Detections(found.boxes_xyxy, found.classes, found.scores, run_lengths(made))
+    return found.with_masks(run_lengths(made))
 
 
 def draw(pixels: Pixels, found: Detections, classes: Sequence[str]) -> Pixels:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from stages.core.artifacts.coco_json import Detections, read_results, write_dataset
+from stages.core.artifacts.coco_json import read_results, write_dataset
 from stages.core.datasets.images import image_size
 from stages.core.errors import ConfigError, ImageError, InputError, UsageError, did_you_mean
 from stages.core.runtime.processes import is_main
 from stages.core.spec import Counts, Plan, StageContext
+from stages.core.structures.detections import Detections
 from stages.pgt.adaptive import ImageSelection, select
 from stages.pgt.config import PgtConfig
 from stages.pgt.spec import PSEUDO_GROUND_TRUTH, SPEC
@@ -56,8 +57,7 @@ class PgtStage:
             own = found[image_id]
             chosen = select(own.boxes_xyxy, own.scores, own.classes, split.tags(image_id), rule)
             selections[image_id] = chosen
-            rows = chosen.rows
-            boxes[image_id] = Detections(own.boxes_xyxy[rows], own.classes[rows], own.scores[rows])
+            boxes[image_id] = own[chosen.rows].with_masks(None)
         # Not failures: nothing is wrong with these images, nothing was found in them.
         without, missing = reasons(selections, split.classes), missing_tags(selections, split.classes)
         statistics = [entry.as_dict() for entry in class_statistics(selections, split.classes)]

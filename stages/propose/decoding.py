@@ -17,8 +17,8 @@ from torch import Tensor
 
 from stages.core.artifacts.schemas import SOURCE_BITS
 from stages.core.errors import EnvironmentFault
-from stages.core.ops.rle import encode_masks
 from stages.core.segmenters.protocol import EncodedImage, Segmenter
+from stages.core.structures.rle import encode_masks
 from stages.propose.candidates import Candidates
 from stages.propose.config import ProposeConfig
 from stages.propose.logits.interpolation import LogitFrame

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from stages.core.artifacts.coco_json import Detections, read_dataset, write_results
+from stages.core.artifacts.coco_json import read_dataset, write_results
 from stages.core.detectors.checkpoints import BOX_KINDS, AnyDetector, DetectorFile, recorded_view_sizes
 from stages.core.detectors.detr import check_detr, require_transformers
 from stages.core.detectors.fitting import total_steps, train_detector
@@ -20,6 +20,7 @@ from stages.core.detectors.spec import DetrSpec
 from stages.core.detectors.training_data import PseudoTruthData
 from stages.core.detectors.two_stage.faster_rcnn import save_detector
 from stages.core.spec import Counts, Plan, StageContext
+from stages.core.structures.detections import Detections
 from stages.retrain.config import RetrainConfig
 from stages.retrain.roi_drop import DropMeter, DropRule
 from stages.retrain.spec import CHECKPOINT, DETECTIONS, SPEC

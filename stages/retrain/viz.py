@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from stages.core.artifacts.coco_json import Detections, read_results
+from stages.core.artifacts.coco_json import read_results
 from stages.core.datasets.split import WeakSplit
 from stages.core.viz.detection_pictures import draw_detections
 
@@ -24,8 +21,5 @@ def draw(out: Path, split: WeakSplit, ids: Sequence[str], folder: Path) -> list[
         ids: which images.
         folder: where the pictures go.
     """
-    return draw_detections(read_results(out / "detections.json", split), split, ids, folder, _sure)
-
-
-def _sure(found: Detections) -> NDArray[np.int64]:
-    return np.flatnonzero(found.scores >= MIN_SCORE)
+    found = read_results(out / "detections.json", split)
+    return draw_detections(found, split, ids, folder, lambda one: one.reaching(MIN_SCORE))

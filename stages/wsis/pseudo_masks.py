@@ -8,15 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.core.artifacts.coco_fields import RLE
-from stages.core.artifacts.coco_json import Detections, read_dataset
+from stages.core.artifacts.coco_json import read_dataset
 from stages.core.artifacts.detection_rows import DETECTION_ROWS, from_table, to_rows
 from stages.core.artifacts.table import ImageRows
 from stages.core.datasets.images import image_size, load_image
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import SchemaError
 from stages.core.ops.mask_boxes import mask_to_box
-from stages.core.ops.rle import encode_masks
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.segmenters.box_to_mask import (
     FROM_BOX,
@@ -26,6 +24,8 @@ from stages.core.segmenters.box_to_mask import (
     masks_of_boxes,
 )
 from stages.core.spec import Counts, StageContext
+from stages.core.structures.detections import Detections
+from stages.core.structures.rle import RLE, encode_mask
 from stages.wsis.config import WsisConfig
 
 
@@ -71,12 +71,8 @@ class MaskFactory:
                 return to_rows(Detections.empty(), *image_size(path))
             pixels = load_image(path)
             found = masks_of_boxes(segmenter, pixels, boxes.boxes_xyxy, rule)
-            masks = Detections(
-                np.stack([mask_to_box(one.mask_HW) for one in found]),
-                boxes.classes,
-                boxes.scores,
-                run_lengths(found),
-            )
+            tight = np.stack([mask_to_box(one.mask_HW) for one in found])
+            masks = replace(boxes, boxes_xyxy=tight, masks=run_lengths(found))
             origin = np.array([one.origin for one in found], dtype=np.int8)
             return to_rows(masks, pixels.shape[0], pixels.shape[1], origin)
 
@@ -97,7 +93,7 @@ class MaskFactory:
 
 def run_lengths(masks: Sequence[BoxMask]) -> list[RLE]:
     """Run lengths, mask by mask: coding needs copies, and all masks of a large photo at once take gigabytes."""
-    return [rle for one in masks for rle in encode_masks(one.mask_HW[None])]
+    return [encode_mask(one.mask_HW) for one in masks]
 
 
 def check_given(image_id: str, boxes: Detections, path: Path) -> None:

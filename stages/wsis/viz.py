@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from stages.core.artifacts.coco_json import Detections, read_dataset, read_results
+from stages.core.artifacts.coco_json import read_dataset, read_results
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
-from stages.core.ops.rle import decode_masks
+from stages.core.structures.detections import Detections
+from stages.core.structures.rle import decode_masks
 from stages.core.viz.drawing import Picture, contact_sheet, draw_boxes, overlay_masks, save_png
 from stages.core.viz.palette import class_color
 
@@ -43,10 +44,8 @@ def draw(out: Path, split: WeakSplit, ids: Sequence[str], folder: Path) -> list[
 
 
 def _picture(image: Picture, found: Detections, split: WeakSplit, min_score: float) -> Picture:
-    shown = [i for i in range(len(found)) if found.scores[i] >= min_score]
-    colors = [class_color(int(found.classes[i])) for i in shown]
-    masks = decode_masks([(found.masks or [])[i] for i in shown], image.shape[0], image.shape[1])
-    names = [split.classes[int(found.classes[i])] for i in shown]
-    return draw_boxes(
-        overlay_masks(image, masks, colors), found.boxes_xyxy[shown], colors, names, thickness=1
-    )
+    shown = found.reaching(min_score)
+    colors = [class_color(c) for c in shown.classes.tolist()]
+    masks = decode_masks(shown.masks or [], image.shape[0], image.shape[1])
+    names = [split.classes[c] for c in shown.classes.tolist()]
+    return draw_boxes(overlay_masks(image, masks, colors), shown.boxes_xyxy, colors, names, thickness=1)

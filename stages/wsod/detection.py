@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from stages.core.artifacts.coco_json import Detections
 from stages.core.ops.boxes import clip_boxes, decode_deltas
 from stages.core.ops.mil import bag_index, two_stream_scores
 from stages.core.ops.nms import class_wise_nms
+from stages.core.structures.detections import Detections
+from stages.core.structures.instances import Instances
 from stages.wsod.criterion import DELTA_WEIGHTS
 from stages.wsod.model.detector import ProposalOutputs
 
@@ -79,10 +79,6 @@ def detect(
     boxes_NC4 = clip_boxes(scored.boxes_NC4, height, width)
     sides = boxes_NC4[..., 2:] - boxes_NC4[..., :2]
     rows, classes = torch.nonzero((scored.scores_NC > score_thresh) & (sides > 0).all(dim=-1), as_tuple=True)
-    boxes, scores = boxes_NC4[rows, classes], scored.scores_NC[rows, classes]
-    keep = class_wise_nms(boxes, scores, classes, nms_thresh)[:detections_per_image]
-    return Detections(
-        boxes[keep].cpu().numpy().astype(np.float32),
-        classes[keep].cpu().numpy().astype(np.int64),
-        scores[keep].float().cpu().numpy(),
-    )
+    found = Instances(boxes_NC4[rows, classes], classes, scored.scores_NC[rows, classes])
+    keep = class_wise_nms(found.boxes_xyxy, found.scores, found.classes, nms_thresh)
+    return found[keep[:detections_per_image]].detections()

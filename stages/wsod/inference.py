@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from stages.core.artifacts.coco_json import Detections
 from stages.core.artifacts.detection_rows import DETECTION_ROWS, from_table, to_rows
 from stages.core.artifacts.table import ImageRows
 from stages.core.datasets.images import load_image
@@ -19,6 +18,7 @@ from stages.core.errors import EnvironmentFault, InputError
 from stages.core.runtime.device import Precision, autocast
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import StageContext
+from stages.core.structures.detections import Detections
 from stages.wsod.batches import pad_image, render, unrender_boxes
 from stages.wsod.config import WsodConfig
 from stages.wsod.detection import ScoredProposals, detect, score_proposals, weigh

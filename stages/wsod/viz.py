@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from stages.core.artifacts.coco_json import Detections, read_results
+from stages.core.artifacts.coco_json import read_results
 from stages.core.datasets.split import WeakSplit
+from stages.core.structures.detections import Detections
 from stages.core.viz.detection_pictures import draw_detections
 
 SHARE_OF_CLASS_BEST = 0.5
@@ -28,12 +28,11 @@ def draw(out: Path, split: WeakSplit, ids: Sequence[str], folder: Path) -> list[
     return draw_detections(read_results(out / "detections.json", split), split, ids, folder, strongest)
 
 
-def strongest(found: Detections) -> NDArray[np.int64]:
-    """Rows worth showing, best first: scores of this stage mean much beside one another and little by themselves."""
+def strongest(found: Detections) -> Detections:
+    """Those worth showing, best first: scores of this stage mean much beside one another and little by themselves."""
     best = np.zeros(1 + int(found.classes.max(initial=0)), np.float32)
     np.maximum.at(best, found.classes, found.scores)
     enough = found.scores >= np.maximum(
         SHARE_OF_CLASS_BEST * best[found.classes], SHARE_OF_IMAGE_BEST * best.max()
     )
-    rows = np.flatnonzero(enough)
-    return rows[np.argsort(-found.scores[rows], kind="stable")]
+    return found[enough].best_first()

@@ -7,14 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import Any
 
-
-class RLE(TypedDict):
-    """COCO compressed run lengths: ``size`` is [height, width], ``counts`` ASCII text."""
-
-    size: list[int]
-    counts: str
+from stages.core.structures.rle import RLE, rle_as_text
 
 
 def is_finite(value: Any) -> bool:
@@ -60,7 +55,7 @@ def mask_of(segmentation: Any, height: int, width: int) -> RLE:
     if isinstance(segmentation, list):
         for polygon in segmentation:
             _check_polygon(polygon)
-        return as_text(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
+        return rle_as_text(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
     if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
         size = segmentation.get("size") if isinstance(segmentation, dict) else segmentation
         raise ValueError(f"has a mask of size {size!r}, but its image is [{height}, {width}]")
@@ -70,13 +65,7 @@ def mask_of(segmentation: Any, height: int, width: int) -> RLE:
     whole = isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts)
     if not whole or sum(counts or []) != height * width:
         raise ValueError(f"has run lengths that do not add up to {height} x {width} pixels")
-    return as_text(coco_mask.frPyObjects(segmentation, height, width))
-
-
-def as_text(rle: Mapping[str, Any]) -> RLE:
-    """What pycocotools returns, with counts as text and plain integers."""
-    height, width = rle["size"]
-    return {"size": [int(height), int(width)], "counts": rle["counts"].decode("ascii")}
+    return rle_as_text(coco_mask.frPyObjects(segmentation, height, width))
 
 
 def _check_polygon(polygon: Any) -> None:

@@ -8,16 +8,17 @@ any COCO tool reads them beside the data set's own annotations.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.core.artifacts.coco_fields import RLE, box_xywh, mask_of, score_of
+from stages.core.artifacts.coco_fields import box_xywh, mask_of, score_of
 from stages.core.artifacts.files import read_json, write_json
 from stages.core.errors import SchemaError
+from stages.core.structures.detections import Detections
+from stages.core.structures.rle import RLE, rle_area
 
 Entry = dict[str, Any]
 """One result or annotation of a file."""
@@ -40,31 +41,6 @@ class LabelSpace(Protocol):
     def coco_id(self, image_id: str) -> int: ...
     def id_of(self, coco_id: int) -> str: ...
     def file_name(self, image_id: str) -> str: ...
-
-
-@dataclass
-class Detections:
-    """Boxes of one image.
-
-    Attributes:
-        boxes_xyxy: float32 (n, 4), half-open pixels.
-        classes: int64 (n,), 0-based.
-        scores: float32 (n,).
-        masks: n run-length masks, or None.
-    """
-
-    boxes_xyxy: NDArray[np.float32]
-    classes: NDArray[np.int64]
-    scores: NDArray[np.float32]
-    masks: list[RLE] | None = None
-
-    @classmethod
-    def empty(cls) -> Detections:
-        """No boxes."""
-        return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
-
-    def __len__(self) -> int:
-        return len(self.scores)
 
 
 def _number(value: float, digits: int) -> float:
@@ -229,19 +205,13 @@ def write_dataset(
             }
             if found.masks is not None:
                 entry["segmentation"] = found.masks[i]
-                entry["area"] = _rle_area(found.masks[i])
+                entry["area"] = rle_area(found.masks[i])
             annotations.append(entry)
     categories = [{"id": c, "name": n} for c, n in zip(split.category_ids, split.classes, strict=True)]
     write_json(
         path,
         {"info": dict(info or {}), "images": images, "annotations": annotations, "categories": categories},
     )
-
-
-def _rle_area(rle: RLE) -> int:
-    from pycocotools import mask as coco_mask
-
-    return int(coco_mask.area({"size": rle["size"], "counts": rle["counts"].encode()}))
 
 
 def read_dataset(path: Path, split: LabelSpace) -> dict[str, Detections]:

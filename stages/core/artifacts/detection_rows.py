@@ -8,8 +8,6 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.core.artifacts.coco_fields import RLE
-from stages.core.artifacts.coco_json import Detections
 from stages.core.artifacts.schemas import (
     BOX_COLUMNS,
     IMAGE_SIZE,
@@ -19,6 +17,8 @@ from stages.core.artifacts.schemas import (
     rows_to_boxes,
 )
 from stages.core.artifacts.table import ImageRows, Table, TableSchema
+from stages.core.structures.detections import Detections
+from stages.core.structures.rle import RLE
 
 DETECTION_ROWS = TableSchema(
     name="detection-rows",

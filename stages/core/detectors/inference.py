@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from stages.core.artifacts.coco_json import Detections
 from stages.core.artifacts.detection_rows import DETECTION_ROWS, from_table, to_rows
 from stages.core.artifacts.table import ImageRows
 from stages.core.datasets.images import load_image
@@ -18,12 +16,11 @@ from stages.core.datasets.split import WeakSplit
 from stages.core.detectors.checkpoints import AnyDetector, DetectorFile
 from stages.core.detectors.thin_images import check_not_thin
 from stages.core.detectors.tta import detect_in_views
-from stages.core.ops.rle import encode_masks
 from stages.core.runtime.device import Precision, autocast
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import StageContext
-
-MASK_THRESHOLD = 0.5
+from stages.core.structures.detections import Detections
+from stages.core.structures.instances import Instances
 
 
 def detect(
@@ -51,18 +48,9 @@ def detect(
     check_not_thin(height, width, model.spec.test_short_side, model.spec.max_size)
     image = torch.from_numpy(pixels_HW3.copy()).permute(2, 0, 1).to(device).float() / 255
     with torch.inference_mode(), autocast(device, precision):
-        found: dict[str, Tensor] = (
-            detect_in_views(model, image, view_sizes, device) if view_sizes else model([image])[0]
-        )
-    masks = None
-    if "masks" in found:
-        masks = encode_masks((found["masks"][:, 0] > MASK_THRESHOLD).cpu().numpy())
-    return Detections(
-        found["boxes"].float().cpu().numpy(),
-        (found["labels"] - 1).cpu().numpy(),
-        found["scores"].float().cpu().numpy(),
-        masks,
-    )
+        if view_sizes:
+            return detect_in_views(model, image, view_sizes, device).detections()
+        return Instances.from_torchvision(model([image])[0]).detections()
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,15 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from stages.core.artifacts.coco_json import Detections
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
 from stages.core.detectors.settings import Augmentation
 from stages.core.detectors.thin_images import check_not_thin
 from stages.core.errors import InputError, SchemaError
-from stages.core.ops.rle import decode_masks
 from stages.core.runtime.seeding import derive_seed
 from stages.core.spec import FailureLog
+from stages.core.structures.detections import Detections
+from stages.core.structures.rle import decode_masks
 from stages.core.training.readable_images import ReadableImages
 
 MIN_SIDE = 1.0

@@ -11,7 +11,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import torch
@@ -20,6 +20,7 @@ from torchvision.ops import batched_nms
 
 from stages.core.detectors.checkpoints import AnyDetector
 from stages.core.errors import EnvironmentFault
+from stages.core.structures.instances import Instances
 
 T = TypeVar("T")
 SET_NMS_IOU: Final = 0.6
@@ -91,9 +92,7 @@ def _warn_of_left_out_views(size: int) -> None:
     )
 
 
-def detect_in_views(
-    model: AnyDetector, image_3HW: Tensor, sizes: Sequence[int], device: str
-) -> dict[str, Tensor]:
+def detect_in_views(model: AnyDetector, image_3HW: Tensor, sizes: Sequence[int], device: str) -> Instances:
     """Detections of one image from several sizes, each plain and mirrored, merged.
 
     Every view is suppressed by itself and mapped back; then all go through one suppression per class, at the
@@ -107,8 +106,7 @@ def detect_in_views(
         device: where the model is.
 
     Returns:
-        `boxes` (n, 4), `labels` (n,) from 1, `scores` (n,) descending and, with a mask head, `masks` (n, 1, H, W),
-        all in the image's own pixels.
+        by descending score, in the image's own pixels.
 
     Raises:
         EnvironmentFault: memory holds none of the views.
@@ -116,14 +114,14 @@ def detect_in_views(
     spec = model.spec
     width = image_3HW.shape[-1]
 
-    def see(view: View) -> dict[str, Tensor]:
+    def see(view: View) -> Instances:
         with resized(model, view.size):
-            found: dict[str, Tensor] = model([image_3HW.flip(-1) if view.flip else image_3HW])[0]
-        if view.flip:
-            found["boxes"] = mirror_boxes(found["boxes"], width)
-            if "masks" in found:
-                found["masks"] = found["masks"].flip(-1)
-        return found
+            output = model([image_3HW.flip(-1) if view.flip else image_3HW])[0]
+        found = Instances.from_torchvision(output)
+        if not view.flip:
+            return found
+        masks = None if found.masks is None else found.masks.flip(-1)
+        return replace(found, boxes_xyxy=mirror_boxes(found.boxes_xyxy, width), masks=masks)
 
     seen = run_views(views(spec.test_short_side, sizes, enabled=True), device, see)
     if not seen:
@@ -132,10 +130,10 @@ def detect_in_views(
             where="test_short_side",
             hint="use a smaller test_short_side, another --device, or --precision bf16",
         )
-    found = {name: torch.cat([one[name] for one in seen]) for name in seen[0]}
+    found = Instances.cat(seen)
     iou = spec.nms_thresh if spec.nms_thresh < 1 else SET_NMS_IOU
-    kept = batched_nms(found["boxes"].float(), found["scores"].float(), found["labels"], iou)
-    return {name: rows[kept[: spec.detections_per_image]] for name, rows in found.items()}
+    kept = batched_nms(found.boxes_xyxy.float(), found.scores.float(), found.classes, iou)
+    return found[kept[: spec.detections_per_image]]
 
 
 @contextmanager

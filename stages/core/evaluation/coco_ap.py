@@ -17,11 +17,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from stages.core.artifacts.coco_json import Detections
 from stages.core.errors import EnvironmentFault
 from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.matching import check_detections, class_mean
 from stages.core.evaluation.overlap import FloatArray, require_masks
+from stages.core.structures.detections import Detections
+from stages.core.structures.rle import rle_area
 
 COCO_IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 SIZES = ("small", "medium", "large")
@@ -200,15 +201,9 @@ def _found(
             }
             if iou_type == "segm" and found.masks is not None:
                 entry["segmentation"] = dict(found.masks[i])
-                entry["area"] = _mask_area(found.masks[i])
+                entry["area"] = float(rle_area(found.masks[i]))
             annotations.append(entry)
     return annotations
-
-
-def _mask_area(rle: Any) -> float:
-    from pycocotools import mask as coco_mask
-
-    return float(coco_mask.area(rle))
 
 
 def _summary(evaluated: Mapping[str, Any], ious: tuple[float, ...], num_classes: int) -> CocoAp:

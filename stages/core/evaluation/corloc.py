@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.core.artifacts.coco_json import Detections
 from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.matching import IntArray, check_detections, class_mean, ignored_objects
 from stages.core.evaluation.overlap import FloatArray, box_iou
+from stages.core.structures.detections import Detections
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from stages.core.artifacts.coco_json import Detections
 from stages.core.evaluation.coco_ap import COCO_IOUS, Backend, CocoAp, coco_ap
 from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.matching import match_by_class
 from stages.core.evaluation.overlap import mask_overlap
 from stages.core.evaluation.voc_ap import VocAp, ap_of_matches
+from stages.core.structures.detections import Detections
 
 MASK_IOUS = (0.25, 0.5, 0.7, 0.75)
 

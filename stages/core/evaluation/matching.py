@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.core.artifacts.coco_json import Detections
 from stages.core.artifacts.table import Table
 from stages.core.errors import SchemaError
 from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.overlap import BoolArray, FloatArray, box_overlap
+from stages.core.structures.detections import Detections
 
 IntArray = NDArray[np.int64]
 Overlap = Callable[[Detections, ImageTruth], FloatArray]
@@ -68,8 +68,6 @@ def check_detections(
     check_images((name for name, found in detections.items() if len(found)), truth, "detections")
     for image_id in sorted(detections):
         found = detections[image_id]
-        if not (len(found.boxes_xyxy) == len(found.classes) == len(found.scores)):
-            raise SchemaError(f"image {image_id}: boxes, classes and scores differ in number")
         if len(found) and not (found.classes.min() >= 0 and found.classes.max() < num_classes):
             raise SchemaError(
                 f"image {image_id}: class index outside 0..{num_classes - 1}",

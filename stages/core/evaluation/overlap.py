@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from stages.core.artifacts.coco_json import Detections
 from stages.core.errors import InputError, SchemaError
 from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.ops.boxes import pairwise_iou
+from stages.core.structures.detections import Detections
 
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]

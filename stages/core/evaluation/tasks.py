@@ -22,7 +22,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from stages.core.artifacts.coco_json import Detections, read_dataset, read_results
+from stages.core.artifacts.coco_json import read_dataset, read_results
 from stages.core.artifacts.files import read_json
 from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
 from stages.core.artifacts.schemas import CAMS, MAP_KINDS, PROMPTS, PROPOSALS, SOURCE_BITS, rows_to_boxes
@@ -41,6 +41,7 @@ from stages.core.evaluation.prompt_quality import prompt_quality
 from stages.core.evaluation.recall import IOU_THRESHOLDS, SIZE_BOUNDS, proposal_recall
 from stages.core.evaluation.report import Report
 from stages.core.evaluation.voc_ap import voc_ap
+from stages.core.structures.detections import Detections
 
 __all__ = ["TASKS", "Ground", "Report", "evaluate", "infer_task", "load_ground", "measure"]
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.core.artifacts.coco_json import Detections
 from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.matching import ClassMatches, IntArray, class_mean, match_by_class
 from stages.core.evaluation.overlap import BoolArray, FloatArray
+from stages.core.structures.detections import Detections
 
 
 @dataclass(frozen=True)

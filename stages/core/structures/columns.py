@@ -1,7 +1,7 @@
 """Row-aligned columns that are validated once and then selected and joined as one.
 
-The idea is segment-anything's `MaskData` (`utils/amg.py`), with types: a subclass is a frozen dataclass whose fields say
-what they hold, so that no caller indexes parallel arrays by hand:
+The idea is segment-anything's `MaskData` (`utils/amg.py`), with types: a subclass is a frozen dataclass whose fields
+say what they hold, so that no caller indexes parallel arrays by hand:
 
     @dataclass(frozen=True, eq=False)
     class Candidates(Columns):

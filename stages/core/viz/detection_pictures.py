@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from stages.core.artifacts.coco_json import Detections
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
+from stages.core.structures.detections import Detections
 from stages.core.viz.drawing import draw_boxes, enlarged, save_png
 from stages.core.viz.palette import class_color
 
@@ -20,7 +17,7 @@ def draw_detections(
     split: WeakSplit,
     ids: Sequence[str],
     folder: Path,
-    shown: Callable[[Detections], NDArray[np.int64]] | None = None,
+    shown: Callable[[Detections], Detections] | None = None,
 ) -> list[Path]:
     """Draw the boxes of some images, one PNG each.
 
@@ -29,17 +26,17 @@ def draw_detections(
         split: Where the images are.
         ids: Which images.
         folder: Where the pictures go.
-        shown: Chooses rows, whose labels then carry scores; None shows all, without scores.
+        shown: Chooses among them, and labels then carry scores; None shows all, without scores.
     """
     paths = []
     for image_id in ids:
         found = boxes.get(image_id, Detections.empty())
-        rows = np.arange(len(found)) if shown is None else shown(found)
+        found = found if shown is None else shown(found)
         picture, factor = enlarged(load_image(split.image_path(image_id)))
-        classes = [int(c) for c in found.classes[rows]]
-        scores = [""] * len(rows) if shown is None else [f" {s:.2f}" for s in found.scores[rows].tolist()]
+        classes = found.classes.tolist()
+        scores = [""] * len(found) if shown is None else [f" {s:.2f}" for s in found.scores.tolist()]
         labels = [split.classes[c] + score for c, score in zip(classes, scores, strict=True)]
         colors = [class_color(c) for c in classes]
         paths.append(folder / f"{image_id}.png")
-        save_png(paths[-1], draw_boxes(picture, found.boxes_xyxy[rows] * factor, colors, labels))
+        save_png(paths[-1], draw_boxes(picture, found.boxes_xyxy * factor, colors, labels))
     return paths

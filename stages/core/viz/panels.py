@@ -16,17 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.core.artifacts.cams import stored_map
-from stages.core.artifacts.coco_fields import RLE
-from stages.core.artifacts.coco_json import Detections, read_dataset, read_results
+from stages.core.artifacts.coco_json import read_dataset, read_results
 from stages.core.artifacts.schemas import MAP_KINDS, SCHEMAS, SOURCE_BITS, rows_to_boxes
 from stages.core.artifacts.table import Table, read_table
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import WeakSamError
 from stages.core.evaluation.ground_truth import ImageTruth
-from stages.core.ops.rle import decode_masks
 from stages.core.registry import chain_specs
 from stages.core.spec import OutputSpec
+from stages.core.structures.detections import Detections
+from stages.core.structures.rle import RLE, decode_masks
 from stages.core.viz.drawing import (
     Picture,
     draw_boxes,
@@ -209,11 +209,8 @@ def _proposals(canvas: _Canvas, rows: dict[str, NDArray[Any]]) -> Panel:
 
 def strongest(found: Detections) -> Detections:
     """The detections worth showing, best first: at least half the image's best score, at most a dozen."""
-    order = np.argsort(-found.scores, kind="stable")
-    if len(order):
-        order = order[found.scores[order] >= SHOWN_SHARE * found.scores[order[0]]][:MAX_SHOWN]
-    masks = None if found.masks is None else [found.masks[i] for i in order.tolist()]
-    return Detections(found.boxes_xyxy[order], found.classes[order], found.scores[order], masks)
+    best = found.best_first()
+    return best.reaching(SHOWN_SHARE * best.scores[0])[:MAX_SHOWN] if len(best) else best
 
 
 def _detections(canvas: _Canvas, stage: str, title: str, found: Detections) -> Panel:

@@ -19,11 +19,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from stages.core.artifacts.files import disk_faults
 from stages.core.datasets.shapes.scenes import CLASSES, DrawnObject, Scene, draw_scene
 from stages.core.errors import OutputExistsError
+from stages.core.structures.rle import encode_mask
 
 NAME = "shapes"
 VERSION = 1
@@ -214,14 +214,13 @@ def _voc_objects(objects: Iterable[DrawnObject]) -> list[str]:
 
 def _coco_annotation(annotation_id: int, image_id: int, thing: DrawnObject) -> dict[str, Any]:
     x0, y0, x1, y1 = _bounds(thing.mask)
-    encoded = coco_mask.encode(np.asfortranarray(thing.mask.astype(np.uint8)))
     return {
         "id": annotation_id,
         "image_id": image_id,
         "category_id": thing.label + 1,
         "bbox": [x0, y0, x1 - x0, y1 - y0],
         "area": int(thing.mask.sum()),
-        "segmentation": {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")},
+        "segmentation": encode_mask(thing.mask),
         "iscrowd": 0,
     }
 

@@ -18,8 +18,8 @@ from stages.core.datasets.catalog import SplitSource
 from stages.core.datasets.coco import read_document
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import SchemaError
-from stages.core.evaluation.ground_truth import rle as run_lengths
 from stages.core.evaluation.ground_truth.types import RLE, ImageTruth
+from stages.core.structures.rle import rle_area
 
 Annotation = dict[str, Any]
 
@@ -86,7 +86,7 @@ def _area(entry: Annotation, box_xyxy: np.ndarray[Any, np.dtype[np.float64]], ma
     if is_finite(entry.get("area")):
         return float(entry["area"])
     if mask is not None:
-        return run_lengths.area(mask)
+        return float(rle_area(mask))
     return float((box_xyxy[2] - box_xyxy[0]) * (box_xyxy[3] - box_xyxy[1]))
 
 

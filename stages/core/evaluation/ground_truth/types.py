@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.core.artifacts.coco_fields import RLE
+from stages.core.structures.rle import RLE
 
 __all__ = ["RLE", "ImageTruth", "Truth", "TruthProblem"]
 

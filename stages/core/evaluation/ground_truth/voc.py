@@ -22,9 +22,9 @@ from stages.core.datasets.safe_xml import parse_xml
 from stages.core.datasets.split import WeakSplit
 from stages.core.datasets.voc import is_difficult, unknown_class
 from stages.core.errors import SchemaError
-from stages.core.evaluation.ground_truth import rle as run_lengths
 from stages.core.evaluation.ground_truth.types import RLE, ImageTruth
 from stages.core.ops.mask_boxes import mask_to_box
+from stages.core.structures.rle import encode_mask, rle_area
 
 VOID = 255
 Boxes = NDArray[np.float64]
@@ -56,13 +56,13 @@ class VocTruthReader:
             parts = _Instances(instances, kinds, classes)
             if self._from_masks:
                 boxes, classes, difficult = parts.boxes, parts.classes, np.zeros(len(parts.classes), np.bool_)
-                masks = [run_lengths.encode(instances == number) for number in parts.numbers]
+                masks = [encode_mask(instances == number) for number in parts.numbers]
             else:
                 owner = parts.assign(boxes, classes)
                 numbers = [parts.numbers[i] for i in owner if i is not None]
                 if len(numbers) == len(classes):
-                    masks = [run_lengths.encode(instances == number) for number in numbers]
-        areas = [run_lengths.area(m) for m in masks] if masks is not None else _box_areas(boxes)
+                    masks = [encode_mask(instances == number) for number in numbers]
+        areas = [rle_area(m) for m in masks] if masks is not None else _box_areas(boxes)
         return ImageTruth(
             width=width,
             height=height,
