@@ -88,8 +88,7 @@ def test_pseudo_truth_data__masks_missing_or_of_another_size(tmp_path: Path) -> 
     augmentation = Augmentation((32,), 64)
     with pytest.raises(SchemaError, match="no masks"):
         PseudoTruthData(split, {"img_1": square(with_mask=False)}, augmentation, 0, True, FailureLog())
-    wrong = square()
-    wrong.masks = encode_masks(np.ones((1, 5, 5), np.bool_))
+    wrong = square().with_masks(encode_masks(np.ones((1, 5, 5), np.bool_)))
     data = PseudoTruthData(split, {"img_1": wrong}, augmentation, 0, True, FailureLog())
     with pytest.raises(SchemaError, match="img_1"):
         data.sample("img_1", 0)

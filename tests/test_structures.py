@@ -40,7 +40,7 @@ def mixed(count: int, first: int = 0, grid: bool = False) -> Mixed:
 
 def rows_of(found: Mixed) -> list[int]:
     """The rows, which all columns must agree on."""
-    numbers = found.numbers.tolist()
+    numbers: list[int] = found.numbers.tolist()
     assert found.points[:, 0].tolist() == numbers
     assert list(found.names) == [f"n{i}" for i in numbers]
     assert len(found) == len(numbers)

@@ -47,9 +47,8 @@ def lit() -> Tensor:
 
 def found(model: Any, *sizes: int) -> list[list[float]]:
     merged = detect_in_views(model, lit(), sizes, "cpu")
-    return torch.cat(
-        [merged["boxes"], merged["scores"][:, None], merged["labels"][:, None].float()], 1
-    ).tolist()
+    labels = merged.classes[:, None] + 1.0
+    return torch.cat([merged.boxes_xyxy, merged.scores[:, None], labels], dim=1).tolist()
 
 
 def test_detect_in_views__every_size_plain_and_mirrored_and_longer_as_it_is_higher() -> None:

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,33 +78,42 @@ class Columns:
         TypeError, ValueError: at construction, see `Column.check`; ValueError also for columns of unequal length.
     """
 
+    columns: ClassVar[dict[str, Column]] = {}
+
+    def __init_subclass__(cls) -> None:
+        hints = typing.get_type_hints(cls, include_extras=True)
+        cls.columns = {
+            name: extra
+            for name, hint in hints.items()
+            for extra in getattr(hint, "__metadata__", ())
+            if isinstance(extra, Column)
+        }
+
     def __post_init__(self) -> None:
         lengths = {}
-        for name, column in columns_of(type(self)).items():
+        for name, column in self.columns.items():
             value = getattr(self, name)
-            if value is None and name in _optional(type(self)):
-                continue
-            column.check(f"{type(self).__name__}.{name}", value)
-            lengths[name] = len(value)
+            if value is not None or getattr(type(self), name, ...) is not None:
+                column.check(f"{type(self).__name__}.{name}", value)
+                lengths[name] = len(value)
         if len(set(lengths.values())) > 1:
             shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
             raise ValueError(f"{type(self).__name__} has columns of unequal length: {shown}")
 
     def __len__(self) -> int:
-        return len(getattr(self, next(iter(columns_of(type(self))))))
+        return len(getattr(self, next(iter(self.columns))))
 
     def __getitem__(self, index: Index) -> Self:
         """The chosen rows, in the order of the index: positions, a slice, or one bool per row."""
         rows = _Rows(index, len(self))
-        return replace(self, **{name: rows.of(getattr(self, name)) for name in columns_of(type(self))})
+        return replace(self, **{name: rows.of(getattr(self, name)) for name in self.columns})
 
     def to(self, device: str) -> Self:
         """The same rows with every tensor on a device."""
-        moved = {}
-        for name in columns_of(type(self)):
-            value = getattr(self, name)
-            moved[name] = value.to(device) if hasattr(value, "to") else value
-        return replace(self, **moved)
+        values = {name: getattr(self, name) for name in self.columns}
+        return replace(
+            self, **{name: value.to(device) for name, value in values.items() if hasattr(value, "to")}
+        )
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
@@ -116,24 +124,7 @@ class Columns:
         """
         if not parts:
             raise ValueError(f"no {cls.__name__} to join")
-        return cls(**{name: _joined(cls, name, parts) for name in columns_of(cls)})
-
-
-@lru_cache
-def columns_of(structure: type[Columns]) -> dict[str, Column]:
-    """Name -> column of every field, in the order of declaration."""
-    hints = typing.get_type_hints(structure, include_extras=True)
-    found = {}
-    for entry in fields(structure):
-        for extra in getattr(hints[entry.name], "__metadata__", ()):
-            if isinstance(extra, Column):
-                found[entry.name] = extra
-    return found
-
-
-@lru_cache
-def _optional(structure: type[Columns]) -> frozenset[str]:
-    return frozenset(entry.name for entry in fields(structure) if entry.default is None)
+        return cls(**{name: _joined(cls, name, parts) for name in cls.columns})
 
 
 class _Rows:
