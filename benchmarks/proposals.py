@@ -97,8 +97,8 @@ class Measurement:
                     config = ProposeConfig.model_validate({**SETTINGS[settings], "points_per_side": 0})
                     prompted = self._decode(encoded, config, table, image_id)
                     for variant in (v for v in self.wanted if v.settings == settings):
-                        found = Candidates.concat([grids[variant]] if variant.grid else [])
-                        self._rows(run, image_id, variant, Candidates.concat([found, prompted]), encoded)
+                        found = Candidates.cat([*([grids[variant]] if variant.grid else []), prompted])
+                        self._rows(run, image_id, variant, found, encoded)
 
     def _decode(
         self, encoded: EncodedImage, config: ProposeConfig, table: Table | None, image_id: str
@@ -110,7 +110,7 @@ class Measurement:
         rows: dict[str, NDArray[Any]] = table.rows(image_id) if table is not None and known else NO_PROMPTS
         prompts = proposer.prompts(rows, encoded.height, encoded.width)
         if len(prompts) == 0:
-            return Candidates.concat([])
+            return Candidates.empty()
         return decode_candidates(self.segmenter, encoded, prompts, config, proposer.batch_size)
 
     def _rows(
@@ -120,7 +120,7 @@ class Measurement:
         for row, bits in ROWS.items():
             if row == "grid" and not variant.grid:
                 continue
-            own = found.select((found.source & bits) != 0)
+            own = found[(found.source & bits) != 0]
             _, kept = refine(self.segmenter, encoded, NO_POINTS, own, variant.config, proposer.batch_size)
             order = torch.argsort(rank(kept, variant.config), descending=True, stable=True)
             label = f"{variant.name}: {row}"

@@ -318,8 +318,7 @@ def test_merge_candidates__cap_keeps_the_best() -> None:
     merged = merge_candidates(given, replace_config(max_proposals=2))
     assert merged.prompt.tolist() == [1, 2]
     assert (
-        len(merge_candidates(Candidates.concat([]), replace_config(max_proposals=2, union_nms_thresh=0.5)))
-        == 0
+        len(merge_candidates(Candidates.empty(), replace_config(max_proposals=2, union_nms_thresh=0.5))) == 0
     )
 
 

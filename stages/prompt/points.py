@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -16,6 +16,7 @@ from stages.core.artifacts.table import ImageRows, Table
 from stages.core.errors import SchemaError
 from stages.core.ops.peaks import Map, Points, peaks, refine_subpixel
 from stages.core.runtime.seeding import derive_seed
+from stages.core.structures.columns import Column, Columns
 from stages.prompt.clusters import Clusters, kmeans, merge
 from stages.prompt.config import PromptConfig
 
@@ -34,20 +35,55 @@ class StoredMap:
     values: Map
 
 
-@dataclass(frozen=True)
-class Peaks:
-    """Peak points of several maps, aligned: xy (n, 2) pixels, score in [0, 1], where each came from (n, 3)."""
+@dataclass(frozen=True, eq=False)
+class Peaks(Columns):
+    """Peak points of several maps.
 
-    points_xy: Points
-    scores: NDArray[np.float32]
-    labels: NDArray[np.int64]  # class, layer, head
+    Attributes:
+        points_xy: (n, 2) image pixels.
+        scores: (n,) in [0, 1].
+        labels: (n, 3) class, layer and head of the map.
+    """
 
-    def where(self, chosen: NDArray[Any]) -> Peaks:
-        """The chosen points."""
-        return Peaks(self.points_xy[chosen], self.scores[chosen], self.labels[chosen])
+    points_xy: Annotated[Points, Column("float32", 2)]
+    scores: Annotated[NDArray[np.float32], Column("float32")]
+    labels: Annotated[NDArray[np.int64], Column("int64", 3)]
 
-    def __len__(self) -> int:
-        return len(self.scores)
+    @classmethod
+    def empty(cls) -> Peaks:
+        """No point."""
+        return cls(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.zeros((0, 3), np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class PointPrompts(Peaks):
+    """Peaks, or what stands for several of them, as prompts.
+
+    Attributes:
+        source: (n,) index into `MAP_KINDS`.
+        cluster: (n,) number of the cluster of cross peaks, -1 for coarse and fine.
+    """
+
+    source: Annotated[NDArray[np.int64], Column("int64")]
+    cluster: Annotated[NDArray[np.int64], Column("int64")]
+
+    @classmethod
+    def of(cls, peaks: Peaks, kind: int, cluster: NDArray[np.int64]) -> PointPrompts:
+        """Peaks of one kind of map."""
+        return cls(peaks.points_xy, peaks.scores, peaks.labels, np.full(len(peaks), kind), cluster)
+
+    def rows(self) -> dict[str, NDArray[Any]]:
+        """Columns of `prompts.h5`."""
+        return {
+            "x": self.points_xy[:, 0],
+            "y": self.points_xy[:, 1],
+            "class_index": self.labels[:, 0],
+            "score": self.scores,
+            "source": self.source,
+            "layer": self.labels[:, 1],
+            "head": self.labels[:, 2],
+            "cluster": self.cluster,
+        }
 
 
 def stored_maps(cams: Table, image_id: str) -> Iterator[StoredMap]:
@@ -106,60 +142,36 @@ def image_points(cams: Table, image_id: str, config: PromptConfig, seed: int) ->
             np.array([[stored.class_index, stored.layer, stored.head]], np.int64), (len(values), 1)
         )
         found.append((stored.kind, Peaks(points_xy, values, labels)))
-    parts: list[dict[str, NDArray[Any]]] = []
-    for kind in (MAP_KINDS.index("coarse"), MAP_KINDS.index("fine")):
-        own = _joined([p for k, p in found if k == kind])
-        parts.append(_columns(own, kind, np.full(len(own), -1)))
-    cross = _joined([p for k, p in found if k == CROSS])
-    parts.append(_cross_points(cross, config, derive_seed(seed, "kmeans", image_id)))
-    columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return ImageRows(columns, dict(geometry))
+    of_kind = [
+        Peaks.cat([Peaks.empty(), *(p for k, p in found if k == kind)]) for kind in range(len(MAP_KINDS))
+    ]
+    parts = [
+        PointPrompts.of(of_kind[kind], kind, np.full(len(of_kind[kind]), -1))
+        for kind in (MAP_KINDS.index("coarse"), MAP_KINDS.index("fine"))
+    ]
+    parts.append(_cross_points(of_kind[CROSS], config, derive_seed(seed, "kmeans", image_id)))
+    return ImageRows(PointPrompts.cat(parts).rows(), dict(geometry))
 
 
-def _cross_points(cross: Peaks, config: PromptConfig, seed: int) -> dict[str, NDArray[Any]]:
+def _cross_points(cross: Peaks, config: PromptConfig, seed: int) -> PointPrompts:
     """Thin cross peaks; a cluster's number is the row's `cluster`."""
     if config.clustering == "none":
-        return _columns(cross, CROSS, np.arange(len(cross)))
+        return PointPrompts.of(cross, CROSS, np.arange(len(cross)))
     if config.clustering == "kmeans":
         return _clustered(kmeans(cross.points_xy, seed), cross, 0)
-    parts, first = [], 0
+    parts, first = [PointPrompts.of(Peaks.empty(), CROSS, np.zeros(0, np.int64))], 0
     for label in np.unique(cross.labels[:, 0]).tolist():
-        own = cross.where(cross.labels[:, 0] == label)
+        own = cross[cross.labels[:, 0] == label]
         clusters = merge(own.points_xy, own.scores, config.merge_radius_px, config.merge_min_peaks)
         parts.append(_clustered(clusters, own, first))
         first += len(clusters.scores)
-    if not parts:
-        return _columns(cross, CROSS, np.zeros(0, np.int64))
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return PointPrompts.cat(parts)
 
 
-def _clustered(clusters: Clusters, peaks_in: Peaks, first: int) -> dict[str, NDArray[Any]]:
-    """Rows of clusters; one that stands for a peak keeps that peak's class, layer and head."""
+def _clustered(clusters: Clusters, peaks_in: Peaks, first: int) -> PointPrompts:
+    """Prompts of clusters; one that stands for a peak keeps that peak's class, layer and head."""
     labels = np.full((len(clusters.scores), 3), NO_CLASS, np.int64)
     known = clusters.origin >= 0
     labels[known] = peaks_in.labels[clusters.origin[known]]
     numbers = first + np.arange(len(clusters.scores))
-    return _columns(Peaks(clusters.points_xy, clusters.scores, labels), CROSS, numbers)
-
-
-def _columns(points: Peaks, kind: int, cluster: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    return {
-        "x": points.points_xy[:, 0],
-        "y": points.points_xy[:, 1],
-        "class_index": points.labels[:, 0],
-        "score": points.scores,
-        "source": np.full(len(points), kind),
-        "layer": points.labels[:, 1],
-        "head": points.labels[:, 2],
-        "cluster": cluster,
-    }
-
-
-def _joined(parts: list[Peaks]) -> Peaks:
-    empty = Peaks(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), np.zeros((0, 3), np.int64))
-    whole = [empty, *parts]
-    return Peaks(
-        np.concatenate([p.points_xy for p in whole]),
-        np.concatenate([p.scores for p in whole]),
-        np.concatenate([p.labels for p in whole]),
-    )
+    return PointPrompts.of(Peaks(clusters.points_xy, clusters.scores, labels), CROSS, numbers)

@@ -98,7 +98,7 @@ def merge_crops(parts: Sequence[tuple[Crop, Candidates]], iou: float) -> Candida
         for place, index in enumerate(by_area):
             for winner in by_area[:place]:
                 kept[winner], kept[index] = _without_repeats(kept[winner], kept[index], iou)
-    return Candidates.concat([kept[index] for index in range(len(parts))])
+    return Candidates.cat([kept[index] for index in range(len(parts))])
 
 
 def _without_repeats(winners: Candidates, others: Candidates, iou: float) -> tuple[Candidates, Candidates]:
@@ -110,4 +110,4 @@ def _without_repeats(winners: Candidates, others: Candidates, iou: float) -> tup
     source = winners.source.clone()
     for row in repeated.nonzero().squeeze(1).tolist():
         source[owner[row]] |= others.source[row]
-    return winners.with_source(source), others.select(~repeated)
+    return replace(winners, source=source), others[~repeated]

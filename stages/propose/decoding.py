@@ -69,12 +69,12 @@ def decode_candidates(
     Raises:
         EnvironmentFault: a single prompt does not fit into GPU memory.
     """
-    parts: list[Candidates] = []
+    parts = [Candidates.empty()]
     done = np.zeros(len(prompts), dtype=bool)
     while not done.all():
         batch_size.attempt(lambda size: _decode_rest(segmenter, encoded, prompts, config, size, done, parts))
-    joined = Candidates.concat(parts)
-    return joined.select(torch.argsort(joined.prompt * 8 + joined.mask_index, stable=True))
+    joined = Candidates.cat(parts)
+    return joined[torch.argsort(joined.prompt * 8 + joined.mask_index, stable=True)]
 
 
 def _decode_rest(

@@ -8,6 +8,8 @@ mask lies closer to the object.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -32,10 +34,10 @@ def merge_candidates(candidates: Candidates, config: ProposeConfig) -> Candidate
     if config.box_nms_thresh < 1:
         parts[0] = _by_rank(parts[0], config.box_nms_thresh, config, inclusive=config.box_nms_inclusive)
     if config.cross_nms_thresh < 1 and config.cross_nms_by == "order":
-        parts[3] = parts[3].select(nms_in_order(parts[3].boxes_xyxy, config.cross_nms_thresh))
+        parts[3] = parts[3][nms_in_order(parts[3].boxes_xyxy, config.cross_nms_thresh)]
     elif config.cross_nms_thresh < 1:
         parts[3] = _by_rank(parts[3], config.cross_nms_thresh, config)
-    return merge_all(Candidates.concat(parts), config)
+    return merge_all(Candidates.cat(parts), config)
 
 
 def merge_all(merged: Candidates, config: ProposeConfig) -> Candidates:
@@ -44,7 +46,7 @@ def merge_all(merged: Candidates, config: ProposeConfig) -> Candidates:
         merged = _by_rank(merged, config.union_nms_thresh, config)
     if config.max_proposals and len(merged) > config.max_proposals:
         best = torch.argsort(rank(merged, config), descending=True, stable=True)
-        merged = merged.select(best[: config.max_proposals])
+        merged = merged[best[: config.max_proposals]]
     return merged
 
 
@@ -56,8 +58,7 @@ def rank(candidates: Candidates, config: ProposeConfig) -> Tensor:
 
 
 def _of_source(candidates: Candidates, name: str) -> Candidates:
-    index: Tensor = (candidates.source == SOURCE_BITS[name]).nonzero().squeeze(1)
-    return candidates.select(index)
+    return candidates[candidates.source == SOURCE_BITS[name]]
 
 
 def _by_rank(
@@ -67,4 +68,4 @@ def _by_rank(
     if inclusive:
         boxes = boxes - boxes.new_tensor([0, 0, 1, 1])
     keep, source = nms_merging_sources(boxes, rank(candidates, config), candidates.source, iou)
-    return candidates.select(keep).with_source(source)
+    return replace(candidates[keep], source=source)

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.core.artifacts.schemas import MAP_KINDS, SOURCE_BITS
+from stages.core.structures.columns import Column, Columns
 from stages.propose.candidates import Candidates
 
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Prompts:
+@dataclass(frozen=True, eq=False)
+class Prompts(Columns):
     """Prompts of one image, in order: foreground points, or a box.
 
     Attributes:
@@ -28,17 +29,14 @@ class Prompts:
         source: ``(p,)`` int8, one of ``SOURCE_BITS``.
         class_index: ``(p,)`` int32, 0-based, -1 without a class.
         peak_score: ``(p,)`` float32, the best peak of the prompt; nan for the grid.
+        boxes_xyxy: ``(p, 4)`` float32 pixels; used where there are no points.
     """
 
-    points: tuple[Array, ...]
-    source: Array
-    class_index: Array
-    peak_score: Array
-    boxes_xyxy: Array
-    """``(p, 4)`` float32 pixels; used where there are no points."""
-
-    def __len__(self) -> int:
-        return len(self.points)
+    points: Annotated[tuple[Array, ...], Column()]
+    source: Annotated[NDArray[np.int8], Column("int8")]
+    class_index: Annotated[NDArray[np.int32], Column("int32")]
+    peak_score: Annotated[NDArray[np.float32], Column("float32")]
+    boxes_xyxy: Annotated[NDArray[np.float32], Column("float32", 4)]
 
 
 def box_prompts(found: Candidates) -> Prompts:
@@ -47,13 +45,6 @@ def box_prompts(found: Candidates) -> Prompts:
         (np.zeros((0, 2), np.float32),) * len(found), found.source.numpy(), found.class_index.numpy(),
         found.peak_score.numpy(), found.boxes_xyxy.numpy(),
     )  # fmt: skip
-
-
-def join(first: Prompts, second: Prompts) -> Prompts:
-    """The prompts of both, in this order."""
-    rest = ("source", "class_index", "peak_score", "boxes_xyxy")
-    columns = {name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in rest}
-    return Prompts(first.points + second.points, **columns)
 
 
 def valid_points(rows: Mapping[str, Array], height: int, width: int) -> Array:

@@ -108,7 +108,7 @@ class Proposer:
 
         def whole(found: Candidates) -> Candidates:
             tolerance = self.config.crop_edge_tolerance_px
-            return found.select(whole_in_crop(found.boxes_xyxy, crop, height, width, tolerance))
+            return found[whole_in_crop(found.boxes_xyxy, crop, height, width, tolerance)]
 
         found = decode_candidates(self.segmenter, encoded, prompts, config, self.batch_size)
         prompts, kept = refine(self.segmenter, encoded, prompts, found, config, self.batch_size, whole)
@@ -132,8 +132,7 @@ class Proposer:
         for view in views:
             own = ((kept.prompt >= first) & (kept.prompt < first + len(view.prompts))).nonzero().squeeze(1)
             if len(own) and view.encoded is not None:
-                found = kept.select(own)
-                found = replace(found, prompt=found.prompt - first)
+                found = replace(kept[own], prompt=kept.prompt[own] - first)
                 box = [view.crop.left, view.crop.top, view.crop.right, view.crop.bottom]
                 encoded = encode_kept_masks(
                     self.segmenter, view.encoded, view.prompts, found, self.batch_size,

@@ -15,7 +15,7 @@ from stages.propose.candidates import Candidates
 from stages.propose.config import ProposeConfig
 from stages.propose.decoding import BatchSize, decode_candidates
 from stages.propose.merging import merge_all, merge_candidates
-from stages.propose.prompting import Prompts, box_prompts, join
+from stages.propose.prompting import Prompts, box_prompts
 
 
 def refine(
@@ -53,4 +53,4 @@ def refine(
     asked = box_prompts(merge_candidates(found, first))
     again = passes(decode_candidates(segmenter, encoded, asked, config, batch_size))
     again = replace(again, prompt=again.prompt + len(prompts))
-    return join(prompts, asked), merge_all(again, config)
+    return Prompts.cat([prompts, asked]), merge_all(again, config)

@@ -6,7 +6,7 @@ docs/method.md, sections 5.3 to 5.6.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -107,13 +107,9 @@ def _batch_targets(source_NC: Tensor, bags: Bags, config: WsodConfig) -> Targets
         count = len(boxes_N4)
         seeds = mine(source_NC[start : start + count], classes_P, boxes_N4, config)
         own = assign_labels(boxes_N4, seeds, config.fg_iou_thresh, config.ignore_iou_thresh or None)
-        parts.append(Targets(own.labels_N, own.weights_N, own.matched_N + start))
+        parts.append(replace(own, matched_N=own.matched_N + start))
         start += count
-    return Targets(
-        torch.cat([part.labels_N for part in parts]),
-        torch.cat([part.weights_N for part in parts]),
-        torch.cat([part.matched_N for part in parts]),
-    )
+    return Targets.cat(parts)
 
 
 def _tag_matrix(tags: Sequence[Tensor], scores_NC: Tensor, background: bool) -> Tensor:

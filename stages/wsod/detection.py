@@ -6,7 +6,8 @@ docs/method.md, section 5.9.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -14,20 +15,24 @@ from torch import Tensor
 from stages.core.ops.boxes import clip_boxes, decode_deltas
 from stages.core.ops.mil import bag_index, two_stream_scores
 from stages.core.ops.nms import class_wise_nms
+from stages.core.structures.columns import Column, Columns
 from stages.core.structures.detections import Detections
 from stages.core.structures.instances import Instances
 from stages.wsod.criterion import DELTA_WEIGHTS
 from stages.wsod.model.detector import ProposalOutputs
 
 
-@dataclass(frozen=True)
-class ScoredProposals:
-    """Class scores and class-wise boxes of the proposals of one image."""
+@dataclass(frozen=True, eq=False)
+class ScoredProposals(Columns):
+    """Class scores and class-wise boxes of the proposals of one image.
 
-    scores_NC: Tensor
-    """In [0, 1], without background."""
-    boxes_NC4: Tensor
-    """Half-open pixels, one box per class; the same box C times without regression."""
+    Attributes:
+        scores_NC: in [0, 1], without background.
+        boxes_NC4: half-open pixels, one box per class; the same box C times without regression.
+    """
+
+    scores_NC: Annotated[Tensor, Column("float", None)]
+    boxes_NC4: Annotated[Tensor, Column("float", None, 4)]
 
 
 def score_proposals(
@@ -64,7 +69,7 @@ def weigh(scored: ScoredProposals, quality_N: Tensor, power: float) -> ScoredPro
     A classifier taught by image tags prefers a telling part to the whole; the segmenter knows which of its masks
     end at real borders, but not which matter. The product wants both.
     """
-    return ScoredProposals(scored.scores_NC * quality_N[:, None] ** power, scored.boxes_NC4)
+    return replace(scored, scores_NC=scored.scores_NC * quality_N[:, None] ** power)
 
 
 def detect(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -132,7 +132,7 @@ def _score_view(
         outputs = model([pad_image(image).to(device)], [boxes])
     (scored,) = score_proposals(outputs, [boxes], model.num_classes)
     size_hw = (pixels_CHW.shape[-2], pixels_CHW.shape[-1])
-    return ScoredProposals(scored.scores_NC, unrender_boxes(scored.boxes_NC4, view, image, size_hw))
+    return replace(scored, boxes_NC4=unrender_boxes(scored.boxes_NC4, view, image, size_hw))
 
 
 @dataclass(frozen=True)

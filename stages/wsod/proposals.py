@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.core.artifacts.schemas import PROPOSALS, rows_to_boxes
 from stages.core.artifacts.table import read_table
+from stages.core.structures.columns import Column, Columns
 from stages.wsod.config import WsodConfig
 
 Boxes = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Proposals:
+@dataclass(frozen=True, eq=False)
+class Proposals(Columns):
     """Cleaned proposals of one image, in the table's order.
 
     Attributes:
@@ -26,11 +27,8 @@ class Proposals:
             table holds neither.
     """
 
-    boxes_xyxy: Boxes
-    quality: NDArray[np.float32]
-
-    def __len__(self) -> int:
-        return len(self.boxes_xyxy)
+    boxes_xyxy: Annotated[Boxes, Column("float32", 4)]
+    quality: Annotated[NDArray[np.float32], Column("float32")]
 
 
 class ProposalSource:

@@ -72,7 +72,9 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """Base of structures with one row per thing; a field whose default is None may be absent.
+    """Base of structures with one row per thing; a column whose default is None may be absent.
+
+    Fields without a `Column` are about all rows: they stay as they are, and joined parts take the first one's.
 
     Raises:
         TypeError, ValueError: at construction, see `Column.check`; ValueError also for columns of unequal length.
@@ -124,7 +126,7 @@ class Columns:
         """
         if not parts:
             raise ValueError(f"no {cls.__name__} to join")
-        return cls(**{name: _joined(cls, name, parts) for name in cls.columns})
+        return replace(parts[0], **{name: _joined(cls, name, parts) for name in cls.columns})
 
 
 class _Rows:

@@ -8,51 +8,55 @@ exists, and memory grows linearly with their number.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from stages.core.ops.boxes import pairwise_iou
+from stages.core.structures.columns import Column, Columns
 
 BLOCK_ENTRIES = {"cpu": 1 << 15}
 """Overlaps held at a time: what fits a core's cache; elsewhere few, large blocks are faster."""
 LARGE_BLOCK = 1 << 20
 
 
-@dataclass(frozen=True)
-class Seeds:
-    """Mined pseudo objects of one image: rows of equal length S, of which only `valid_S` count."""
+@dataclass(frozen=True, eq=False)
+class Seeds(Columns):
+    """Mined pseudo objects of one image: S rows, of which only those with `valid_S` count.
 
-    index_S: Tensor
-    """int64 row of the proposal chosen as the pseudo object."""
-    classes_S: Tensor
-    """int64 0-based class."""
-    scores_S: Tensor
-    """Score of the source branch, in [0, 1]."""
-    valid_S: Tensor
-    """bool; the other rows are padding."""
+    Attributes:
+        index_S: int64 row of the proposal chosen as the pseudo object.
+        classes_S: int64 0-based class.
+        scores_S: score of the source branch, in [0, 1].
+        valid_S: bool; the other rows are padding.
+    """
+
+    index_S: Annotated[Tensor, Column("int64")]
+    classes_S: Annotated[Tensor, Column("int64")]
+    scores_S: Annotated[Tensor, Column("float")]
+    valid_S: Annotated[Tensor, Column("bool")]
 
 
-@dataclass(frozen=True)
-class Targets:
-    """Training targets of the N proposals of one image for one refinement branch."""
+@dataclass(frozen=True, eq=False)
+class Targets(Columns):
+    """Training targets of the N proposals of one image, or of a batch, for one refinement branch.
 
-    labels_N: Tensor
-    """int64; 0 is background, class c is c + 1."""
-    weights_N: Tensor
-    """Loss weight, in [0, 1]; 0 means ignored."""
-    matched_N: Tensor
-    """int64 row of the proposal whose box is the regression target."""
+    Attributes:
+        labels_N: int64; 0 is background, class c is c + 1.
+        weights_N: loss weight, in [0, 1]; 0 means ignored.
+        matched_N: int64 row of the proposal whose box is the regression target.
+    """
+
+    labels_N: Annotated[Tensor, Column("int64")]
+    weights_N: Annotated[Tensor, Column("float")]
+    matched_N: Annotated[Tensor, Column("int64")]
 
 
 def by_score(seeds: Seeds) -> Seeds:
     """Reorder seeds by descending score (stable), so that ties of overlap go to the surer class."""
-    order_S = torch.sort(
-        seeds.scores_S.masked_fill(~seeds.valid_S, -1.0), descending=True, stable=True
-    ).indices
-    return Seeds(
-        seeds.index_S[order_S], seeds.classes_S[order_S], seeds.scores_S[order_S], seeds.valid_S[order_S]
-    )
+    ranks_S = seeds.scores_S.masked_fill(~seeds.valid_S, -1.0)
+    return seeds[torch.argsort(ranks_S, descending=True, stable=True)]
 
 
 def relative_scores(seeds: Seeds, num_classes: int) -> Seeds:
@@ -77,8 +81,7 @@ def compact(seeds: Seeds) -> Seeds:
     """
     if seeds.valid_S.device.type != "cpu" or not bool(seeds.valid_S.any()):
         return seeds
-    rows = torch.nonzero(seeds.valid_S).flatten()
-    return Seeds(seeds.index_S[rows], seeds.classes_S[rows], seeds.scores_S[rows], seeds.valid_S[rows])
+    return seeds[seeds.valid_S]
 
 
 def assign_labels(
