@@ -74,7 +74,7 @@ def test_retrain__detr_fits_resumes_and_applies(
 
 def test_retrain__detr_on_any_images(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from tests.test_predict import predict
+    from tests.predict_builders import predict
 
     at = context(tmp_path, "train", "retrain")
     at.inputs = {"pgt": write_pgt(tmp_path, at.split)}

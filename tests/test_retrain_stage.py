@@ -28,7 +28,7 @@ from stages.wsis.config import WsisConfig
 from stages.wsis.stage import WsisStage
 from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
 from tests.detector_builders import MASKED, TINY, TWO_STAGE, context, count_detector_calls, run, write_pgt
-from tests.test_predict import finished
+from tests.predict_builders import finished
 
 pytestmark = pytest.mark.usefixtures("random_trunks")
 
