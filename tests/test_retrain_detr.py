@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from stages.core.artifacts.coco_json import read_results
-from stages.core.errors import EnvironmentFault, InputError
-from stages.core.training.loop import TrainingDivergedError
+from stages.core.errors import EnvironmentFault, InputError, TrainingDivergedError
 from stages.retrain.config import RetrainConfig
 from stages.retrain.stage import RetrainStage
 from tests.detector_builders import SHARED, context, run, write_pgt

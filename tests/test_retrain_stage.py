@@ -17,10 +17,9 @@ from stages.core.config import build_config
 from stages.core.config.values import format_value
 from stages.core.datasets.catalog import open_split
 from stages.core.detectors.checkpoints import recorded_view_sizes
-from stages.core.errors import ConfigError, InputError, SchemaError
+from stages.core.errors import ConfigError, InputError, SchemaError, TrainingDivergedError
 from stages.core.spec import StageContext
 from stages.core.structures.detections import Detections
-from stages.core.training.loop import TrainingDivergedError
 from stages.retrain.config import RetrainConfig
 from stages.retrain.roi_drop import DropMeter
 from stages.retrain.stage import RetrainStage

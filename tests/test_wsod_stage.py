@@ -14,11 +14,10 @@ from stages.core.artifacts.coco_json import read_results
 from stages.core.artifacts.manifest import Manifest
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
-from stages.core.errors import InputError, PreemptedError, SchemaError
+from stages.core.errors import InputError, PreemptedError, SchemaError, TrainingDivergedError
 from stages.core.runtime.execute import execute
 from stages.core.runtime.request import Request
 from stages.core.spec import StageContext
-from stages.core.training.loop import TrainingDivergedError
 from stages.core.weights.checkpoints import save_weights
 from stages.wsod import fitting, stage, viz
 from stages.wsod.batches import WeakData
