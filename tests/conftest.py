@@ -22,12 +22,12 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def random_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random trunks: what the tests look at does not depend on pretraining."""
-    from stages.core.backbones.timm_backbones import build_trunk
+def random_backbones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random backbones: what the tests look at does not depend on pretraining."""
+    from stages.core.backbones.timm_backbones import build_backbone
 
-    def random_trunk(*arguments: Any, **options: Any) -> Any:
-        return build_trunk(*arguments, **options | {"pretrained": False})
+    def random_backbone(*arguments: Any, **options: Any) -> Any:
+        return build_backbone(*arguments, **options | {"pretrained": False})
 
-    monkeypatch.setattr("stages.core.detectors.two_stage.faster_rcnn.build_trunk", random_trunk)
-    monkeypatch.setattr("stages.core.detectors.detr.build_trunk", random_trunk)
+    monkeypatch.setattr("stages.core.detectors.two_stage.faster_rcnn.build_backbone", random_backbone)
+    monkeypatch.setattr("stages.core.detectors.detr.build_backbone", random_backbone)

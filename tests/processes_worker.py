@@ -15,7 +15,7 @@ import torch
 
 from stages.cam.config import CamConfig, HybridSettings
 from stages.cam.stage import CamStage
-from stages.core.backbones.timm_backbones import build_trunk
+from stages.core.backbones.timm_backbones import build_backbone
 from stages.core.config import StageConfig
 from stages.core.datasets import shapes
 from stages.core.datasets.catalog import open_split
@@ -107,7 +107,7 @@ def run_all(data: Path, out: Path, inputs: Mapping[str, Path]) -> None:
 
 
 def main() -> None:
-    """As the usage says; the trunk is random and the drawn set is used as it lies there."""
+    """As the usage says; the backbone is random and the drawn set is used as it lies there."""
     data, out = Path(sys.argv[1]), Path(sys.argv[2])
     patch()
     processes.join("cpu")
@@ -116,14 +116,14 @@ def main() -> None:
 
 
 def patch() -> None:
-    """No downloads (the trunk of `cam` and `wsod` is embedded), and the small drawn set instead of the full one."""
+    """No downloads (the backbone of `cam` and `wsod` is embedded), and the small drawn set instead of the full one."""
 
-    def random_trunk(*arguments: Any, **options: Any) -> Any:
-        return build_trunk(*arguments, **options | {"pretrained": False})
+    def random_backbone(*arguments: Any, **options: Any) -> Any:
+        return build_backbone(*arguments, **options | {"pretrained": False})
 
     torch.set_num_threads(1)
-    setattr(faster_rcnn, "build_trunk", random_trunk)  # noqa: B010
-    setattr(detr, "build_trunk", random_trunk)  # noqa: B010
+    setattr(faster_rcnn, "build_backbone", random_backbone)  # noqa: B010
+    setattr(detr, "build_backbone", random_backbone)  # noqa: B010
     setattr(shapes, "ensure_shapes", lambda root: root / "shapes")  # noqa: B010
 
 

@@ -13,7 +13,7 @@ from benchmarks.ablation import main, parse
 from benchmarks.ablation_runs import Bench, Options
 from stages.core.artifacts.coco_json import read_dataset, read_results
 from stages.core.artifacts.manifest import read_manifest
-from stages.core.backbones.timm_backbones import build_trunk
+from stages.core.backbones.timm_backbones import build_backbone
 from stages.core.datasets.catalog import open_split
 from stages.core.errors import MissingInputError, UsageError
 from stages.core.runtime.execute import Outcome, execute
@@ -22,7 +22,7 @@ from stages.wsod.config import WsodConfig
 from tests.datasets_builders import SCENES, Obj, make_voc
 from tests.detector_builders import TINY as RETRAIN
 from tests.run_builder import build_run
-from tests.wsod_builders import TINY as WSOD
+from tests.test_wsod_stage import TINY as WSOD
 
 SUBSETS = {**SCENES, "val": {"img_6": [Obj("dog")], "img_7": [Obj("cat", (4, 2, 40, 30))]}}
 
@@ -31,8 +31,8 @@ SUBSETS = {**SCENES, "val": {"img_6": [Obj("dog")], "img_7": [Obj("cat", (4, 2, 
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """A finished run on tiny images and a recipe of seconds; returns what the stages are asked for, and the outcome."""
 
-    def random_trunk(*arguments: Any, **options: Any) -> Any:
-        return build_trunk(*arguments, **options | {"pretrained": False})
+    def random_backbone(*arguments: Any, **options: Any) -> Any:
+        return build_backbone(*arguments, **options | {"pretrained": False})
 
     calls: list[tuple[str, str]] = []
 
@@ -41,7 +41,7 @@ def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str,
         calls.append((outcome.out.relative_to(tmp_path / "out").as_posix(), outcome.status))
         return outcome
 
-    monkeypatch.setattr("stages.core.detectors.two_stage.faster_rcnn.build_trunk", random_trunk)
+    monkeypatch.setattr("stages.core.detectors.two_stage.faster_rcnn.build_backbone", random_backbone)
     monkeypatch.setattr("stages.core.runtime.request.available_cores", lambda: 0)
     monkeypatch.setattr("benchmarks.ablation_runs.execute", recorded)
     make_voc(tmp_path / "data", subsets=SUBSETS)

@@ -1,4 +1,4 @@
-"""Trunks: shapes, embedded weights, frozen normalisation, readable errors."""
+"""Backbones: shapes, embedded weights, frozen normalisation, readable errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from stages.core.backbones.timm_backbones import EMBEDDED_NAME, batch_norms, build_trunk, embedded_weights
+from stages.core.backbones.timm_backbones import EMBEDDED_NAME, batch_norms, build_backbone, embedded_weights
 from stages.core.errors import ConfigError, SchemaError
 
 
@@ -22,65 +22,65 @@ from stages.core.errors import ConfigError, SchemaError
         ("vit_tiny_patch16_224.augreg_in21k", (16,), (192,)),
     ],
 )
-def test_build_trunk__maps_have_promised_channels_and_strides(
+def test_build_backbone__maps_have_promised_channels_and_strides(
     name: str, strides: tuple[int, ...], channels: tuple[int, ...]
 ) -> None:
-    trunk = build_trunk(name, strides, pretrained=False).eval()
-    maps = trunk(torch.rand(1, 3, 224, 224))
-    assert trunk.channels == channels
-    assert trunk.strides == strides
+    backbone = build_backbone(name, strides, pretrained=False).eval()
+    maps = backbone(torch.rand(1, 3, 224, 224))
+    assert backbone.channels == channels
+    assert backbone.strides == strides
     expected = [(1, c, 224 // s, 224 // s) for c, s in zip(channels, strides, strict=True)]
     assert [tuple(m.shape) for m in maps] == expected
 
 
-def test_build_trunk__layers_deeper_than_last_stride_are_pruned() -> None:
-    shallow = build_trunk(EMBEDDED_NAME, (8,), pretrained=False)
-    deep = build_trunk(EMBEDDED_NAME, (8, 32), pretrained=False)
+def test_build_backbone__layers_deeper_than_last_stride_are_pruned() -> None:
+    shallow = build_backbone(EMBEDDED_NAME, (8,), pretrained=False)
+    deep = build_backbone(EMBEDDED_NAME, (8, 32), pretrained=False)
     assert sum(p.numel() for p in shallow.parameters()) < 0.1 * sum(p.numel() for p in deep.parameters())
 
 
-def test_build_trunk__embedded_weights_are_loaded_offline() -> None:
-    trunk = build_trunk(EMBEDDED_NAME, (16,), pretrained=True)
-    stem = trunk.state_dict()["body.model.conv_stem.weight"]
+def test_build_backbone__embedded_weights_are_loaded_offline() -> None:
+    backbone = build_backbone(EMBEDDED_NAME, (16,), pretrained=True)
+    stem = backbone.state_dict()["body.model.conv_stem.weight"]
     torch.testing.assert_close(stem, embedded_weights()["conv_stem.weight"])
-    assert trunk.mean == (0.5, 0.5, 0.5)
+    assert backbone.mean == (0.5, 0.5, 0.5)
 
 
-def test_build_trunk__grey_input_sums_the_stem_over_colours() -> None:
-    trunk = build_trunk(EMBEDDED_NAME, (16,), pretrained=True, in_chans=1)
-    stem = trunk.state_dict()["body.model.conv_stem.weight"]
+def test_build_backbone__grey_input_sums_the_stem_over_colours() -> None:
+    backbone = build_backbone(EMBEDDED_NAME, (16,), pretrained=True, in_chans=1)
+    stem = backbone.state_dict()["body.model.conv_stem.weight"]
     torch.testing.assert_close(stem, embedded_weights()["conv_stem.weight"].sum(1, keepdim=True))
 
 
-def test_build_trunk__frozen_bn_stays_in_evaluation_mode() -> None:
-    trunk = build_trunk(EMBEDDED_NAME, (8,), pretrained=True, frozen_bn=True).train()
-    layers = list(batch_norms(trunk))
-    before = {name: value.clone() for name, value in trunk.named_buffers()}
-    trunk(torch.rand(2, 3, 64, 64))
-    assert all(torch.equal(value, before[name]) for name, value in trunk.named_buffers())
+def test_build_backbone__frozen_bn_stays_in_evaluation_mode() -> None:
+    backbone = build_backbone(EMBEDDED_NAME, (8,), pretrained=True, frozen_bn=True).train()
+    layers = list(batch_norms(backbone))
+    before = {name: value.clone() for name, value in backbone.named_buffers()}
+    backbone(torch.rand(2, 3, 64, 64))
+    assert all(torch.equal(value, before[name]) for name, value in backbone.named_buffers())
     assert layers
     assert all(not layer.training for layer in layers)
     assert not any(p.requires_grad for layer in layers for p in layer.parameters())
 
 
-def test_build_trunk__weight_file_round_trip(tmp_path: Path) -> None:
+def test_build_backbone__weight_file_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     weights = {key: value + 1.0 for key, value in embedded_weights().items()}
     save_file(weights, path)
-    trunk = build_trunk(EMBEDDED_NAME, (8,), pretrained=path)
-    stem = trunk.state_dict()["body.model.conv_stem.weight"]
+    backbone = build_backbone(EMBEDDED_NAME, (8,), pretrained=path)
+    stem = backbone.state_dict()["body.model.conv_stem.weight"]
     torch.testing.assert_close(stem, weights["conv_stem.weight"])
 
 
 @pytest.mark.parametrize("content", [b"", b"not a tensor file at all", None])
-def test_build_trunk__damaged_or_foreign_weight_file(tmp_path: Path, content: bytes | None) -> None:
+def test_build_backbone__damaged_or_foreign_weight_file(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "weights.safetensors"
     if content is None:
         save_file({"conv_stem.weight": torch.zeros(1)}, path)
     else:
         path.write_bytes(content)
     with pytest.raises(SchemaError, match=r"weights\.safetensors"):
-        build_trunk(EMBEDDED_NAME, (8,), pretrained=path)
+        build_backbone(EMBEDDED_NAME, (8,), pretrained=path)
 
 
 @pytest.mark.parametrize(
@@ -97,36 +97,37 @@ def test_build_trunk__damaged_or_foreign_weight_file(tmp_path: Path, content: by
         ("convnext_atto", 2, None, "stem.0.weight"),  # it starts at stride 4
     ],
 )
-def test_freeze_to__up_to_the_last_layer_of_the_stride(
+def test_freeze_through__up_to_the_last_layer_of_the_stride(
     name: str, stride: int, last: str | None, first_free: str | None
 ) -> None:
-    trunk = build_trunk(name, (8, 16), pretrained=False)
-    trunk.freeze_to(stride)
-    names = [name.removeprefix("model.") for name, _ in trunk.body.named_parameters()]
-    frozen = [not p.requires_grad for p in trunk.body.parameters()]
+    backbone = build_backbone(name, (8, 16), pretrained=False)
+    backbone.freeze_through(stride)
+    names = [name.removeprefix("model.") for name, _ in backbone.body.named_parameters()]
+    frozen = [not p.requires_grad for p in backbone.body.parameters()]
     count = 0 if last is None else names.index(last) + 1
     assert frozen == [True] * count + [False] * (len(names) - count)
     assert count == (len(names) if first_free is None else names.index(first_free))
 
 
-def test_freeze_to__nothing_to_freeze_is_an_error_that_names_the_setting() -> None:
-    trunk = build_trunk("hrnet_w18_small", (8, 16), pretrained=False)
+def test_freeze_through__nothing_to_freeze_is_an_error_that_names_the_setting() -> None:
+    backbone = build_backbone("hrnet_w18_small", (8, 16), pretrained=False)
     with pytest.raises(
-        ConfigError, match=r"wsod\.freeze_stride(.|\n)*up to stride 4(.|\n)*another stride \(of \[8, 16"
+        ConfigError,
+        match=r"wsod\.freeze_through_stride(.|\n)*up to stride 4(.|\n)*another stride \(of \[8, 16",
     ):
-        trunk.freeze_to(4, "wsod.freeze_stride")
-    trunk.freeze_to(0)
-    assert all(p.requires_grad for p in trunk.parameters())
+        backbone.freeze_through(4, "wsod.freeze_through_stride")
+    backbone.freeze_through(0)
+    assert all(p.requires_grad for p in backbone.parameters())
 
 
 @pytest.mark.parametrize(("name", "stride", "depth"), [("dla34", 8, 128), ("vit_tiny_patch16_224", 16, 12)])
-def test_build_trunk__deepest_map_of_a_model_that_offers_some_of_its_levels(
+def test_build_backbone__deepest_map_of_a_model_that_offers_some_of_its_levels(
     name: str, stride: int, depth: int
 ) -> None:
-    trunk = build_trunk(name, (stride,), pretrained=False)
-    (found,) = trunk(torch.rand(1, 3, 224, 224))
+    backbone = build_backbone(name, (stride,), pretrained=False)
+    (found,) = backbone(torch.rand(1, 3, 224, 224))
     assert found.shape[-1] == 224 // stride
-    blocks: Any = getattr(trunk.body.model, "blocks", ())
+    blocks: Any = getattr(backbone.body.model, "blocks", ())
     assert depth == (len(blocks) or found.shape[1])
 
 
@@ -139,6 +140,8 @@ def test_build_trunk__deepest_map_of_a_model_that_offers_some_of_its_levels(
         ("resnet18", (), "ascending"),
     ],
 )
-def test_build_trunk__bad_request_names_the_hint(name: str, strides: tuple[int, ...], message: str) -> None:
+def test_build_backbone__bad_request_names_the_hint(
+    name: str, strides: tuple[int, ...], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
-        build_trunk(name, strides, pretrained=False)
+        build_backbone(name, strides, pretrained=False)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.core.backbones.timm_backbones import build_trunk
+from stages.core.backbones.timm_backbones import build_backbone
 from stages.core.detectors import detr
 from stages.core.detectors.checkpoints import DetectorFile
 from stages.core.detectors.detr import COSTS, Detr, build_detr, check_detr, least_side, relative_targets
@@ -39,10 +39,10 @@ TINY = DetrSpec(
 
 @pytest.fixture(autouse=True)
 def no_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
-    def random_trunk(*arguments: Any, **options: Any) -> Any:
-        return build_trunk(*arguments, **options | {"pretrained": False})
+    def random_backbone(*arguments: Any, **options: Any) -> Any:
+        return build_backbone(*arguments, **options | {"pretrained": False})
 
-    monkeypatch.setattr(detr, "build_trunk", random_trunk)
+    monkeypatch.setattr(detr, "build_backbone", random_backbone)
 
 
 def tiny(kind: DetrKind, seed: int = 0, **changes: object) -> Detr:
@@ -376,7 +376,7 @@ def test_forward__any_shape_of_image(kind: DetrKind, size: tuple[int, int]) -> N
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward__every_parameter_learns(kind: DetrKind) -> None:
-    """Nothing of the library is left over without a gradient; the trunk has its own learning rate."""
+    """Nothing of the library is left over without a gradient; the backbone has its own learning rate."""
     model = tiny(kind).train()
     total(model(*batch())).backward()  # type: ignore[no-untyped-call]
     idle = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -384,9 +384,9 @@ def test_forward__every_parameter_learns(kind: DetrKind) -> None:
     settings = RetrainConfig(lr=1.0, lr_base_size=4, backbone_lr_factor=0.1)
     optimizer = make_optimizer(model, settings)
     rate_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    trunk = {id(p) for p in model.network.model.backbone.parameters() if p.requires_grad}
-    assert trunk
-    assert all(rate == pytest.approx(0.1 if key in trunk else 1.0) for key, rate in rate_of.items())
+    backbone = {id(p) for p in model.network.model.backbone.parameters() if p.requires_grad}
+    assert backbone
+    assert all(rate == pytest.approx(0.1 if key in backbone else 1.0) for key, rate in rate_of.items())
     assert len(rate_of) == sum(p.requires_grad for p in model.parameters())
 
 
@@ -445,7 +445,7 @@ def test_predict__detr_without_the_extra_is_exit_5(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tests.datasets_builders import make_image
-    from tests.predict_builders import predict
+    from tests.test_predict import predict
 
     model, path = tiny("rt-detr"), tmp_path / "detector.safetensors"
     save_detector(path, model, model.spec, CLASSES)
@@ -478,7 +478,7 @@ def test_deformable_detr__has_more_queries_than_cells() -> None:
     """They are learnt, not chosen among the cells; nor do thin images need padding."""
     model = tiny("deformable-detr", num_queries=40, test_short_side=32).eval()
     sizes: list[torch.Size] = []
-    model.network.model.backbone.trunk.register_forward_pre_hook(
+    model.network.model.backbone.backbone.register_forward_pre_hook(
         lambda _, given: sizes.append(given[0].shape)
     )
     assert len(model([torch.rand(3, 4, 60)])[0]["boxes"]) <= TINY.detections_per_image

@@ -15,7 +15,7 @@ import pytest
 from stages.core.artifacts.coco_json import write_dataset
 from stages.core.artifacts.schemas import PROPOSALS
 from stages.core.artifacts.table import ImageRows, gather, write_table
-from stages.core.backbones.timm_backbones import build_trunk
+from stages.core.backbones.timm_backbones import build_backbone
 from stages.core.datasets import shapes
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.images import image_size
@@ -189,7 +189,7 @@ def test_two_processes__faults_of_one_reach_both(tmp_path: Path) -> None:
 def test_fit__two_processes_give_the_losses_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shapes, "ensure_shapes", lambda root: root / "shapes")
     for module in (faster_rcnn, detr):
-        monkeypatch.setattr(module, "build_trunk", build_trunk)  # put back what the worker patches
+        monkeypatch.setattr(module, "build_backbone", build_backbone)  # put back what the worker patches
     data = tmp_path / "data"
     write_inputs(data)
     two = start_two("tests.processes_worker", data, tmp_path / "two")

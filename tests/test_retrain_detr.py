@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 
 from stages.core.artifacts.coco_json import read_results
-from stages.core.errors import EnvironmentFault, InputError, TrainingDivergedError
+from stages.core.errors import EnvironmentFault, InputError
+from stages.core.training.loop import TrainingDivergedError
 from stages.retrain.config import RetrainConfig
 from stages.retrain.stage import RetrainStage
 from tests.detector_builders import SHARED, context, run, write_pgt
 
-pytestmark = pytest.mark.usefixtures("random_trunks")
+pytestmark = pytest.mark.usefixtures("random_backbones")
 
 SIZES: dict[str, Any] = {
     "d_model": 32, "num_heads": 4, "dim_feedforward": 16, "num_encoder_layers": 1, "num_decoder_layers": 2,
@@ -73,7 +74,7 @@ def test_retrain__detr_fits_resumes_and_applies(
 
 def test_retrain__detr_on_any_images(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from tests.predict_builders import predict
+    from tests.test_predict import predict
 
     at = context(tmp_path, "train", "retrain")
     at.inputs = {"pgt": write_pgt(tmp_path, at.split)}

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.roi_drop_observation import Rois, error_by_loss, main, rule_figures, scaled
 from stages.core.artifacts.coco_json import write_dataset
-from stages.core.backbones.timm_backbones import build_trunk
+from stages.core.backbones.timm_backbones import build_backbone
 from stages.core.datasets.catalog import open_split
 from stages.core.runtime.execute import execute
 from stages.core.runtime.request import Request
@@ -44,10 +44,10 @@ def test_rule_figures__precision_and_recall() -> None:
 def test_main__a_toy_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def random_trunk(*arguments: Any, **options: Any) -> Any:
-        return build_trunk(*arguments, **options | {"pretrained": False})
+    def random_backbone(*arguments: Any, **options: Any) -> Any:
+        return build_backbone(*arguments, **options | {"pretrained": False})
 
-    monkeypatch.setattr("stages.core.detectors.two_stage.faster_rcnn.build_trunk", random_trunk)
+    monkeypatch.setattr("stages.core.detectors.two_stage.faster_rcnn.build_backbone", random_backbone)
     data, run = tmp_path / "data", tmp_path / "run"
     make_voc(data)
     split = open_split("tiny_train", data)

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.supervised_bound import Comparison, Options, compare, settings_of, write_truth
 from stages.core.artifacts.coco_json import read_dataset
-from stages.core.backbones.timm_backbones import build_trunk
+from stages.core.backbones.timm_backbones import build_backbone
 from stages.core.datasets.catalog import open_split
 from stages.retrain.config import RetrainConfig
 from stages.wsis.config import WsisConfig
@@ -40,10 +40,10 @@ def test_comparison__ratio(weak: float | None, ratio: float | None) -> None:
 
 
 def test_compare__trains_both_rooms_outside_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def random_trunk(*arguments: Any, **options: Any) -> Any:
-        return build_trunk(*arguments, **options | {"pretrained": False})
+    def random_backbone(*arguments: Any, **options: Any) -> Any:
+        return build_backbone(*arguments, **options | {"pretrained": False})
 
-    monkeypatch.setattr("stages.core.detectors.two_stage.faster_rcnn.build_trunk", random_trunk)
+    monkeypatch.setattr("stages.core.detectors.two_stage.faster_rcnn.build_backbone", random_backbone)
     tiny = {
         "retrain": RetrainConfig(**TINY, roi_drop="off"),
         "wsis": WsisConfig(**MASKED, mask_source="given"),

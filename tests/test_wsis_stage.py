@@ -15,7 +15,7 @@ from stages.wsis.stage import WsisStage
 from tests.datasets_builders import HEIGHT, WIDTH, make_image
 from tests.detector_builders import MASKED, BoxSegmenter, context, count_detector_calls, run, write_pgt
 
-pytestmark = pytest.mark.usefixtures("random_trunks")
+pytestmark = pytest.mark.usefixtures("random_backbones")
 
 
 def test_wsis__masks_fit_and_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

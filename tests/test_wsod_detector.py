@@ -164,7 +164,7 @@ def test_detector__pooling_in_mixed_precision_is_that_of_float_boxes(pool: str) 
 
 
 @pytest.mark.parametrize("frozen_bn", [True, False])
-def test_detector__a_trunk_for_one_size_is_refused(frozen_bn: bool) -> None:
+def test_detector__a_backbone_for_one_size_is_refused(frozen_bn: bool) -> None:
     config = small(
         backbone="vit_tiny_patch16_224", out_strides=(16,), freeze_through_stride=0, freeze_bn=frozen_bn
     )
@@ -186,17 +186,17 @@ def test_build_optimizer__published_groups() -> None:
 
 
 def test_vgg16_d8__stride_freezing_and_fc_order() -> None:
-    trunk, _ = vgg.build_vgg16_d8(pretrained=False)
-    (feats,) = trunk(torch.zeros(1, 3, 40, 56))
+    backbone, _ = vgg.build_vgg16_d8(pretrained=False)
+    (feats,) = backbone(torch.zeros(1, 3, 40, 56))
     assert feats.shape == (1, 512, 5, 7)
     assert feats.min() >= 0
     (signed,) = vgg.build_vgg16_d8(pretrained=False, final_relu=False)[0](torch.randn(1, 3, 40, 56))
     assert signed.min() < 0
-    trunk.freeze_to(4)
-    frozen = [name for name, p in trunk.body.named_parameters() if not p.requires_grad]
+    backbone.freeze_through(4)
+    frozen = [name for name, p in backbone.body.named_parameters() if not p.requires_grad]
     assert len(frozen) == 8  # weights and biases of conv1_1, conv1_2, conv2_1, conv2_2
     # The three layers of conv5 see as far as they did behind pool 4, which is left out.
-    convs = [layer for layer in trunk.body.modules() if isinstance(layer, nn.Conv2d)]
+    convs = [layer for layer in backbone.body.modules() if isinstance(layer, nn.Conv2d)]
     assert [conv.dilation for conv in convs] == [(1, 1)] * 10 + [(2, 2)] * 3
     cell = torch.zeros(1, 512, 9, 9)
     cell[..., 4, 4] = 1.0
@@ -402,8 +402,8 @@ def test_detector__fully_connected_layers_start_as_vggs_where_they_fit(
 ) -> None:
     state = {"0.weight": torch.randn(16, 512 * 49), "0.bias": torch.randn(16)}
     state |= {"3.weight": torch.randn(16, 16), "3.bias": torch.randn(16)}
-    plain = detector._build_trunk
-    monkeypatch.setattr(detector, "_build_trunk", lambda *arguments: (plain(*arguments)[0], state))
+    plain = detector._build_backbone
+    monkeypatch.setattr(detector, "_build_backbone", lambda *arguments: (plain(*arguments)[0], state))
     model = WsodDetector(small(fused_channels=512, pooler_resolution=7, fc_dim=hidden), 3).eval()
     first, second = model.neck[0], model.neck[3]
     assert isinstance(first, nn.Linear)

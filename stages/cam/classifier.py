@@ -2,7 +2,7 @@
 
 One learned token per class attends to the patches together with them; a class is present when its token says so and
 when a 3x3 convolution over the patch tokens says so somewhere. Two bodies share everything else: `hybrid`, a
-convolutional trunk under a few attention blocks, and any timm vision transformer.
+convolutional backbone under a few attention blocks, and any timm vision transformer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from stages.cam.attention import RecordedBlocks, locality_bias
 from stages.cam.config import CamConfig
 from stages.cam.fusion import AttentionFusion, FineLogits, Fusion
 from stages.core.backbones.lateral_fusion import LateralFusion
-from stages.core.backbones.timm_backbones import Trunk, build_trunk
+from stages.core.backbones.timm_backbones import Backbone, build_backbone
 from stages.core.errors import ConfigError, EnvironmentFault, did_you_mean
 
 
@@ -51,23 +51,23 @@ class ClassifierOutput:
 
 
 class HybridBody(nn.Module):
-    """Trunk maps of several strides projected to one width and summed at the coarsest of them."""
+    """Backbone maps of several strides projected to one width and summed at the coarsest of them."""
 
     def __init__(
-        self, trunk: Trunk, dim: int, num_heads: int, locality: float, patches_attend_classes: bool
+        self, backbone: Backbone, dim: int, num_heads: int, locality: float, patches_attend_classes: bool
     ) -> None:
         super().__init__()
-        self.trunk = trunk
-        self.dim, self.patch = dim, trunk.strides[-1]
-        self.mean, self.std = trunk.mean, trunk.std
+        self.backbone = backbone
+        self.dim, self.patch = dim, backbone.strides[-1]
+        self.mean, self.std = backbone.mean, backbone.std
         self.num_heads, self.locality = num_heads, locality
         self.patches_attend_classes = patches_attend_classes
-        self.lateral_fusion = LateralFusion(trunk.channels, dim, "coarsest", nn.BatchNorm2d)
+        self.lateral_fusion = LateralFusion(backbone.channels, dim, "coarsest", nn.BatchNorm2d)
 
     def embed(self, images_BCHW: Tensor) -> Tensor:
         """Return the summed maps [B, D, h, w] on the coarsest grid."""
-        fused: Tensor = self.lateral_fusion(self.trunk(images_BCHW))
-        return fused.contiguous()  # whatever the trunk's memory format: tokens are read row by row
+        fused: Tensor = self.lateral_fusion(self.backbone(images_BCHW))
+        return fused.contiguous()  # whatever the backbone's memory format: tokens are read row by row
 
     def attention_bias(self, grid: tuple[int, int], num_classes: int) -> Tensor | None:
         """Return the locality bias, or None if the body is not asked to be local."""
@@ -152,9 +152,9 @@ class MultiClassTokenClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(body.std).view(1, 3, 1, 1), persistent=False)
 
     @property
-    def trunk(self) -> Trunk | None:
+    def backbone(self) -> Backbone | None:
         """The pretrained convolutional part; None in a vision transformer."""
-        return self.body.trunk if isinstance(self.body, HybridBody) else None
+        return self.body.backbone if isinstance(self.body, HybridBody) else None
 
     @property
     def tokens_and_positions(self) -> list[nn.Parameter]:
@@ -205,15 +205,17 @@ class MultiClassTokenClassifier(nn.Module):
 def build_hybrid(
     num_classes: int, config: CamConfig, pretrained: bool | Path, drop_path: float = 0.1
 ) -> MultiClassTokenClassifier:
-    """Build the settings' convolutional trunk under fresh attention blocks.
+    """Build the settings' convolutional backbone under fresh attention blocks.
 
     Raises:
         ConfigError: unknown backbone, or one without a map at the strides.
         EnvironmentFault: the pretrained weights cannot be fetched.
     """
-    trunk = build_trunk(config.backbone, config.hybrid.out_strides, pretrained, frozen_bn=bool(pretrained))
+    backbone = build_backbone(
+        config.backbone, config.hybrid.out_strides, pretrained, frozen_bn=bool(pretrained)
+    )
     body = HybridBody(
-        trunk,
+        backbone,
         config.hybrid.embed_dim,
         config.hybrid.num_heads,
         config.hybrid.locality,

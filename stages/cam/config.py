@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -52,30 +51,15 @@ class HybridSettings(Settings):
 class CamConfig(TrainingSettings, BackboneSettings, StageConfig):
     """Classifier, its training on tags, and its maps."""
 
-    main_settings: ClassVar[tuple[str, ...]] = (
-        "architecture",
-        "backbone",
-        "epochs",
-        "lr",
-        "batch_size",
-        "train_crop_size",
-        "tta_scales",
-        "max_size",
-        "affinity",
-        "test_logit_thresh",
-    )
-    headings: ClassVar[Mapping[str, str]] = {
-        "architecture": "Classifier",
-        "epochs": "Crops and validation",
-        "tta_scales": "Maps",
-    }
-
     architecture: Literal["hybrid", "vit", "cnn"] = Field(
         "hybrid",
         description="hybrid: attention blocks on a convolutional backbone; vit: a timm vision transformer with a"
         " class token (DeiT, ViT, DINOv2, EVA-02); cnn: a timm convolutional network, which gives coarse maps only",
     )
-    backbone: BackboneName = "lite0-embedded"
+    backbone: BackboneName = Field(
+        "lite0-embedded",
+        description="Feature extractor: lite0-embedded (shipped), or any timm model of the architecture",
+    )
     hybrid: Annotated[HybridSettings, OnlyWith("architecture", ("hybrid",))] = Field(
         HybridSettings(), description="Attention blocks on a convolutional backbone"
     )

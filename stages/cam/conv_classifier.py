@@ -12,29 +12,29 @@ import torch
 from torch import Tensor, nn
 
 from stages.cam.classifier import ClassifierOutput
-from stages.core.backbones.timm_backbones import Trunk, build_trunk
+from stages.core.backbones.timm_backbones import Backbone, build_backbone
 from stages.core.errors import ConfigError
 
 STRIDES = (16,)
 
 
 class ConvClassifier(nn.Module):
-    """A 3x3 convolution over a timm trunk's map at stride 16; RGB images in [0, 1] go in.
+    """A 3x3 convolution over a timm backbone's map at stride 16; RGB images in [0, 1] go in.
 
     Args:
-        trunk: Image to feature map.
+        backbone: Image to feature map.
         num_classes: Channels of the map.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, trunk: Trunk, num_classes: int) -> None:
+    def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
-        self.trunk, self.num_classes, self.patch = trunk, num_classes, trunk.strides[-1]
-        self.head = nn.Conv2d(trunk.channels[-1], num_classes, 3, padding=1)
-        self.register_buffer("mean", torch.tensor(trunk.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(trunk.std).view(1, 3, 1, 1), persistent=False)
+        self.backbone, self.num_classes, self.patch = backbone, num_classes, backbone.strides[-1]
+        self.head = nn.Conv2d(backbone.channels[-1], num_classes, 3, padding=1)
+        self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
 
     @property
     def tokens_and_positions(self) -> list[nn.Parameter]:
@@ -43,7 +43,7 @@ class ConvClassifier(nn.Module):
 
     def forward(self, images_BCHW: Tensor, record: bool = False) -> ClassifierOutput:
         """Classify RGB images in [0, 1], sides multiples of `patch`; there is no attention to `record`."""
-        features: Tensor = self.trunk((images_BCHW - self.mean) / self.std)[-1]
+        features: Tensor = self.backbone((images_BCHW - self.mean) / self.std)[-1]
         map_BCHW = self.head(features)
         logits_BC = map_BCHW.mean(dim=(-2, -1))
         return ClassifierOutput(logits_BC, logits_BC, map_BCHW.relu(), features)
@@ -75,4 +75,4 @@ def build_conv(num_classes: int, name: str, pretrained: bool | Path) -> ConvClas
             where="cam.backbone",
             hint="set architecture to vit, or name a convolutional network of timm",
         )
-    return ConvClassifier(build_trunk(name, STRIDES, pretrained, frozen_bn=bool(pretrained)), num_classes)
+    return ConvClassifier(build_backbone(name, STRIDES, pretrained, frozen_bn=bool(pretrained)), num_classes)

@@ -176,7 +176,9 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[TagClass
     model = build_classifier(config, len(context.split.classes), config.backbone_source()).to(context.device)
     draw_per_image(model)
     if isinstance(model, MultiClassTokenClassifier) and isinstance(model.body, HybridBody):
-        model.body.trunk.freeze_to(config.hybrid.freeze_through_stride, "cam.hybrid.freeze_through_stride")
+        model.body.backbone.freeze_through(
+            config.hybrid.freeze_through_stride, "cam.hybrid.freeze_through_stride"
+        )
     held_out = held_out_ids(context.split.ids, config.val_fraction, context.seed)
     data = TagData(context, config, sorted(set(context.split.ids) - set(held_out)))
     choice = EpochChoice(context, config, model, held_out)
@@ -210,13 +212,13 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[TagClass
 
 
 def make_optimizer(model: TagClassifier, config: CamConfig) -> torch.optim.Optimizer:
-    """AdamW: the trunk at its own rate; biases, norms, tokens and positions without weight decay."""
-    trunk = model.trunk
+    """AdamW: the backbone at its own rate; biases, norms, tokens and positions without weight decay."""
+    backbone = model.backbone
     groups = param_groups(
         model,
         lr=config.lr,
         weight_decay=config.weight_decay,
-        module_lrs={} if trunk is None else {trunk: config.lr * config.backbone_lr_factor},
+        module_lrs={} if backbone is None else {backbone: config.lr * config.backbone_lr_factor},
         no_decay=model.tokens_and_positions,
     )
     return build_optimizer("adamw", groups)

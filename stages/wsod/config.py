@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from stages.core.config import OnlyWith, Settings, StageConfig
 from stages.core.settings import (
+    BackboneName,
     BackboneSettings,
     ColorJitter,
     DetectionSettings,
@@ -83,31 +83,16 @@ class WsodConfig(
 ):
     """Settings of `weaksam wsod`."""
 
-    main_settings: ClassVar[tuple[str, ...]] = (
-        "method",
-        "backbone",
-        "freeze_through_stride",
-        "epochs",
-        "lr",
-        "batch_size",
-        "train_short_sides",
-        "test_short_side",
-        "quality_power",
-        "tta",
-    )
-    headings: ClassVar[Mapping[str, str]] = {
-        "method": "Network",
-        "num_refinements": "Refinement",
-        "optimizer": "Learning rates of new layers",
-        "color_jitter": "Images and proposals",
-        "quality_power": "Scores",
-    }
-
     method: Literal["wsddn", "oicr", "mist"] = Field(
         "mist",
         description="Detector: two streams alone, with refinement, or with multi-instance refinement and regression",
     )
     # Network.
+    backbone: BackboneName = Field(
+        "lite0-embedded",
+        description="Feature extractor: lite0-embedded (shipped), vgg16-d8 (published), or any timm model that returns"
+        " feature maps",
+    )
     backbone_weights: str = Field(
         "",
         description="Safetensors file of backbone weights; empty takes the backbone's own ImageNet weights. For"

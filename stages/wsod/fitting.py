@@ -75,14 +75,14 @@ def fit_detector(config: WsodConfig, data: WeakData, context: StageContext) -> W
 
 
 def make_optimizer(model: WsodDetector, config: WsodConfig) -> torch.optim.Optimizer:
-    """Rates by part (trunk, refinement, the rest); biases learn faster and without weight decay."""
+    """Rates by part (backbone, refinement, the rest); biases learn faster and without weight decay."""
     block = model.dropblock
     groups = param_groups(
         model,
         lr=config.lr,
         weight_decay=config.weight_decay,
         module_lrs={
-            model.trunk: config.lr * config.backbone_lr_factor,
+            model.backbone: config.lr * config.backbone_lr_factor,
             model.refinement: config.lr * config.refine_lr_factor,
         },
         bias_lr_factor=config.bias_lr_factor,

@@ -1,7 +1,7 @@
 """Frozen batch normalisation folded into the convolution before it: the same function, a sixth less work on a CPU.
 
 With fixed statistics, BN(conv(x)) is a convolution with scaled weights and a bias. Which convolution feeds which
-normalisation is observed on one forward pass, so it holds for any trunk.
+normalisation is observed on one forward pass, so it holds for any backbone.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from stages.core.backbones.timm_backbones import Trunk, batch_norms
+from stages.core.backbones.timm_backbones import Backbone, batch_norms
 
 
-def fold_batch_norms(trunk: Trunk) -> int:
+def fold_batch_norms(backbone: Backbone) -> int:
     """Fold every normalisation whose input is a convolution's output; trainability of the weights is kept.
 
     timm's fused normalisation + activation leaves its activation behind. Call before any training: the weights
@@ -26,7 +26,7 @@ def fold_batch_norms(trunk: Trunk) -> int:
         Number of normalisations folded.
 
     Raises:
-        ConfigError: see `Trunk.probe`.
+        ConfigError: see `Backbone.probe`.
     """
     producers: dict[int, nn.Conv2d] = {}
     pairs: list[tuple[nn.Conv2d, nn.Module]] = []
@@ -42,16 +42,16 @@ def fold_batch_norms(trunk: Trunk) -> int:
         if conv is not None:
             pairs.append((conv, norm))
 
-    convs = [layer for layer in trunk.modules() if isinstance(layer, nn.Conv2d)]
+    convs = [layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d)]
     hooks = [conv.register_forward_hook(after_conv) for conv in convs]
-    hooks += [norm.register_forward_pre_hook(before_norm) for norm in batch_norms(trunk)]
+    hooks += [norm.register_forward_pre_hook(before_norm) for norm in batch_norms(backbone)]
     try:
-        trunk.probe()
+        backbone.probe()
     finally:
         for hook in hooks:
             hook.remove()
     owners = {
-        id(child): (parent, name) for parent in trunk.modules() for name, child in parent.named_children()
+        id(child): (parent, name) for parent in backbone.modules() for name, child in parent.named_children()
     }
     for conv, norm in pairs:
         _fold(conv, norm)

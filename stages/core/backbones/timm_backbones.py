@@ -1,6 +1,6 @@
-"""Convolutional and transformer trunks from timm, as lists of feature maps.
+"""Convolutional and transformer backbones from timm, as lists of feature maps.
 
-One builder serves every room that needs features (classifier, WSOD, detectors, embedded segmenter).
+One builder serves every stage that needs features (classifier, WSOD, detectors, embedded segmenter).
 Besides any timm feature backbone it knows `lite0-embedded`: EfficientNet-Lite0 whose ImageNet weights
 travel inside the package, so that the whole chain runs offline.
 """
@@ -25,11 +25,17 @@ from stages.core.errors import ConfigError, EnvironmentFault, SchemaError, did_y
 EMBEDDED_NAME = "lite0-embedded"
 EMBEDDED_FILE = "lite0.safetensors"
 EMBEDDED_ARCHITECTURE = "tf_efficientnet_lite0"
+TIMM_NAMES = {
+    EMBEDDED_NAME: EMBEDDED_ARCHITECTURE,
+    "resnet50-fpn": "resnet50.tv_in1k",
+    "resnet50-fpn-v2": "resnet50.tv2_in1k",
+}
+"""What timm calls the backbones that have a name of their own here: that of the package, and torchvision's."""
 PROBE_HW = (64, 64)
 """No timm model of one size has it."""
 
 
-class Trunk(nn.Module):
+class Backbone(nn.Module):
     """A timm feature extractor with known channels, strides and input statistics.
 
     Attributes:
@@ -68,7 +74,7 @@ class Trunk(nn.Module):
         features: list[Tensor] = self.body(images_BCHW.contiguous(memory_format=torch.channels_last))
         return features
 
-    def freeze_to(self, stride: int, setting: str = "freeze_through_stride") -> None:
+    def freeze_through(self, stride: int, setting: str = "freeze_through_stride") -> None:
         """Fix every parameter up to the last layer at `stride` (0: none): early layers are generic and costly.
 
         That layer may have no parameters of its own, such as an activation: what comes before it counts.
@@ -124,7 +130,7 @@ class Trunk(nn.Module):
         finally:
             self.train(was_training)
 
-    def train(self, mode: bool = True) -> Trunk:
+    def train(self, mode: bool = True) -> Backbone:
         """Switch to training mode, except for batch normalisation when `frozen_bn` was asked for."""
         super().train(mode)
         if self.frozen_bn:
@@ -140,17 +146,17 @@ def batch_norms(module: nn.Module) -> Iterator[nn.Module]:
             yield layer
 
 
-def build_trunk(
+def build_backbone(
     name: str,
     out_strides: Sequence[int],
     pretrained: bool | Path = True,
     in_chans: int = 3,
     frozen_bn: bool = False,
-) -> Trunk:
-    """Build a timm trunk that returns its last feature map at each of `out_strides`.
+) -> Backbone:
+    """Build a timm backbone that returns its last feature map at each of `out_strides`.
 
     Args:
-        name: `lite0-embedded`, or any timm model name that can return features (`timm.list_models()`).
+        name: a key of `TIMM_NAMES`, or any timm model name that can return features (`timm.list_models()`).
         out_strides: wanted strides, ascending; layers deeper than the last one are not built.
         pretrained: True for ImageNet weights (embedded ones, else from timm's hub), False for random
             weights, or a safetensors file holding a state dict with timm's names.
@@ -162,7 +168,7 @@ def build_trunk(
         EnvironmentFault: the pretrained weights cannot be fetched (offline, no cache).
         SchemaError: the given weight file does not fit the model.
     """
-    architecture = EMBEDDED_ARCHITECTURE if name == EMBEDDED_NAME else name
+    architecture = TIMM_NAMES.get(name, name)
     indices = _feature_indices(architecture, tuple(out_strides))
     from_hub = pretrained is True and name != EMBEDDED_NAME
     with _readable_hub_errors(name, from_hub):
@@ -181,7 +187,7 @@ def build_trunk(
     settings = timm.get_pretrained_cfg(architecture) or timm.models.PretrainedCfg()
     info = body.feature_info
     body.to(memory_format=torch.channels_last)
-    return Trunk(body, info.channels(), info.reduction(), settings.mean, settings.std, frozen_bn, name)
+    return Backbone(body, info.channels(), info.reduction(), settings.mean, settings.std, frozen_bn, name)
 
 
 def embedded_weights() -> dict[str, Tensor]:
@@ -195,7 +201,7 @@ def _feature_indices(architecture: str, out_strides: tuple[int, ...]) -> tuple[i
     if not out_strides or list(out_strides) != sorted(set(out_strides)):
         raise ConfigError(f"out_strides must be ascending and distinct, got {out_strides}")
     if not timm.is_model(architecture):
-        known = [*timm.list_models(), EMBEDDED_NAME]
+        known = [*timm.list_models(), *TIMM_NAMES]
         raise ConfigError(f"unknown backbone {architecture!r}", hint=did_you_mean(architecture, known))
     with torch.device("meta"):
         try:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import VGG16_Weights, vgg16
 
-from stages.core.backbones.timm_backbones import Trunk
+from stages.core.backbones.timm_backbones import Backbone
 from stages.core.errors import EnvironmentFault, SchemaError
 
 NAME = "vgg16-d8"
@@ -36,7 +36,7 @@ class SingleMap(nn.Module):
     def __init__(self, layers: nn.Sequential) -> None:
         super().__init__()
         self.layers = layers
-        # What `Trunk.freeze_to` asks a timm body for.
+        # What `Backbone.freeze_through` asks a timm body for.
         self.feature_info = SimpleNamespace(info=[{"module": m, "reduction": r} for m, r in STAGES])
 
     def forward(self, images_BCHW: Tensor) -> list[Tensor]:
@@ -44,8 +44,8 @@ class SingleMap(nn.Module):
         return [self.layers(images_BCHW)]
 
 
-def build_vgg16_d8(pretrained: bool | Path, final_relu: bool = True) -> tuple[Trunk, dict[str, Tensor]]:
-    """Build the trunk; with weights, also return fc6 and fc7 (`0.weight`, `0.bias`, `3.weight`, `3.bias`).
+def build_vgg16_d8(pretrained: bool | Path, final_relu: bool = True) -> tuple[Backbone, dict[str, Tensor]]:
+    """Build the backbone; with weights, also return fc6 and fc7 (`0.weight`, `0.bias`, `3.weight`, `3.bias`).
 
     Pool 4 and pool 5 are left out and conv5 has dilation 2, hence stride 8. Torchvision's weights are used
     with their own RGB statistics; a file holds a torchvision VGG16 state dict.
@@ -66,9 +66,11 @@ def build_vgg16_d8(pretrained: bool | Path, final_relu: bool = True) -> tuple[Tr
         layers.append(layer)
     if not final_relu:
         layers.pop()
-    trunk = Trunk(SingleMap(nn.Sequential(*layers)), (512,), (8,), IMAGENET_MEAN, IMAGENET_STD, name=NAME)
+    backbone = Backbone(
+        SingleMap(nn.Sequential(*layers)), (512,), (8,), IMAGENET_MEAN, IMAGENET_STD, name=NAME
+    )
     state = network.classifier.state_dict() if pretrained else {}
-    return trunk, {name: value for name, value in state.items() if name[0] in "03"}
+    return backbone, {name: value for name, value in state.items() if name[0] in "03"}
 
 
 def fc6_for_rows(weight_OI: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ TWO_STAGE_KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 def build(
     spec: DetectorSpec | DetrSpec, classes: Sequence[str], pretrained: bool | Path = True
 ) -> AnyDetector:
-    """Build a detector, its trunk with ImageNet weights (`pretrained`), a file's, or none (False).
+    """Build a detector, its backbone with ImageNet weights (`pretrained`), a file's, or none (False).
 
     Raises:
         WeakSamError: see `build_detector` and `build_detr`.

@@ -1,7 +1,7 @@
-"""Detection transformers from the library `transformers` on any trunk, called like torchvision's detectors.
+"""Detection transformers from the library `transformers` on any backbone, called like torchvision's detectors.
 
 RT-DETRv2 (Lv et al., 2024) and Deformable DETR with box refinement (Zhu et al., 2021). Encoder, decoder and
-denoising are the library's, built from a configuration without any download; trunk, losses, resizing and the
+denoising are the library's, built from a configuration without any download; backbone, losses, resizing and the
 hook of RoI drop are ours, so that `retrain` trains them as it trains Faster R-CNN.
 """
 
@@ -21,9 +21,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import batched_nms, box_convert, clip_boxes_to_image
 
 from stages.core.backbones.batch_norm_folding import fold_batch_norms
-from stages.core.backbones.timm_backbones import Trunk, build_trunk
+from stages.core.backbones.timm_backbones import Backbone, build_backbone
 from stages.core.detectors.detr_losses import LayerOutput, SetCosts, SetOutput, SetTargets, set_losses
-from stages.core.detectors.spec import ALIASES, DetrSpec
+from stages.core.detectors.spec import DetrSpec
 from stages.core.detectors.two_stage.roi_heads import RoiWeights
 from stages.core.errors import ConfigError, EnvironmentFault
 
@@ -49,21 +49,26 @@ class Detr(nn.Module):
 
     roi_weights: RoiWeights | None = None
 
-    def __init__(self, spec: DetrSpec, network: Any, trunk: Trunk, classes: Sequence[str]) -> None:
+    def __init__(self, spec: DetrSpec, network: Any, backbone: Backbone, classes: Sequence[str]) -> None:
         super().__init__()
         self.spec, self.classes = spec, tuple(classes)
         self.network: Any = network
-        self.network.model.backbone = TrunkFeatures(trunk)
+        self.network.model.backbone = BackboneFeatures(backbone)
         self.transform = GeneralizedRCNNTransform(
-            spec.test_short_side, spec.max_size, list(trunk.mean), list(trunk.std), PADDING, _skip_resize=True
+            spec.test_short_side,
+            spec.max_size,
+            list(backbone.mean),
+            list(backbone.std),
+            PADDING,
+            _skip_resize=True,
         )  # training images arrive resized, see detection_data
         self._least_side = least_side(spec)
 
     @property
-    def trunk(self) -> nn.Module:
+    def pretrained_backbone(self) -> nn.Module:
         """The pretrained part, without encoder and decoder."""
-        trunk: nn.Module = self.network.model.backbone.trunk
-        return trunk
+        backbone: nn.Module = self.network.model.backbone.backbone
+        return backbone
 
     def drop_with(self, weights: RoiWeights, compares: bool = False) -> None:
         """Weight matched queries by RoI drop from now on; `compares` as for the two-stage detectors.
@@ -143,38 +148,36 @@ class Detr(nn.Module):
         return {"boxes": boxes_N4[keep_N], "labels": labels_N[keep_N], "scores": scores_N[keep_N]}
 
 
-class TrunkFeatures(nn.Module):
-    """A trunk in the place of the library's backbone: maps with the mask of what is image in them."""
+class BackboneFeatures(nn.Module):
+    """The pretrained backbone in the place of the library's: maps with the mask of what is image in them."""
 
-    def __init__(self, trunk: Trunk) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.backbone = backbone
 
     def forward(self, pixel_values: Tensor, pixel_mask: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return [(map [B, C, h, w], mask [B, h, w] bool)], finest first."""
         return [
             (features, F.interpolate(pixel_mask[None].float(), size=features.shape[-2:])[0].bool())
-            for features in self.trunk(pixel_values)
+            for features in self.backbone(pixel_values)
         ]
 
 
 def build_detr(spec: DetrSpec, classes: Sequence[str], pretrained: bool | Path = True) -> Detr:
-    """Build a detection transformer, its trunk with ImageNet weights (`pretrained`), a file's, or none (False).
+    """Build a detection transformer, its backbone with ImageNet weights (`pretrained`), a file's, or none (False).
 
     Raises:
         ConfigError: widths and heads do not fit, or RT-DETR has more queries than cells.
         EnvironmentFault: the extra `hf` is not installed, or weights cannot be fetched.
-        ConfigError, SchemaError: see `build_trunk`.
+        ConfigError, SchemaError: see `build_backbone`.
     """
     check_detr(spec)
     library = require_transformers()
-    trunk = build_trunk(
-        ALIASES.get(spec.backbone, spec.backbone), spec.out_strides, pretrained=pretrained, frozen_bn=True
-    )
-    trunk.freeze_to(spec.freeze_through_stride)
-    fold_batch_norms(trunk)
+    backbone = build_backbone(spec.backbone, spec.out_strides, pretrained=pretrained, frozen_bn=True)
+    backbone.freeze_through(spec.freeze_through_stride)
+    fold_batch_norms(backbone)
     build = _rt_detr if spec.kind == "rt-detr" else _deformable_detr
-    return Detr(spec, build(library, spec, trunk.channels, len(classes)), trunk, classes)
+    return Detr(spec, build(library, spec, backbone.channels, len(classes)), backbone, classes)
 
 
 def require_transformers() -> Any:
@@ -357,7 +360,7 @@ def _deformable_answers(network: Any, pixels: Tensor, mask_BHW: Tensor) -> SetOu
 
 
 def _placeholder(library: Any, channels: Sequence[int]) -> Any:
-    """A backbone of the library's own with a trunk's channels, as cheap as can be: it is replaced."""
+    """A backbone of the library's own with the channels of ours, as cheap as can be: it is replaced."""
     count = len(channels)
     return library.ResNetConfig(
         embedding_size=4,

@@ -11,8 +11,6 @@ Kind = Literal["faster-rcnn", "mask-rcnn"]
 DetrKind = Literal["rt-detr", "deformable-detr"]
 AnyKind = Literal["faster-rcnn", "mask-rcnn", "rt-detr", "deformable-detr"]
 Heads = Literal["v1", "v2"]
-ALIASES = {"resnet50-fpn": "resnet50.tv_in1k", "resnet50-fpn-v2": "resnet50.tv2_in1k"}
-"""Names users know from detection code, and the timm weights they stand for."""
 
 
 class DetectorSpec(BaseModel):

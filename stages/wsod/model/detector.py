@@ -1,4 +1,4 @@
-"""The weakly supervised detector: trunk, fused feature map, RoI pooling, two fully connected layers, heads."""
+"""The weakly supervised detector: backbone, fused feature map, RoI pooling, two fully connected layers, heads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchvision.ops import roi_pool
 from stages.core.backbones import vgg
 from stages.core.backbones.batch_norm_folding import fold_batch_norms
 from stages.core.backbones.lateral_fusion import LateralFusion
-from stages.core.backbones.timm_backbones import Trunk, build_trunk
+from stages.core.backbones.timm_backbones import Backbone, build_backbone
 from stages.core.ops.roi_align import roi_align
 from stages.core.runtime.image_generators import ImageDropout
 from stages.wsod.config import WsodConfig
@@ -51,12 +51,12 @@ class WsodDetector(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.pooler_type, self.pooler_resolution = config.pooler_type, config.pooler_resolution
-        self.trunk, fc_state = _build_trunk(config, pretrained)
-        self.trunk.freeze_to(config.freeze_through_stride, "wsod.freeze_through_stride")
-        self.stride = self.trunk.strides[0]
+        self.backbone, fc_state = _build_backbone(config, pretrained)
+        self.backbone.freeze_through(config.freeze_through_stride, "wsod.freeze_through_stride")
+        self.stride = self.backbone.strides[0]
         fuse = config.fused_channels > 0
-        self.fuse = LateralFusion(self.trunk.channels, config.fused_channels, "finest") if fuse else None
-        channels = config.fused_channels if fuse else self.trunk.channels[0]
+        self.fuse = LateralFusion(self.backbone.channels, config.fused_channels, "finest") if fuse else None
+        channels = config.fused_channels if fuse else self.backbone.channels[0]
         self.dropblock = (
             ConcreteDropBlock(
                 channels,
@@ -81,7 +81,7 @@ class WsodDetector(nn.Module):
         self.refinement = RefinementHeads(
             config.fc_dim, num_classes, branches, config.uses_regression, config.init_std
         )
-        statistics = torch.tensor((self.trunk.mean, self.trunk.std)).reshape(2, 1, 3, 1, 1)
+        statistics = torch.tensor((self.backbone.mean, self.backbone.std)).reshape(2, 1, 3, 1, 1)
         self.register_buffer("statistics", statistics, persistent=False)
         self.statistics: Tensor
 
@@ -89,7 +89,7 @@ class WsodDetector(nn.Module):
         """Feature map (B, channels, H / stride, W / stride) of uint8 or float images in [0, 255]."""
         mean, std = self.statistics
         images = (images_BCHW.float() / 255 - mean) / std
-        maps: list[Tensor] = self.trunk(images)
+        maps: list[Tensor] = self.backbone(images)
         return maps[0] if self.fuse is None else F.relu(self.fuse(maps))
 
     def pooled(self, feats_BCHW: Tensor, boxes_xyxy: Sequence[Tensor]) -> Tensor:
@@ -124,7 +124,7 @@ class WsodDetector(nn.Module):
     def forward(self, images: Tensor | Sequence[Tensor], boxes_xyxy: Sequence[Tensor]) -> ProposalOutputs:
         """Score the boxes (n_b, 4), half-open input pixels, of each image.
 
-        images: (B, 3, H, W), or a list of (3, H, W), in [0, 255], RGB. Images of one size go through the trunk
+        images: (B, 3, H, W), or a list of (3, H, W), in [0, 255], RGB. Images of one size go through the backbone
         together; none is padded to the size of another, so that what is said of an image depends on it alone.
         """
         parts: dict[int, Tensor] = {}
@@ -145,16 +145,16 @@ def same_size(images: Tensor | Sequence[Tensor]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _build_trunk(config: WsodConfig, pretrained: bool) -> tuple[Trunk, dict[str, Tensor]]:
+def _build_backbone(config: WsodConfig, pretrained: bool) -> tuple[Backbone, dict[str, Tensor]]:
     source = config.backbone_source() if pretrained else False
     if config.backbone == vgg.NAME:
         return vgg.build_vgg16_d8(source, config.final_relu)
-    trunk = build_trunk(config.backbone, config.out_strides, source, frozen_bn=config.freeze_bn)
+    backbone = build_backbone(config.backbone, config.out_strides, source, frozen_bn=config.freeze_bn)
     if config.freeze_bn:
-        fold_batch_norms(trunk)
+        fold_batch_norms(backbone)
     else:
-        trunk.probe()
-    return trunk, {}
+        backbone.probe()
+    return backbone, {}
 
 
 def _load_fc(neck: nn.Sequential, state: dict[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
 """Builders of Faster R-CNN and Mask R-CNN, and the file format they are kept in.
 
-The parts are torchvision's (anchors, region proposals, heads, resizing); the backbone is any trunk of
+The parts are torchvision's (anchors, region proposals, heads, resizing); the backbone is any of
 `stages.core.backbones.timm_backbones` under a feature pyramid, so that one specification serves R50-FPN at 800 px
 on GPUs and the embedded Lite0 at 256 px on a CPU. A checkpoint holds its specification and class names: it
 can be rebuilt from the file alone.
@@ -29,8 +29,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from stages.core.backbones.batch_norm_folding import fold_batch_norms
 from stages.core.backbones.feature_pyramid import PyramidBackbone
-from stages.core.backbones.timm_backbones import build_trunk
-from stages.core.detectors.spec import ALIASES, DetectorSpec, DetrSpec
+from stages.core.backbones.timm_backbones import build_backbone
+from stages.core.detectors.spec import DetectorSpec, DetrSpec
 from stages.core.detectors.two_stage.region_proposals import ImageMeanRPN, ImageSampler, padded_groups
 from stages.core.detectors.two_stage.roi_heads import RoiWeights, TopKMatcher, WeightedRoIHeads
 from stages.core.detectors.two_stage.roi_pooling import PyramidRoIPool
@@ -59,10 +59,10 @@ class Detector(GeneralizedRCNN):  # type: ignore[misc]
     roi_heads: WeightedRoIHeads
 
     @property
-    def trunk(self) -> nn.Module:
+    def pretrained_backbone(self) -> nn.Module:
         """The pretrained part, without the pyramid."""
-        trunk: nn.Module = self.backbone.trunk
-        return trunk
+        bottom_up: nn.Module = self.backbone.bottom_up
+        return bottom_up
 
     def drop_with(self, weights: RoiWeights, compares: bool = False) -> None:
         """Weight sampled RoIs by RoI drop from now on.
@@ -92,22 +92,20 @@ class Detector(GeneralizedRCNN):  # type: ignore[misc]
 
 
 def build_detector(spec: DetectorSpec, classes: Sequence[str], pretrained: bool | Path = True) -> Detector:
-    """Build a detector, its trunk with ImageNet weights (`pretrained`), a file's, or none (False).
+    """Build a detector, its backbone with ImageNet weights (`pretrained`), a file's, or none (False).
 
     Raises:
-        ConfigError: levels and anchors do not fit, or `freeze_through_stride` is no stride of the trunk.
-        ConfigError, EnvironmentFault, SchemaError: see `build_trunk`.
+        ConfigError: levels and anchors do not fit, or `freeze_through_stride` is no stride of the backbone.
+        ConfigError, EnvironmentFault, SchemaError: see `build_backbone`.
     """
     extra_level = _check_levels(spec)
-    trunk = build_trunk(
-        ALIASES.get(spec.backbone, spec.backbone), spec.out_strides, pretrained=pretrained, frozen_bn=True
-    )
-    trunk.freeze_to(spec.freeze_through_stride)
-    fold_batch_norms(trunk)
+    bottom_up = build_backbone(spec.backbone, spec.out_strides, pretrained=pretrained, frozen_bn=True)
+    bottom_up.freeze_through(spec.freeze_through_stride)
+    fold_batch_norms(bottom_up)
     norm = group_norm if spec.heads == "v2" else None
-    backbone = PyramidBackbone(trunk, spec.fpn_channels, extra_level, norm)
+    backbone = PyramidBackbone(bottom_up, spec.fpn_channels, extra_level, norm)
     transform = GeneralizedRCNNTransform(
-        spec.test_short_side, spec.max_size, list(trunk.mean), list(trunk.std), _skip_resize=True
+        spec.test_short_side, spec.max_size, list(bottom_up.mean), list(bottom_up.std), _skip_resize=True
     )  # training images arrive resized, see detection_data
     model = Detector(backbone, _build_rpn(spec), _build_heads(spec, len(classes) + 1), transform)
     model.spec, model.classes = spec, tuple(classes)
@@ -125,7 +123,7 @@ def _check_levels(spec: DetectorSpec) -> bool:
         )
     if spec.freeze_through_stride and spec.freeze_through_stride not in spec.out_strides:
         raise ConfigError(
-            f"the trunk has no map at stride {spec.freeze_through_stride}",
+            f"the backbone has no map at stride {spec.freeze_through_stride}",
             where="freeze_through_stride",
             hint=f"use 0 or one of {list(spec.out_strides)}",
         )
