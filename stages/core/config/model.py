@@ -29,7 +29,8 @@ class OnlyWith:
     values: tuple[Any, ...]
 
     def __str__(self) -> str:
-        return f"{self.setting} {' or '.join(format_value(value) for value in self.values)}"
+        *others, last = (format_value(value) for value in self.values)
+        return f"{self.setting} {', '.join(others)} or {last}" if others else f"{self.setting} {last}"
 
 
 class Settings(BaseModel):
