@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
 from stages.core.segmenters.protocol import Segmenter
+from stages.core.segmenters.sam_nano import build_sam_nano
 
 
 def tiny_vit_sam() -> Sam:
@@ -36,7 +37,7 @@ def shaken(sam: Sam, seed: int = 0) -> Sam:
     return sam
 
 
-def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+def picture(height: int = 48, width: int = 60, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -66,3 +67,17 @@ def check_decode_above(segmenter: Segmenter, points_per_prompt: int) -> None:
     assert (drawn.prompt.tolist(), drawn.mask_index.tolist()) == (prompt.tolist(), mask.tolist())
     assert 2 not in drawn.prompt
     torch.testing.assert_close(drawn.logits_NHW, whole.low_res_logits[prompt, mask])
+
+
+def random_sam() -> Sam:
+    """A sam-nano of 64 px whose random weights draw something at every prompt."""
+    torch.manual_seed(1)
+    sam = build_sam_nano(32, 64)
+    with torch.no_grad():
+        for parameter in sam.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+        for network in sam.mask_decoder.output_hypernetworks_mlps:
+            network.layers[-1].weight *= 150  # logits beyond the stability offset
+        sam.mask_decoder.iou_prediction_head.layers[-1].weight *= 10
+        sam.mask_decoder.iou_prediction_head.layers[-1].bias += 0.5
+    return sam

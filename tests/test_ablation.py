@@ -14,7 +14,8 @@ from stages.core.evaluation.recall import proposal_recall
 from stages.core.segmenters.sam_segmenter import SamSegmenter
 from stages.propose.config import ProposeConfig
 from stages.propose.proposer import Proposer
-from tests.test_propose import PEAKS, boxes_of, picture, prompt_rows, random_sam
+from tests.propose_builders import PEAKS, boxes_of, prompt_rows
+from tests.segmenter_builders import picture, random_sam
 
 
 def prompts() -> Table:

@@ -22,7 +22,7 @@ from stages.wsod.config import WsodConfig
 from tests.datasets_builders import SCENES, Obj, make_voc
 from tests.detector_builders import TINY as RETRAIN
 from tests.run_builder import build_run
-from tests.test_wsod_stage import TINY as WSOD
+from tests.wsod_builders import TINY as WSOD
 
 SUBSETS = {**SCENES, "val": {"img_6": [Obj("dog")], "img_7": [Obj("cat", (4, 2, 40, 30))]}}
 

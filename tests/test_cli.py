@@ -129,6 +129,15 @@ def test_stage_help__main_settings_come_before_the_run_and_the_groups() -> None:
     }
 
 
+@pytest.mark.parametrize("stage", CHAIN)
+def test_main_settings__at_most_ten_and_headings_name_settings(stage: str) -> None:
+    model = config_class(stage)
+    names = [".".join(name) for name, _ in setting_fields(model)]
+    assert 0 < len(model.main_settings) <= 10
+    assert set(model.main_settings) <= set(names)
+    assert set(model.headings) <= set(inspect.get_annotations(model))
+
+
 class ExampleGroup(Settings):
     """A transformer."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import Field, ValidationError, create_model
+from pydantic import Field, ValidationError, create_model, model_validator
 
 from stages.core.config import (
     OnlyWith,
@@ -224,6 +224,25 @@ def test_marks__a_setting_may_need_two_choices() -> None:
     assert dict(config.named_values()) == {"rule": "soft", "kept": True, "temperature": 2.0}
     higher: Layers = [("a", {"rule": "soft", "temperature": "2"}), ("b", {"rule": "hard", "kept": "no"})]
     assert dict(build_config(TwoMarksConfig, higher).named_values()) == {"rule": "hard", "kept": False}
+
+
+def test_build_config__a_groups_own_check_names_group_and_layer() -> None:
+    with pytest.raises(ConfigError, match=r"'odd' from my\.yaml: width must be even"):
+        build_config(OddConfig, [("r", {"odd": {"width": "4"}}), ("my.yaml", {"odd": {"width": "3"}})])
+
+
+class OddGroup(Settings):
+    width: int = 2
+
+    @model_validator(mode="after")
+    def _even(self) -> OddGroup:
+        if self.width % 2:
+            raise ValueError("width must be even")
+        return self
+
+
+class OddConfig(StageConfig):
+    odd: OddGroup = OddGroup()
 
 
 class TwoMarksConfig(StageConfig):

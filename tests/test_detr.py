@@ -445,7 +445,7 @@ def test_predict__detr_without_the_extra_is_exit_5(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from tests.datasets_builders import make_image
-    from tests.test_predict import predict
+    from tests.predict_builders import predict
 
     model, path = tiny("rt-detr"), tmp_path / "detector.safetensors"
     save_detector(path, model, model.spec, CLASSES)

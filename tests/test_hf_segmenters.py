@@ -28,8 +28,8 @@ from stages.propose.decoding import decode_batch
 from stages.propose.grid import grid_points
 from stages.propose.prompting import build_prompts
 from tests.hf_builders import BUILDERS, SIZE, save_tiny, tiny
+from tests.propose_builders import prompt_rows
 from tests.segmenter_builders import PROMPTS, check_decode_above, picture
-from tests.test_propose import prompt_rows
 
 NAMES = tuple(BUILDERS)
 read_only_tiny = cache(tiny)

@@ -15,7 +15,7 @@ from stages.core.runtime.request import Request
 from stages.wsod.config import WsodConfig
 from stages.wsod.stage import STAGE
 from tests.datasets_builders import SCENES, make_voc
-from tests.test_wsod_stage import write_proposals
+from tests.wsod_builders import write_proposals
 
 ROOT = Path(__file__).parents[1]
 EPOCHS = 12  # of 3 images: 36 steps

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
-from stages.core.artifacts.manifest import Manifest, write_manifest
 from stages.core.datasets.photos import open_photos
 from stages.core.detectors.checkpoints import DetectorFile
 from stages.core.detectors.inference import detect
@@ -23,9 +22,9 @@ from stages.core.errors import InputError, MissingInputError
 from stages.core.structures.detections import Detections
 from stages.core.structures.rle import decode_masks
 from stages.core.weights.checkpoints import save_weights
-from tests.command_builder import run
 from tests.datasets_builders import make_image
 from tests.detector_builders import count_detector_calls
+from tests.predict_builders import finished, predict
 from weaksam_cli.photo_stage import PhotoFactory, PredictConfig, draw, picture_names
 
 CLASSES = ("cat", "dog")
@@ -44,17 +43,6 @@ def write_detector(path: Path, kind: Kind = "faster-rcnn", seed: int = 0) -> Pat
     return path
 
 
-def finished(folder: Path, stage: str, files: tuple[str, ...], config: dict[str, Any] | None = None) -> None:
-    """The manifest that the stage would have left."""
-    write_manifest(
-        folder,
-        Manifest(
-            stage=stage, split=folder.name, config=config or {}, seed=0, version="0", git=None, command=[],
-            outputs=dict.fromkeys(files, ""),
-        ),
-    )  # fmt: skip
-
-
 def trained_run(folder: Path) -> Path:
     """A run with a finished retrain."""
     checkpoint = write_detector(folder / "retrain" / "pets_train" / "detector.safetensors")
@@ -69,10 +57,6 @@ def photos(folder: Path) -> Path:
     make_image(folder / ".hidden" / "c.jpg", 3)
     (folder / "notes.txt").write_text("no image")
     return folder
-
-
-def predict(*arguments: object) -> int:
-    return run("-q", "predict", *(str(a) for a in arguments), "--workers", "0", "--device", "cpu")
 
 
 def test_predict__folder_gives_a_coco_data_set_and_pictures(

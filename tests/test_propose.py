@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from pydantic import ValidationError
-from segment_anything.modeling import Sam
 from torch import Tensor
 
 from stages.core.artifacts.schemas import PROPOSALS, SOURCE_BITS
@@ -19,7 +17,6 @@ from stages.core.artifacts.table import gather
 from stages.core.config import load_recipe
 from stages.core.errors import EnvironmentFault
 from stages.core.ops.boxes import pairwise_iou
-from stages.core.segmenters.sam_nano import build_sam_nano
 from stages.core.segmenters.sam_segmenter import SamSegmenter
 from stages.core.structures.rle import decode_masks
 from stages.propose.candidates import Candidates
@@ -33,51 +30,8 @@ from stages.propose.prefetch import Prefetcher
 from stages.propose.prompting import Prompts, batches, build_prompts, valid_points
 from stages.propose.proposer import Proposer
 from stages.propose.refining import refine
-
-Columns = dict[str, NDArray[Any]]
-OPEN = ProposeConfig(
-    points_per_side=3, pred_iou_thresh=0.0, stability_score_thresh=0.0, prompt_pred_iou_thresh=0.0,
-    prompt_stability_score_thresh=0.0,
-    refine_top_k=0, union_nms_thresh=1.0, max_proposals=0, min_side_px=1.0,
-)  # fmt: skip
-
-
-def random_sam() -> Sam:
-    """A sam-nano of 64 px whose random weights draw something at every prompt."""
-    torch.manual_seed(1)
-    sam = build_sam_nano(32, 64)
-    with torch.no_grad():
-        for parameter in sam.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-        for network in sam.mask_decoder.output_hypernetworks_mlps:
-            network.layers[-1].weight *= 150  # logits beyond the stability offset
-        sam.mask_decoder.iou_prediction_head.layers[-1].weight *= 10
-        sam.mask_decoder.iou_prediction_head.layers[-1].bias += 0.5
-    return sam
-
-
-def picture(height: int = 48, width: int = 60) -> NDArray[np.uint8]:
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def prompt_rows(*points: tuple[float, float, int, int]) -> Columns:
-    """Columns of ``prompts.h5`` from (x, y, class, source)."""
-    x, y, classes, sources = zip(*points, strict=True) if points else ((), (), (), ())
-    n = len(points)
-    return {
-        "x": np.array(x, np.float32), "y": np.array(y, np.float32), "class_index": np.array(classes, np.int32),
-        "score": np.linspace(0.95, 1.0, n, dtype=np.float32), "source": np.array(sources, np.int8),
-        "layer": np.full(n, -1, np.int16), "head": np.full(n, -1, np.int16), "cluster": np.full(n, -1, np.int32),
-    }  # fmt: skip
-
-
-PEAKS = prompt_rows(
-    (10, 9, 2, 0), (40, 30, 2, 0), (20, 20, 1, 0), (41, 30, 2, 1), (5, 40, -1, 2), (50, 8, -1, 2)
-)
-
-
-def boxes_of(rows: Any) -> NDArray[np.float32]:
-    return np.stack([rows.columns[name] for name in ("x1", "y1", "x2", "y2")], axis=1)
+from tests.propose_builders import OPEN, PEAKS, boxes_of, prompt_rows
+from tests.segmenter_builders import picture, random_sam
 
 
 def test_grid_points__centres_of_cells() -> None:

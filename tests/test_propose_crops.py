@@ -26,7 +26,8 @@ from stages.propose.cropping import (
     whole_in_crop,
 )
 from stages.propose.proposer import Proposer
-from tests.test_propose import OPEN, PEAKS, boxes_of, picture, random_sam
+from tests.propose_builders import OPEN, PEAKS, boxes_of
+from tests.segmenter_builders import picture, random_sam
 
 CROPPED = OPEN.model_copy(
     update={"crop_n_layers": 1, "crop_edge_tolerance_px": 1.0, "crop_n_points_downscale_factor": 1}

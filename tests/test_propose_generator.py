@@ -14,7 +14,7 @@ from stages.core.segmenters.protocol import Segmenter
 from stages.core.segmenters.sam_segmenter import SamSegmenter
 from stages.propose.config import ProposeConfig
 from stages.propose.proposer import Proposer
-from tests.test_propose import boxes_of, prompt_rows
+from tests.propose_builders import boxes_of, prompt_rows
 
 
 @pytest.fixture(scope="module")

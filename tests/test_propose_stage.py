@@ -22,7 +22,7 @@ from stages.propose.config import ProposeConfig
 from stages.propose.stage import STAGE
 from stages.propose.viz import draw
 from tests.fake_split import FakeSplit
-from tests.test_propose import prompt_rows
+from tests.propose_builders import prompt_rows
 
 IDS = ("a", "b", "c", "d", "e")
 

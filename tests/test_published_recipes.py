@@ -19,7 +19,7 @@ from stages.core.artifacts.table import ImageRows, gather, write_table
 from stages.core.config import config_class, load_config_file, load_recipe
 from stages.core.errors import ConfigError
 from tests.datasets_builders import HEIGHT, WIDTH, make_voc
-from tests.test_propose import prompt_rows
+from tests.propose_builders import prompt_rows
 from weaksam_cli import main as entry_point
 from weaksam_cli.stage_command import resolve_settings
 

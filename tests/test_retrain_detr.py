@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from stages.core.artifacts.coco_json import read_results
-from stages.core.errors import EnvironmentFault, InputError
-from stages.core.training.loop import TrainingDivergedError
+from stages.core.errors import EnvironmentFault, InputError, TrainingDivergedError
 from stages.retrain.config import RetrainConfig
 from stages.retrain.stage import RetrainStage
 from tests.detector_builders import SHARED, context, run, write_pgt
@@ -74,7 +73,7 @@ def test_retrain__detr_fits_resumes_and_applies(
 
 def test_retrain__detr_on_any_images(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    from tests.test_predict import predict
+    from tests.predict_builders import predict
 
     at = context(tmp_path, "train", "retrain")
     at.inputs = {"pgt": write_pgt(tmp_path, at.split)}

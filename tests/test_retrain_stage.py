@@ -17,10 +17,9 @@ from stages.core.config import build_config
 from stages.core.config.values import format_value
 from stages.core.datasets.catalog import open_split
 from stages.core.detectors.checkpoints import recorded_view_sizes
-from stages.core.errors import ConfigError, InputError, SchemaError
+from stages.core.errors import ConfigError, InputError, SchemaError, TrainingDivergedError
 from stages.core.spec import StageContext
 from stages.core.structures.detections import Detections
-from stages.core.training.loop import TrainingDivergedError
 from stages.retrain.config import RetrainConfig
 from stages.retrain.roi_drop import DropMeter
 from stages.retrain.stage import RetrainStage
@@ -28,7 +27,7 @@ from stages.wsis.config import WsisConfig
 from stages.wsis.stage import WsisStage
 from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
 from tests.detector_builders import MASKED, TINY, TWO_STAGE, context, count_detector_calls, run, write_pgt
-from tests.test_predict import finished
+from tests.predict_builders import finished
 
 pytestmark = pytest.mark.usefixtures("random_backbones")
 

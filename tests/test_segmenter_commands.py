@@ -15,9 +15,9 @@ from stages.core.artifacts.schemas import PROMPTS, PROPOSALS
 from stages.core.artifacts.table import ImageRows, gather, read_table, write_table
 from tests.datasets_builders import HEIGHT, WIDTH, make_voc
 from tests.hf_builders import save_tiny
+from tests.propose_builders import prompt_rows
 from tests.run_builder import build_run, draw_toy_data
 from tests.segmenter_builders import shaken, tiny_vit_sam
-from tests.test_propose import prompt_rows
 from weaksam_cli import main as entry_point
 
 IDS = ("img_1", "img_2", "img_3")

@@ -13,14 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stages.core.errors import OutputExistsError, PreemptedError, SchemaError
+from stages.core.errors import OutputExistsError, PreemptedError, SchemaError, TrainingDivergedError
 from stages.core.runtime.seeding import numpy_generator
 from stages.core.spec import StageContext
 from stages.core.training.ema import ModelEma
 from stages.core.training.loop import (
     FitSettings,
     Trainer,
-    TrainingDivergedError,
     epoch_batches,
     micro_batches,
 )

@@ -6,22 +6,18 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from stages.core.artifacts.coco_json import read_results
 from stages.core.artifacts.manifest import Manifest
-from stages.core.artifacts.schemas import PROPOSALS
-from stages.core.artifacts.table import ImageRows, gather, write_table
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
-from stages.core.errors import InputError, PreemptedError, SchemaError
+from stages.core.errors import InputError, PreemptedError, SchemaError, TrainingDivergedError
 from stages.core.runtime.execute import execute
 from stages.core.runtime.request import Request
 from stages.core.spec import StageContext
-from stages.core.training.loop import TrainingDivergedError
 from stages.core.weights.checkpoints import save_weights
 from stages.wsod import fitting, stage, viz
 from stages.wsod.batches import WeakData
@@ -29,32 +25,8 @@ from stages.wsod.config import WsodConfig
 from stages.wsod.model.detector import WsodDetector
 from stages.wsod.proposals import ProposalSource
 from stages.wsod.stage import WsodStage
-from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
-
-TINY: dict[str, Any] = {
-    "pretrained": False, "fused_channels": 8, "pooler_resolution": 2, "fc_dim": 8, "train_short_sides": (32, 40),
-    "test_short_side": 32,
-    "epochs": 2, "batch_size": 1, "num_threads": 1, "lr": 1e-3,
-}  # fmt: skip
-
-
-def write_proposals(path: Path, counts: dict[str, int]) -> Path:
-    """Random boxes for each image; one more that is too small."""
-    rows = {}
-    for image_id, count in counts.items():
-        generator = np.random.default_rng(count)
-        low = generator.uniform(0, 16, (count, 2))
-        boxes = np.concatenate([low, low + generator.uniform(8, 16, (count, 2))], axis=1)
-        boxes = np.concatenate([boxes, [[1, 1, 2, 30]]])
-        ones = np.ones(len(boxes))
-        columns = {name: boxes[:, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))}
-        columns |= dict.fromkeys(
-            ("source", "class_index", "peak_score", "predicted_iou", "stability", "mask_index"), ones
-        )
-        empty = [np.zeros(0, np.uint8)] * len(boxes)
-        rows[image_id] = ImageRows(columns, {"image_h": HEIGHT, "image_w": WIDTH}, {"rle": empty})
-    write_table(path, PROPOSALS, gather(PROPOSALS, rows))
-    return path
+from tests.datasets_builders import SCENES, WIDTH, make_voc
+from tests.wsod_builders import TINY, write_proposals
 
 
 def context(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -50,6 +51,24 @@ class HybridSettings(Settings):
 
 class CamConfig(TrainingSettings, BackboneSettings, StageConfig):
     """Classifier, its training on tags, and its maps."""
+
+    main_settings: ClassVar[tuple[str, ...]] = (
+        "architecture",
+        "backbone",
+        "epochs",
+        "lr",
+        "batch_size",
+        "train_crop_size",
+        "tta_scales",
+        "max_size",
+        "affinity",
+        "test_logit_thresh",
+    )
+    headings: ClassVar[Mapping[str, str]] = {
+        "architecture": "Classifier",
+        "epochs": "Crops and validation",
+        "tta_scales": "Maps",
+    }
 
     architecture: Literal["hybrid", "vit", "cnn"] = Field(
         "hybrid",

@@ -10,9 +10,9 @@ import numpy as np
 from stages.core.artifacts.cams import stored_map
 from stages.core.artifacts.schemas import CAMS, MAP_KINDS
 from stages.core.artifacts.table import Table, read_table
-from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
-from stages.core.viz.drawing import Picture, contact_sheet, enlarged, overlay_map, save_png
+from stages.core.viz.drawing import Picture, contact_sheet, overlay_map
+from stages.core.viz.stage_pictures import draw_each
 
 SIDE = 320
 
@@ -23,18 +23,16 @@ def draw(out: Path, split: WeakSplit, ids: Sequence[str], folder: Path) -> list[
     Args:
         out: the stage's output folder.
         split: where the images are.
-        ids: which images; those without maps are passed over.
+        ids: which images; those without maps are skipped.
         folder: where the pictures go.
     """
     cams = read_table(out / "cams.h5", CAMS)
-    paths = []
-    for image_id in ids:
-        if image_id not in cams or len(cams.rows(image_id)["kind"]) == 0:
-            continue
-        picture, _ = enlarged(load_image(split.image_path(image_id)), SIDE)
-        paths.append(folder / f"{image_id}.png")
-        save_png(paths[-1], _sheet(cams, image_id, picture, split.classes))
-    return paths
+    mapped = [i for i in ids if i in cams and len(cams.rows(i)["kind"]) > 0]
+
+    def render(image_id: str, picture: Picture, factor: float) -> Picture:
+        return _sheet(cams, image_id, picture, split.classes)
+
+    return draw_each(split, mapped, folder, render, SIDE)
 
 
 def _sheet(cams: Table, image_id: str, picture: Picture, classes: Sequence[str]) -> Picture:

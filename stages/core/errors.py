@@ -104,6 +104,12 @@ class ExpectationError(WeakSamError):
     exit_code = 7
 
 
+class TrainingDivergedError(WeakSamError):
+    """A loss became NaN or infinite; the state before the step is saved."""
+
+    exit_code = 8
+
+
 class PreemptedError(WeakSamError):
     """SIGTERM arrived; the state is saved and the job may be requeued."""
 

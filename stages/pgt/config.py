@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,15 @@ IMPROVED = OnlyWith("mode", ("improved",))
 
 class PgtConfig(StageConfig):
     """Settings of `weaksam pgt`."""
+
+    main_settings: ClassVar[tuple[str, ...]] = (
+        "mode",
+        "tau_s",
+        "tau_o",
+        "nms_thresh",
+        "containment_policy",
+        "top_k",
+    )
 
     mode: Literal["paper", "improved", "topk", "pgf"] = Field(
         "improved",

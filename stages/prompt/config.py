@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,6 +14,19 @@ MERGING = OnlyWith("clustering", ("merge",))
 
 class PromptConfig(StageConfig):
     """Peak points of the maps, and the thinning of the many cross-attention peaks."""
+
+    main_settings: ClassVar[tuple[str, ...]] = (
+        "resolution",
+        "peak_thresh",
+        "cross_peak_thresh",
+        "window_px",
+        "cross_window_px",
+        "max_peaks_per_map",
+        "clustering",
+    )
+    headings: ClassVar[Mapping[str, str]] = {
+        "clustering": "Clusters of cross peaks",
+    }
 
     resolution: Literal["image", "grid"] = Field(
         "grid",

@@ -1,4 +1,4 @@
-"""Pictures of `prompt`: the points on the image, in the colour of their class, one picture per source."""
+"""Pictures of `prompt`: the points on the image, in the color of their class, one picture per source."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import numpy as np
 
 from stages.core.artifacts.schemas import MAP_KINDS, PROMPTS
 from stages.core.artifacts.table import read_table
-from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
-from stages.core.viz.drawing import contact_sheet, draw_points, enlarged, save_png
+from stages.core.viz.drawing import Picture, contact_sheet, draw_points
 from stages.core.viz.palette import class_color
+from stages.core.viz.stage_pictures import draw_each
 
 SIDE = 400
 NO_CLASS_COLOR = (160, 160, 160)
@@ -24,16 +24,13 @@ def draw(out: Path, split: WeakSplit, ids: Sequence[str], folder: Path) -> list[
     Args:
         out: the stage's output folder.
         split: where the images are.
-        ids: which images; those the table does not hold are passed over.
+        ids: which images; those the table does not hold are skipped.
         folder: where the pictures go.
     """
     prompts = read_table(out / "prompts.h5", PROMPTS)
-    paths = []
-    for image_id in ids:
-        if image_id not in prompts:
-            continue
+
+    def render(image_id: str, picture: Picture, factor: float) -> Picture:
         rows = prompts.rows(image_id)
-        picture, factor = enlarged(load_image(split.image_path(image_id)), SIDE)
         pictures, titles = [], []
         for source, name in enumerate(MAP_KINDS):
             chosen = np.flatnonzero(rows["source"] == source)
@@ -42,6 +39,6 @@ def draw(out: Path, split: WeakSplit, ids: Sequence[str], folder: Path) -> list[
             colors = [class_color(label) if label >= 0 else NO_CLASS_COLOR for label in labels]
             pictures.append(draw_points(picture, xy, colors))
             titles.append(f"{name}: {len(chosen)} points")
-        paths.append(folder / f"{image_id}.png")
-        save_png(paths[-1], contact_sheet(pictures, len(MAP_KINDS), titles=titles))
-    return paths
+        return contact_sheet(pictures, len(MAP_KINDS), titles=titles)
+
+    return draw_each(split, [i for i in ids if i in prompts], folder, render, SIDE)

@@ -5,7 +5,8 @@ Settings of the grid have the names of segment-anything's automatic mask generat
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,6 +19,26 @@ MaskIndex = Literal[0, 1, 2]
 
 class ProposeConfig(SegmenterSettings, StageConfig):
     """How boxes are proposed."""
+
+    main_settings: ClassVar[tuple[str, ...]] = (
+        "segmenter",
+        "segmenter_weights",
+        "points_per_side",
+        "prompt_sources",
+        "pred_iou_thresh",
+        "stability_score_thresh",
+        "refine_top_k",
+        "union_nms_thresh",
+        "max_proposals",
+        "crop_n_layers",
+    )
+    headings: ClassVar[Mapping[str, str]] = {
+        "points_per_side": "Grid",
+        "prompt_sources": "Prompts",
+        "refine_top_k": "Second pass and what is kept",
+        "crop_n_layers": "Crops of the image",
+        "min_side_px": "Small boxes, speed and masks",
+    }
 
     points_per_side: int = Field(
         10, description="Grid points per side of the image, 0 for no grid", ge=0, le=128

@@ -1,4 +1,4 @@
-"""Pictures of ``proposals.h5``: boxes in the colour of the source that found them, best last."""
+"""Pictures of ``proposals.h5``: boxes in the color of the source that found them, best last."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 
 from stages.core.artifacts.schemas import PROPOSALS, SOURCE_BITS, rows_to_boxes
 from stages.core.artifacts.table import read_table
-from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
-from stages.core.viz.drawing import contact_sheet, draw_boxes, enlarged, save_png
+from stages.core.viz.drawing import Picture, contact_sheet, draw_boxes
 from stages.core.viz.palette import SOURCE_COLORS
+from stages.core.viz.stage_pictures import draw_each
 
+SIDE = 360
 BOXES_DRAWN = 40
 """Per source and image, by predicted IoU; more hide the picture."""
 
@@ -24,16 +25,13 @@ def draw(out: Path, split: WeakSplit, ids: Sequence[str], folder: Path) -> list[
     Args:
         out: The stage's output folder.
         split: Where the images are.
-        ids: Which images; those without an entry are passed over.
+        ids: Which images; those without an entry are skipped.
         folder: Where the pictures go.
     """
     table = read_table(out / "proposals.h5", PROPOSALS)
-    paths = []
-    for image_id in ids:
-        if image_id not in table:
-            continue
+
+    def render(image_id: str, image: Picture, factor: float) -> Picture:
         rows = table.rows(image_id)
-        image, factor = enlarged(load_image(split.image_path(image_id)), 360)
         boxes = rows_to_boxes(rows) * factor
         pictures, titles = [], []
         for name, bit in SOURCE_BITS.items():
@@ -42,6 +40,6 @@ def draw(out: Path, split: WeakSplit, ids: Sequence[str], folder: Path) -> list[
             best = found[np.argsort(-rows["predicted_iou"][found], kind="stable")][:BOXES_DRAWN]
             pictures.append(draw_boxes(image, boxes[best], SOURCE_COLORS[name], thickness=1))
             titles.append(f"{name}: {len(found)}")
-        paths.append(folder / f"{image_id}.png")
-        save_png(paths[-1], contact_sheet(pictures, columns=4, titles=titles))
-    return paths
+        return contact_sheet(pictures, columns=len(SOURCE_BITS), titles=titles)
+
+    return draw_each(split, [i for i in ids if i in table], folder, render, SIDE)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -37,6 +38,22 @@ class RtDetrSettings(DetrSettings):
 
 class RetrainConfig(DetectorSettings, StageConfig):
     """Retraining of an ordinary detector on pseudo ground truth, with RoI drop."""
+
+    main_settings: ClassVar[tuple[str, ...]] = (
+        "architecture",
+        "backbone",
+        "epochs",
+        "lr",
+        "batch_size",
+        "train_short_sides",
+        "test_short_side",
+        "tta",
+        "roi_drop",
+        "roi_drop_start_fraction",
+    )
+    headings: ClassVar[Mapping[str, str]] = {
+        "train_score_thresh": "RoI drop and a second round",
+    }
 
     architecture: Literal["faster-rcnn", "rt-detr", "deformable-detr"] = Field(
         "faster-rcnn", description="faster-rcnn; rt-detr (v2) and deformable-detr need the extra hf"

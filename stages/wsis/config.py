@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,6 +15,22 @@ from stages.core.settings import PromptsPerBatch, SegmenterSettings
 
 class WsisConfig(DetectorSettings, SegmenterSettings, StageConfig):
     """Pseudo masks from pseudo boxes, then Mask R-CNN."""
+
+    main_settings: ClassVar[tuple[str, ...]] = (
+        "segmenter",
+        "mask_choice",
+        "box_margin_fraction",
+        "backbone",
+        "epochs",
+        "lr",
+        "batch_size",
+        "train_short_sides",
+        "test_short_side",
+        "tta",
+    )
+    headings: ClassVar[Mapping[str, str]] = {
+        "mask_source": "Masks from boxes",
+    }
 
     prompts_per_batch: PromptsPerBatch = 32
     mask_source: Literal["prompt", "given"] = Field(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -82,6 +83,26 @@ class WsodConfig(
     DetectionSettings, TtaSettings, ImageSettings, OptimizerSettings, BackboneSettings, StageConfig
 ):
     """Settings of `weaksam wsod`."""
+
+    main_settings: ClassVar[tuple[str, ...]] = (
+        "method",
+        "backbone",
+        "freeze_through_stride",
+        "epochs",
+        "lr",
+        "batch_size",
+        "train_short_sides",
+        "test_short_side",
+        "quality_power",
+        "tta",
+    )
+    headings: ClassVar[Mapping[str, str]] = {
+        "method": "Network",
+        "num_refinements": "Refinement",
+        "optimizer": "Learning rates of new layers",
+        "color_jitter": "Images and proposals",
+        "quality_power": "Scores",
+    }
 
     method: Literal["wsddn", "oicr", "mist"] = Field(
         "mist",

@@ -207,7 +207,7 @@ def _explained(
     path, field = _located(model, detail["loc"])
     if not path or field is None:
         return Problem(model.stage(), _own_words(detail))
-    _, layer = origins.get(path, (-1, "default"))
+    _, layer = max((at for name, at in origins.items() if name[: len(path)] == path), default=(-1, "default"))
     where = f"'{'.'.join(path)}' from {layer}"
     if detail["type"] == "missing":
         return Problem(f"'{'.'.join(path)}'", f"is missing: {type_words(field)}")

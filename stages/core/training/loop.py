@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from stages.core.errors import OutputExistsError, PreemptedError, WeakSamError
+from stages.core.errors import OutputExistsError, PreemptedError, TrainingDivergedError, WeakSamError
 from stages.core.runtime import processes
 from stages.core.runtime.image_generators import image_streams
 from stages.core.runtime.seeding import derive_seed, numpy_generator
@@ -54,12 +54,6 @@ class FitSettings:
     clip_grad_norm: float | None = None
     ema_decay: float | None = None
     label: str = "train"
-
-
-class TrainingDivergedError(WeakSamError):
-    """A loss became NaN or infinite; the state before the step is saved."""
-
-    exit_code = 8
 
 
 def steps_per_epoch(items: int, batch_size: int, grad_accum_steps: int = 1) -> int:
