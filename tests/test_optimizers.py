@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from stages.core.training.optimizers import OptimizerName, build_optimizer, param_groups
-from stages.core.training.schedule import ScheduleName, build_schedule
+from stages.core.settings import OptimizerName, ScheduleName
+from stages.core.training.optimizers import build_optimizer, param_groups
+from stages.core.training.schedule import build_schedule
 
 
 class Network(nn.Module):

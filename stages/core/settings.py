@@ -48,8 +48,10 @@ LearningRate = Annotated[float, Field(gt=0, description="Learning rate of new la
 BackboneLrFactor = Annotated[
     float, Field(ge=0, le=10, description="Learning rate of the pretrained backbone, multiple of lr")
 ]
+OptimizerName = Literal["adam", "adamw", "sgd"]
+ScheduleName = Literal["cosine", "multistep"]
 Optimizer = Annotated[
-    Literal["adam", "adamw", "sgd"],
+    OptimizerName,
     Field(description="Optimizer; adam couples weight decay with the gradient, sgd has a momentum of 0.9"),
 ]
 WeightDecay = Annotated[
@@ -136,7 +138,7 @@ class OptimizerSettings(TrainingSettings):
     """Optimizer, schedule, clipping and averaging of a detector's training."""
 
     optimizer: Optimizer = "adamw"
-    schedule: Literal["cosine", "multistep"] = Field("cosine", description="Decay of the learning rate")
+    schedule: ScheduleName = Field("cosine", description="Decay of the learning rate")
     milestones: Annotated[
         tuple[Annotated[float, Field(gt=0, le=1)], ...], OnlyWith("schedule", ("multistep",))
     ] = Field((0.67, 0.89), description="Fractions of the training after which the rate falls to a tenth")

@@ -18,7 +18,7 @@ class DetectorSpec(BaseModel):
 
     Attributes:
         kind: with or without a mask head.
-        heads: `v1`, or the deeper, normalised ones of torchvision's `fasterrcnn_resnet50_fpn_v2`: see `detectors`.
+        heads: `v1`, or the deeper, normalized ones of torchvision's `fasterrcnn_resnet50_fpn_v2`: see `detectors`.
         backbone: name (`lite0-embedded`, `resnet50-fpn`, `resnet50-fpn-v2`, any timm feature model).
         out_strides: maps of the backbone under the pyramid, pixels per cell, ascending.
         freeze_through_stride: backbone layers up to this stride stay as pretrained; 0 trains all.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
+from stages.core.settings import OptimizerName
+
 ParamGroup = dict[str, Any]
-OptimizerName = Literal["sgd", "adam", "adamw"]
 SGD_MOMENTUM = 0.9
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal
+
+from stages.core.settings import ScheduleName
 
 Schedule = Callable[[int], float]
-ScheduleName = Literal["cosine", "multistep"]
 
 
 def build_schedule(
