@@ -27,7 +27,7 @@ from stages.core.datasets.images import load_image
 from stages.core.errors import ImageError
 from stages.core.runtime.device import autocast, torch_threads
 from stages.core.runtime.image_generators import draw_per_image
-from stages.core.runtime.processes import gather, is_main, own_share, wait_for_all
+from stages.core.runtime.processes import gather, is_main, own_items, wait_for_all
 from stages.core.runtime.seeding import derive_seed, numpy_generator
 from stages.core.spec import Counts, StageContext
 from stages.core.training.loop import FitSettings, Trainer, steps_per_epoch
@@ -121,7 +121,7 @@ class EpochChoice:
     def _score(self) -> float:
         self.model.eval()
         found: dict[str, NDArray[np.float32]] = {}
-        for image_id in own_share(self.ids):
+        for image_id in own_items(self.ids):
             try:
                 pixels = load_image(self.context.split.image_path(image_id))
             except ImageError as error:

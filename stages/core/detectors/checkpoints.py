@@ -85,7 +85,7 @@ class DetectorFile:
         """Whether its detections come with masks."""
         return self.kind == "mask-rcnn"
 
-    def check(self, classes: Sequence[str], kinds: Collection[AnyKind] = KINDS) -> None:
+    def check(self, classes: Sequence[str], kinds: Collection[str] = KINDS) -> None:
         """Refuse a detector of another kind, or for other classes.
 
         Args:

@@ -43,7 +43,7 @@ def resolve_device(name: str) -> str:
 
 
 def _own_gpu(count: int) -> int:
-    """The GPU of this process among those of its node; fewer GPUs than processes are the caller's to refuse."""
+    """Return the index of this process's GPU on its node; the caller refuses indices that do not exist."""
     from stages.core.runtime.processes import launch_facts
 
     shown = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -53,7 +53,11 @@ def _own_gpu(count: int) -> int:
 
 
 def resolve_precision(name: str, device: str) -> Precision:
-    """``auto`` is bf16 on a CUDA device that has it and fp32 elsewhere."""
+    """Turn ``auto`` into bf16 on a CUDA device that has it and into fp32 elsewhere; check any other name.
+
+    Raises:
+        UsageError: not a precision, or not one of this device.
+    """
     import torch
 
     if name == "auto":
@@ -69,7 +73,7 @@ def resolve_precision(name: str, device: str) -> Precision:
 
 @contextlib.contextmanager
 def autocast(device: str, precision: Precision) -> Iterator[None]:
-    """Mixed precision for a forward pass; does nothing in fp32."""
+    """Run a forward pass in mixed precision; does nothing in fp32."""
     import torch
 
     if precision == "fp32":
@@ -81,7 +85,7 @@ def autocast(device: str, precision: Precision) -> Iterator[None]:
 
 
 def available_cores() -> int:
-    """Cores this process may use: SLURM's grant, else the affinity mask."""
+    """Return the number of cores this process may use: SLURM's grant, else the affinity mask."""
     granted = os.environ.get("SLURM_CPUS_PER_TASK", "")
     if granted.isdigit() and int(granted) > 0:
         return int(granted)
@@ -104,7 +108,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def peak_memory_mib(device: str) -> float:
-    """Peak memory so far: of the CUDA allocator on a GPU, resident memory of this process on a CPU."""
+    """Return the peak memory so far, MiB: of the CUDA allocator on a GPU, else the resident memory of this process."""
     if device.startswith("cuda"):
         import torch
 

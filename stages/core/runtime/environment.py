@@ -18,12 +18,12 @@ RECORDED_PACKAGES = (
     "pycocotools",
     "opencv-python",
 )
-"""Needed by every installation; ``doctor`` misses them."""
+"""Needed by every installation; ``weaksam doctor`` reports those that are missing."""
 OPTIONAL_PACKAGES = ("transformers",)
 
 
 def package_version() -> str:
-    """Version of the installed package, or ``0+source`` when it runs from a bare checkout."""
+    """Return the version of the installed package, or ``0+source`` in a bare checkout."""
     try:
         return importlib.metadata.version("weaksam")
     except importlib.metadata.PackageNotFoundError:
@@ -32,7 +32,7 @@ def package_version() -> str:
 
 @cache
 def git_state() -> str | None:
-    """Commit of the source tree, with ``-dirty`` if it has changes; None outside a checkout."""
+    """Return the commit of the source tree, with ``-dirty`` if it has changes; None outside a checkout."""
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
@@ -52,7 +52,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of the packages that decide results; absent ones are left out."""
+    """Return the versions of the packages that decide results; absent ones are left out."""
     versions = {}
     for name in (*RECORDED_PACKAGES, *OPTIONAL_PACKAGES):
         try:
@@ -63,7 +63,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def environment_facts(device: str) -> dict[str, str]:
-    """Python, platform, package versions and device of this process."""
+    """Return Python, platform, package versions and device of this process."""
     facts = {"python": platform.python_version(), "platform": platform.platform(), "device": device}
     if device.startswith("cuda"):
         import torch

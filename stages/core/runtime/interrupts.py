@@ -21,7 +21,7 @@ class InterruptFlag:
         self.signal: int | None = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler."""
+        """Remember the signal; stop at once at the second Ctrl-C."""
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = number
@@ -35,7 +35,7 @@ class InterruptFlag:
         """
         if self.signal is None:
             return
-        hint = "the same command with --resume goes on from here"
+        hint = "the same command with --resume continues from here"
         if self.signal == signal.SIGINT:
             raise InterruptedRunError("stopped by Ctrl-C; the state is saved", hint=hint)
         raise PreemptedError(f"stopped by {signal.Signals(self.signal).name}; the state is saved", hint=hint)

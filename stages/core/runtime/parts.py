@@ -61,9 +61,9 @@ def map_images(
     Args:
         context: Gives ids, workers, shard, resume and the output folder (``<out>/parts``).
         schema: Table the function's rows belong to.
-        factory: Picklable; called once per worker process, returns the function. Building the model
-            happens here. Whatever the function raises as :class:`WeakSamError` is recorded as this
-            image's failure; the image then has no entry in the table.
+        factory: Picklable; called once per worker process, builds the model and returns the function. A
+            :class:`WeakSamError` that the function raises is recorded as the image's failure; the image then has no
+            entry in the table.
         label: For the progress display.
         attrs: Stored with the table.
         everywhere: Of several processes, return the table in all instead of the main one, which alone writes.
@@ -76,7 +76,7 @@ def map_images(
     index, count = context.shard if world() == 1 else (rank(), world())
     wait_for_all()  # for what the main process has written, such as a checkpoint
     todo = [i for i in range(len(parts)) if i % count == index and not _finished(folder, i)]
-    for _ in context.progress(_work(context, schema, factory, folder, parts, todo), len(todo), label):
+    for _ in context.progress(_do_parts(context, schema, factory, folder, parts, todo), len(todo), label):
         context.interrupted()
     wait_for_all()
     if not (is_main() or everywhere):
@@ -112,26 +112,38 @@ def _merge_parts(
     return table
 
 
-def _work(
+def _do_parts(
     context: StageContext,
     schema: TableSchema,
     factory: Factory,
     folder: Path,
     parts: Sequence[tuple[str, ...]],
     todo: Sequence[int],
-) -> Iterator[int]:
+) -> Iterator[None]:
+    """Do the parts of a list, here or in worker processes; yields after each."""
     folder.mkdir(parents=True, exist_ok=True)
     workers = min(context.workers, len(todo))
-    if workers < 2:
-        function = _prepared(factory, context.seed, context.device) if todo else None
+    if workers > 1:
+        yield from _do_in_workers(workers, context, schema, factory, {i: parts[i] for i in todo})
+    elif todo:
+        function = _prepared(factory, context.seed, context.device)
         for i in todo:
-            assert function is not None
             _do_part(_part_path(folder, i), schema, function, parts[i])
-            yield i
-        return
+            yield
+
+
+def _do_in_workers(
+    workers: int,
+    context: StageContext,
+    schema: TableSchema,
+    factory: Factory,
+    parts: Mapping[int, tuple[str, ...]],
+) -> Iterator[None]:
+    """Give each worker a part at a time, so that an interruption loses no more than the parts in progress."""
+    folder = context.out / "parts"
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, spawn, _start_worker, (factory, context.seed, context.device)) as pool:
-        queue = list(reversed(todo))
+        queue = list(parts)[::-1]
         running: set[Future[None]] = set()
         try:
             while queue or running:
@@ -141,7 +153,7 @@ def _work(
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     future.result()
-                    yield 0
+                    yield
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

@@ -1,7 +1,7 @@
 """Several processes at work on one stage: started by torchrun or srun, joined by torch.distributed.
 
 Every process runs the same code. Process 0 is the main one: it alone writes artifacts, logs, progress and metrics;
-the others compute, read and wait. Without a launcher there is one process, and every function here is the identity.
+the others compute, read and wait. Without a launcher there is one process, and the functions here do nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from stages.core.errors import UsageError, WeakSamError
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=2)
+TIMEOUT = timedelta(hours=2)
 """How long a process waits for the others, e.g. for the slowest part of map-style work."""
 FIRST_PORT, PORTS = 20_000, 20_000
 
@@ -78,13 +78,13 @@ def launch_facts(environment: Mapping[str, str]) -> Launch:
 
 
 def first_host(nodes: str) -> str:
-    """First host of a SLURM node list: ``gpu[03-05,9],cpu1`` is ``gpu03``."""
+    """Return the first host of a SLURM node list: ``gpu03`` of ``gpu[03-05,9],cpu1``."""
     match = re.match(r"([^\[,]+)(?:\[(\d+)[^\]]*\])?", nodes)
     return nodes if match is None else match[1] + (match[2] or "")
 
 
 def join(device: str) -> None:
-    """Meet the other processes of the launch, if there are any; calling it again does nothing.
+    """Join the other processes of the launch, if there are any; calling it again does nothing.
 
     Control messages go through gloo on the CPU; on GPUs gradients go through NCCL.
     """
@@ -98,50 +98,50 @@ def join(device: str) -> None:
     if cuda:
         torch.cuda.set_device(device)
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE, rank=launch.rank, world_size=launch.world
+        "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT, rank=launch.rank, world_size=launch.world
     )
 
 
 def leave() -> None:
-    """Part from the other processes, at the end of the program."""
+    """Leave the process group, at the end of the program."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rank() -> int:
-    """Number of this process."""
+    """Return the number of this process."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world() -> int:
-    """Number of processes."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Whether this process writes."""
+    """Return whether this is the main process, which writes."""
     return rank() == 0
 
 
 def wait_for_all() -> None:
-    """Return when every process has come here."""
+    """Wait until every process has reached this call."""
     total(torch.zeros(1))
 
 
 def total(values: Tensor) -> Tensor:
-    """Sum of a tensor over the processes, in place; a CPU tensor goes through gloo."""
+    """Sum a tensor over the processes, in place; a CPU tensor goes through gloo."""
     if world() > 1:
         dist.all_reduce(values)
     return values
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process: a decision all of them take alike."""
+    """Return whether the flag is set in any process, so that all of them decide alike."""
     return bool(total(torch.tensor([float(flag)])) > 0)
 
 
 def gather(value: T) -> list[T]:
-    """The (picklable) values of all processes, by rank."""
+    """Return the (picklable) values of all processes, by rank."""
     if world() == 1:
         return [value]
     values: list[Any] = [None] * world()
@@ -150,27 +150,27 @@ def gather(value: T) -> list[T]:
 
 
 def from_main(function: Callable[[], T]) -> T:
-    """Run on the main process alone; every process gets what it returned, or raises the WeakSamError it raised."""
+    """Run a function on the main process alone; return its value, or raise its WeakSamError, in every process."""
     if world() == 1:
         return function()
-    answer: list[Any] = [None, None]
+    result: list[Any] = [None, None]  # value, error
     bug: Exception | None = None
     if is_main():
         try:
-            answer[0] = function()
+            result[0] = function()
         except WeakSamError as error:
-            answer[1] = error
-        except Exception as error:  # the others must not wait for an answer that never comes
+            result[1] = error
+        except Exception as error:  # the others must not wait for a value that never comes
             bug = error
-            answer[1] = WeakSamError(f"the main process failed ({error})")
-    dist.broadcast_object_list(answer, src=0)
+            result[1] = WeakSamError(f"the main process failed ({error})")
+    dist.broadcast_object_list(result, src=0)
     if bug is not None:
         raise bug
-    if answer[1] is not None:
-        raise answer[1]
-    return cast("T", answer[0])
+    if result[1] is not None:
+        raise result[1]
+    return cast("T", result[0])
 
 
-def own_share(items: Sequence[T]) -> list[T]:
-    """Every world-th item, beginning with this process's rank."""
+def own_items(items: Sequence[T]) -> list[T]:
+    """Return every world-th item, beginning with this process's rank."""
     return list(items[rank() :: world()])

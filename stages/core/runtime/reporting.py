@@ -16,13 +16,10 @@ LINE_EVERY_SECONDS = 30.0
 
 
 def configure_logging(verbosity: int) -> logging.Logger:
-    """Send the package's log to stderr: -1 warnings, 0 info, 1 debug; of several processes only the main one speaks."""
+    """Send the package's log to stderr: -1 warnings, 0 info, 1 debug; of several processes only the main one logs."""
     logger = logging.getLogger("weaksam")
-    logger.setLevel(
-        logging.ERROR
-        if not is_main()
-        else {-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG)
-    )
+    level = {-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG)
+    logger.setLevel(level if is_main() else logging.ERROR)
     logger.propagate = False
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
@@ -33,7 +30,7 @@ def configure_logging(verbosity: int) -> logging.Logger:
 
 
 def events_handler(path: Path) -> logging.Handler:
-    """A handler that appends time-stamped lines to ``events.log``."""
+    """Return a handler that appends time-stamped lines to ``events.log``."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     return handler
@@ -42,7 +39,7 @@ def events_handler(path: Path) -> logging.Handler:
 def progress_reporter(
     logger: logging.Logger, *, enabled: bool
 ) -> Callable[[Iterable[Any], int, str], Iterator[Any]]:
-    """A function ``(iterable, total, label) -> iterator`` that shows how far an iteration is."""
+    """Return a function ``(iterable, total, label) -> iterator`` that shows how far an iteration is."""
     enabled = enabled and is_main()
     terminal = enabled and sys.stderr.isatty()
 
@@ -91,7 +88,7 @@ def _lines(iterable: Iterable[T], total: int, label: str, logger: logging.Logger
 
 
 def metrics_writer(path: Path) -> Callable[[Mapping[str, Any]], None]:
-    """A function that appends one JSON line per call; floats are rounded to 6 digits."""
+    """Return a function that appends one JSON line per call; floats are rounded to 6 digits."""
     import json
 
     def write(values: Mapping[str, Any]) -> None:

@@ -11,13 +11,13 @@ import numpy as np
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed that depends on ``seed`` and on what it is for; equal on every platform."""
+    """Return a 63-bit seed that depends on ``seed`` and on what it is for; equal on every platform."""
     text = "/".join([str(seed), *(str(part) for part in purpose)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def numpy_generator(seed: int, *purpose: str | int) -> np.random.Generator:
-    """A numpy generator for one purpose, e.g. ``numpy_generator(seed, "augment", epoch, index)``."""
+    """Return a numpy generator for one purpose, e.g. ``numpy_generator(seed, "augment", epoch, index)``."""
     return np.random.default_rng(derive_seed(seed, *purpose))
 
 
@@ -37,8 +37,8 @@ def seed_everything(seed: int) -> None:
 def global_generators(seed: int) -> Iterator[None]:
     """Seed the global generators of Python, numpy and torch (CPU) for a library that draws from them.
 
-    They are put back afterwards: what is drawn inside depends on `seed` alone, and what comes later on
-    nothing of it.
+    Their states are restored afterwards: what is drawn inside depends on `seed` alone, and what is drawn later does
+    not depend on the block.
     """
     import torch
 
