@@ -270,8 +270,8 @@ def test_execute__sigterm_leaves_a_resumable_folder(request_: Request) -> None:
 
 def test_execute__a_file_where_the_run_folder_goes(request_: Request, tmp_path: Path) -> None:
     blocked = tmp_path / "blocked"
-    blocked.write_text("a file stands in the way")
-    with pytest.raises(EnvironmentFault, match="a file stands") as caught:
+    blocked.write_text("a file")
+    with pytest.raises(EnvironmentFault, match="there is a file") as caught:
         execute(FirstStage(), ToyConfig(), replace(request_, run=blocked))
     assert caught.value.exit_code == 5
 

@@ -54,7 +54,7 @@ def disk_faults(path: Path) -> Iterator[None]:
             errno.EROFS: "write elsewhere with --run or --out",
             errno.EACCES: "write elsewhere with --run or --out, or ask for permission",
             errno.EPERM: "write elsewhere with --run or --out, or ask for permission",
-            errno.ENOTDIR: "a file stands where a folder is needed: move it, or write elsewhere with --run or --out",
+            errno.ENOTDIR: "there is a file where a folder is needed: move it, or write elsewhere with --run or --out",
         }
         if error.errno not in hints:
             raise
@@ -93,6 +93,6 @@ def read_json(path: Path) -> Any:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Return the hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

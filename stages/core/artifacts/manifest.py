@@ -77,9 +77,9 @@ def read_manifest(folder: Path) -> Manifest:
 def check_input(path: Path, run: Path, producer: str) -> str:
     """Check that an input file is whole and fresh, and return its SHA-256.
 
-    The file must be the one its manifest describes, and the manifest's own inputs inside its run
-    folder, which may be another run's, must be unchanged since. A file without a manifest beside it
-    is taken as it is when it was given explicitly from outside the run folder.
+    The file must be the one that its manifest describes, and the manifest's own inputs inside its run folder, which may
+    be another run's, must be unchanged since. A file without a manifest beside it is accepted as it is from outside the
+    run folder alone, where only an explicit path can point.
 
     Args:
         path: The input file.
@@ -112,6 +112,7 @@ def check_input(path: Path, run: Path, producer: str) -> str:
 
 
 def _check_upstream(manifest: Manifest, folder: Path, run: Path, hint: str) -> None:
+    """Refuse a file whose own inputs have been made again since."""
     for name, record in manifest.inputs.items():
         upstream = run / record.path
         if not (upstream.parent / MANIFEST_NAME).is_file():

@@ -22,6 +22,7 @@ from stages.core.errors import MissingInputError, SchemaError, StaleInputError
 
 Array = NDArray[Any]
 CHUNK_BYTES = 128 * 1024
+WRITE_AGAIN = "run the stage that writes it again, or point at the right file"
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,11 @@ class Table:
 
     @property
     def num_rows(self) -> int:
-        """Rows of all images together."""
+        """Number of rows of all images together."""
         return int(self.offsets[-1])
 
     def span(self, image_id: str) -> slice:
-        """Rows of one image in the flat arrays.
+        """Return where the rows of one image are in the flat arrays.
 
         Raises:
             KeyError: the table does not hold this image.
@@ -84,12 +85,12 @@ class Table:
         return slice(int(self.offsets[i]), int(self.offsets[i + 1]))
 
     def rows(self, image_id: str) -> dict[str, Array]:
-        """The columns of one image; images the table does not hold have no rows."""
+        """Return the columns of one image; an image that the table does not hold has no rows."""
         span = self.span(image_id) if image_id in self._index else slice(0, 0)
         return {name: values[span] for name, values in self.columns.items()}
 
     def image_row(self, image_id: str) -> dict[str, Any]:
-        """The image-level values of one image."""
+        """Return the image-level values of one image."""
         i = self._index[image_id]
         return {name: values[i].item() for name, values in self.image_columns.items()}
 
@@ -117,17 +118,7 @@ def gather(
     """
     pointer_columns = {c for _, start, count in schema.pools.values() for c in (start, count)}
     given = set(schema.columns) - pointer_columns
-    counts: list[int] = []
-    for image_id, item in rows.items():
-        if set(item.columns) != given:
-            raise SchemaError(
-                f"columns {sorted(item.columns)} given, {sorted(given)} expected", where=image_id
-            )
-        lengths = {len(values) for values in item.columns.values()}
-        lengths |= {len(item.pools.get(pool, [])) for pool in schema.pools}
-        if len(lengths) != 1:
-            raise SchemaError(f"columns of unequal length {sorted(lengths)}", where=image_id)
-        counts.append(lengths.pop())
+    counts = [_row_count(schema, item, given, image_id) for image_id, item in rows.items()]
     columns = {
         name: _concat([item.columns[name] for item in rows.values()], schema.columns[name])
         for name in sorted(given)
@@ -146,6 +137,17 @@ def gather(
     offsets = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
     ordered = {name: columns[name] for name in schema.columns}
     return Table(tuple(rows), offsets, ordered, image_columns, pools, dict(attrs or {}))
+
+
+def _row_count(schema: TableSchema, item: ImageRows, columns: set[str], image_id: str) -> int:
+    """Check the columns and pools of one image, and return the number of its rows."""
+    if set(item.columns) != columns:
+        raise SchemaError(f"columns {sorted(item.columns)} given, {sorted(columns)} expected", where=image_id)
+    lengths = {len(values) for values in item.columns.values()}
+    lengths |= {len(item.pools.get(pool, [])) for pool in schema.pools}
+    if len(lengths) != 1:
+        raise SchemaError(f"columns of unequal length {sorted(lengths)}", where=image_id)
+    return lengths.pop()
 
 
 def merge(schema: TableSchema, tables: Sequence[Table], ids: Sequence[str]) -> Table:
@@ -234,18 +236,9 @@ def read_table(path: Path, schema: TableSchema) -> Table:
         raise MissingInputError(
             f"no {schema.name} file here", where=path, hint=f"run the stage that writes {path.name}"
         )
-    hint = "run the stage that writes it again, or point at the right file"
     try:
         with h5py.File(path, "r") as file:
-            found = (file.attrs.get("weaksam_artifact"), int(file.attrs.get("schema_version", -1)))
-            if found[0] != schema.name:
-                raise SchemaError(f"holds '{found[0]}', '{schema.name}' expected", where=path, hint=hint)
-            if found[1] != schema.version:
-                raise SchemaError(
-                    f"schema version {found[1]}, this weaksam reads {schema.version}",
-                    where=path,
-                    hint=hint,
-                )
+            _check_schema(file, schema, path)
             table = Table(
                 ids=tuple(raw.decode() for raw in file["ids"][()].tolist()),
                 offsets=file["offsets"][()],
@@ -258,7 +251,7 @@ def read_table(path: Path, schema: TableSchema) -> Table:
             )
     except (OSError, KeyError, ValueError) as error:
         raise SchemaError(
-            f"cannot be read as a {schema.name} table ({error})", where=path, hint=hint
+            f"cannot be read as a {schema.name} table ({error})", where=path, hint=WRITE_AGAIN
         ) from error
     _check_lengths(table, schema, path)
     return table
@@ -277,6 +270,16 @@ def read_split_table(path: Path, schema: TableSchema, split: str, ids: Sequence[
             f"holds no image of {split}", where=path, hint=f"give the {schema.name} of this split"
         )
     return table
+
+
+def _check_schema(file: h5py.File, schema: TableSchema, path: Path) -> None:
+    name, version = file.attrs.get("weaksam_artifact"), int(file.attrs.get("schema_version", -1))
+    if name != schema.name:
+        raise SchemaError(f"holds '{name}', '{schema.name}' expected", where=path, hint=WRITE_AGAIN)
+    if version != schema.version:
+        raise SchemaError(
+            f"schema version {version}, this weaksam reads {schema.version}", where=path, hint=WRITE_AGAIN
+        )
 
 
 def _check_lengths(table: Table, schema: TableSchema, path: Path) -> None:
