@@ -22,10 +22,12 @@ from stages.core.errors import InputError, MissingInputError
 from stages.core.structures.detections import Detections
 from stages.core.structures.rle import decode_masks
 from stages.core.weights.checkpoints import save_weights
+from stages.predict.config import PredictConfig
+from stages.predict.stage import PredictFactory
+from stages.predict.viz import draw_detections, picture_names
 from tests.datasets_builders import make_image
 from tests.detector_builders import count_detector_calls
 from tests.predict_builders import finished, predict
-from weaksam_cli.photo_stage import PhotoFactory, PredictConfig, draw, picture_names
 
 CLASSES = ("cat", "dog")
 SPEC = DetectorSpec(
@@ -340,11 +342,11 @@ def test_open_photos__files_folders_patterns(tmp_path: Path, monkeypatch: pytest
         open_photos(["deeper"], CLASSES)
 
 
-def test_photo_factory__works_in_another_process(tmp_path: Path) -> None:
+def test_predict_factory__works_in_another_process(tmp_path: Path) -> None:
     """What workers are sent can be pickled; they draw on their own."""
     split = open_photos([str(photos(tmp_path / "photos"))], CLASSES)
     detector = write_detector(tmp_path / "d.safetensors")
-    factory = PhotoFactory(
+    factory = PredictFactory(
         DetectorFile.open(detector), split, tmp_path / "out", PredictConfig(score_thresh=0), "cpu", "fp32"
     )
     rows = pickle.loads(pickle.dumps(factory))()("b.jpg")  # noqa: S301 - our own bytes
@@ -364,7 +366,7 @@ def test_picture_names__never_collide() -> None:
     }  # fmt: skip
 
 
-def test_draw__changes_only_what_lies_under_box_mask_and_label() -> None:
+def test_draw_detections__changes_only_what_lies_under_box_mask_and_label() -> None:
     pixels = np.full((600, 600, 3), 128, np.uint8)
     mask = np.zeros((1, 600, 600), np.uint8)
     mask[0, 250:300, 250:300] = 1
@@ -372,7 +374,7 @@ def test_draw__changes_only_what_lies_under_box_mask_and_label() -> None:
 
     boxes = np.array([[240, 240, 360, 360]], np.float32)
     found = Detections(boxes, np.zeros(1, np.int64), np.ones(1, np.float32), encode_masks(mask))
-    picture = draw(pixels, found, CLASSES)
+    picture = draw_detections(pixels, found, CLASSES)
     assert picture.shape == pixels.shape
     changed = (picture != 128).any(axis=2)
     assert changed[270, 270], "inside the mask"

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from stages.core.registry import chain_specs
 from weaksam_cli import completion
 from weaksam_cli.options import Options, use, with_options
-from weaksam_cli.state import OPTIONS
+from weaksam_cli.stage_command import stage_request
 
 if TYPE_CHECKING:
     from stages.core.detectors.checkpoints import DetectorFile
     from stages.core.runtime.execute import Outcome
-
-CHECKPOINTS = {
-    spec.name: output.file_name
-    for spec in chain_specs()
-    for output in spec.outputs
-    if output.kind == "detector"
-}
-"""Stages whose model needs nothing but an image, and the name of its file."""
 
 
 @with_options(
@@ -92,134 +84,49 @@ def predict(
     """
     from stages.core.datasets.photos import PHOTOS, open_photos
     from stages.core.detectors.checkpoints import DetectorFile
+    from stages.core.registry import load_stage
     from stages.core.runtime.execute import execute
-    from stages.core.runtime.request import Request
-    from weaksam_cli.photo_stage import PredictConfig, PredictStage
+    from stages.predict.config import PredictConfig
+    from stages.predict.trained_run import find_detector, mask_settings
 
-    checkpoint = DetectorFile.open(detector if detector is not None else find_detector(options.run, stage))
+    file = DetectorFile.open(detector if detector is not None else find_detector(options.run, stage))
     folder = options.out or (Path("predictions") if options.run is None else options.run / "predict")
-    prompting = mask_settings(options.run) if masks else {}
+    run_masks = mask_settings(options.run) if masks else {}
+    chosen = run_masks | {
+        "segmenter": segmenter or run_masks.get("segmenter", "sam-nano"),
+        "segmenter_weights": _weights(segmenter, segmenter_weights, run_masks),
+    }
     config = PredictConfig(
         score_thresh=score_thresh,
-        view_sizes=view_sizes(checkpoint, tta_short_sides) if tta or tta_short_sides else (),
+        view_short_sides=_view_short_sides(file, tta, tta_short_sides),
         masks=masks,
-        segmenter=segmenter or prompting.get("segmenter", "sam-nano"),
-        segmenter_weights=_weights(segmenter, segmenter_weights, prompting),
-        mask_settings=prompting,
         pictures=overlays,
+        **chosen,
     )
-    request = Request(
-        split=PHOTOS,
-        run=folder if options.run is None else options.run,
-        data=Path(),
-        out=folder,
-        overrides={"detector": checkpoint.path},
-        limit=options.limit,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        dry_run=options.dry_run,
-        device=options.device,
-        precision=options.precision,
-        workers=options.workers,
-        max_failures=options.max_failures,
-        verbosity=OPTIONS.verbosity,
-        show_progress=OPTIONS.progress,
-    )
-    split = open_photos(images, checkpoint.classes, leave_out=[folder])
-    outcome = execute(PredictStage(), config, request, split, {checkpoint.path: checkpoint})
+    asked = replace(options, split=PHOTOS, run=options.run or folder, out=folder)
+    split = open_photos(images, file.classes, leave_out=[folder])
+    request = stage_request(asked, {"detector": file.path})
+    outcome = execute(load_stage("predict"), config, request, split, {file.path: file})
     _print(outcome, as_json=options.as_json, pictures=overlays)
 
 
-def find_detector(run: Path | None, stage: str) -> Path:
-    """The finished detector of a run.
-
-    Raises:
-        UsageError: no run given, no such stage, or several detectors to choose from.
-        MissingInputError: the stage has not finished in this run.
-    """
-    from stages.core.errors import MissingInputError, UsageError, did_you_mean
-
-    if stage not in CHECKPOINTS:
-        raise UsageError(
-            f"'{stage}' trains no detector that needs an image alone",
-            where="--stage",
-            hint=did_you_mean(stage, CHECKPOINTS),
-        )
-    if run is None:
-        runs = sorted(
-            {str(path.parents[2]) for path in Path("runs").glob(f"*/{stage}/*/{CHECKPOINTS[stage]}")}
-        )
-        known = f" (here: {', '.join(runs)})" if runs else ""
-        raise UsageError("which detector?", where="predict", hint=f"give --run RUN{known} or --detector FILE")
-    found = sorted((run / stage).glob(f"*/{CHECKPOINTS[stage]}"))
-    finished = [path for path in found if (path.parent / "manifest.json").is_file()]
-    if len(finished) > 1:
-        names = ", ".join(path.as_posix() for path in finished)
-        raise UsageError(f"several detectors: {names}", where=run, hint="choose one with --detector FILE")
-    if not finished:
-        other = next(
-            (s for s in CHECKPOINTS if s != stage and any((run / s).glob(f"*/{CHECKPOINTS[s]}"))), None
-        )
-        alternative = f", or use --stage {other}" if other else ""
-        state = "has not finished" if found else "was not run"
-        raise MissingInputError(
-            f"{stage} {state} in this run",
-            where=run,
-            hint=f"run `weaksam {stage} --split <dataset>_train --run {run}` first{alternative}",
-        )
-    return finished[0]
-
-
-def view_sizes(detector: DetectorFile, given: str | None) -> tuple[int, ...]:
-    """Short sides of the views of test-time augmentation: those given, or those of the detector's training.
-
-    Args:
-        detector: the detector's file; the manifest beside it holds its settings.
-        given: sizes as typed, `480,576`, or None.
+def _view_short_sides(detector: DetectorFile, tta: bool, given: str | None) -> tuple[int, ...]:
+    """Return the short sides of the views: those typed, `480,576`, or those of the training, or none.
 
     Raises:
         UsageError: text that is no list of sizes, or sizes that are nowhere recorded.
     """
-    from stages.core.detectors.checkpoints import recorded_view_sizes
     from stages.core.errors import UsageError
+    from stages.predict.trained_run import training_view_sizes
 
-    if given is not None:
-        parts = [part.strip() for part in given.split(",")]
-        if not all(part.isdecimal() and int(part) > 0 for part in parts):
-            raise UsageError(
-                f"'{given}' is no list of sizes",
-                where="--tta-short-sides",
-                hint="give pixels, e.g. 480,576,688",
-            )
-        return tuple(int(part) for part in parts)
-    if sizes := recorded_view_sizes(detector.path):
-        return sizes
-    raise UsageError(
-        "the sizes that the detector was trained at are not recorded beside it",
-        where=detector.path,
-        hint="name the short sides of the views, e.g. --tta-short-sides 480,576,688",
-    )
-
-
-def mask_settings(run: Path | None) -> dict[str, Any]:
-    """How wsis made masks in this run, or nothing: then its defaults hold.
-
-    Folders of test splits have settings too, but none that a mask was made with.
-    """
-    from stages.core.artifacts.manifest import read_manifest
-    from stages.wsis.config import WsisConfig
-
-    names = (
-        "segmenter", "segmenter_weights", "mask_choice", "box_margin_fraction", "largest_component",
-        "min_mask_area_fraction",
-    )  # fmt: skip
-    for masks in sorted(run.glob("wsis/*/pgt_masks.json")) if run is not None else ():
-        if (masks.parent / "manifest.json").is_file():
-            config = read_manifest(masks.parent).config
-            return {
-                name: config[name] for name in names if name in config and name in WsisConfig.model_fields
-            }
-    return {}
+    if given is None:
+        return training_view_sizes(detector) if tta else ()
+    parts = [part.strip() for part in given.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(
+            f"'{given}' is no list of sizes", where="--tta-short-sides", hint="give pixels, e.g. 480,576,688"
+        )
+    return tuple(int(part) for part in parts)
 
 
 def _weights(segmenter: str | None, given: Path | None, prompting: dict[str, Any]) -> str:
@@ -231,7 +138,8 @@ def _weights(segmenter: str | None, given: Path | None, prompting: dict[str, Any
 
 
 def _print(outcome: Outcome, *, as_json: bool, pictures: bool) -> None:
-    from weaksam_cli.photo_stage import PICTURES, PREDICTIONS
+    from stages.predict.spec import PREDICTIONS
+    from stages.predict.viz import PICTURES
 
     counts = dict(outcome.manifest.counts) if outcome.manifest else {}
     if as_json:

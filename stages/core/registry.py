@@ -13,7 +13,10 @@ from typing import Any, cast
 from stages.core.spec import BOTH, Role, Stage, StageSpec
 
 CHAIN = ("cam", "prompt", "propose", "wsod", "pgt", "retrain", "wsis")
-"""Names of the stages, each after those whose files it reads."""
+"""Names of the stages of the method, each after those whose files it reads.
+
+``predict`` is a stage as well: it applies what the chain has trained to images of no data set.
+"""
 
 
 def stage_spec(name: str) -> StageSpec:

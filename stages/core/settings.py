@@ -192,3 +192,23 @@ class SegmenterSettings(Settings):
         "", description="Segmenter weights: file, folder or hub id; empty takes the shipped or cached ones"
     )
     prompts_per_batch: PromptsPerBatch = 64
+
+
+class BoxToMaskSettings(SegmenterSettings):
+    """Masks from boxes.
+
+    A promptable segmenter is prompted with every box; see `stages.core.segmenters.box_to_mask`.
+    """
+
+    prompts_per_batch: PromptsPerBatch = 32
+    mask_choice: Literal["single", "best-of-three", "best-fit"] = Field(
+        "best-fit",
+        description="One mask per box; or three, best by predicted IoU; or best by predicted IoU x fit to the box",
+    )
+    box_margin_fraction: float = Field(
+        0.05, ge=0, le=1, description="A mask may exceed its box by this fraction of the side, on each side"
+    )
+    largest_component: bool = Field(True, description="Keep only the largest 8-connected component of a mask")
+    min_mask_area_fraction: float = Field(
+        0.01, ge=0, lt=1, description="Smallest area of a mask, as a fraction of its box's"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,13 +18,12 @@ from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.segmenters.box_to_mask import (
     FROM_BOX,
     FROM_SECOND_TRY,
-    BoxMask,
     MaskRule,
     masks_of_boxes,
+    run_lengths,
 )
 from stages.core.spec import Counts, StageContext
 from stages.core.structures.detections import Detections
-from stages.core.structures.rle import RLE, encode_mask
 from stages.wsis.config import WsisConfig
 
 
@@ -62,7 +60,7 @@ class MaskFactory:
 
         weights = self.config.segmenter_weights
         segmenter = load_segmenter(self.config.segmenter, Path(weights) if weights else None, self.device)
-        rule = mask_rule(self.config)
+        rule = MaskRule.of(self.config)
 
         def rows(image_id: str) -> ImageRows:
             boxes = truth.get(image_id, Detections.empty())
@@ -91,11 +89,6 @@ class MaskFactory:
         return to_rows(boxes, *size)
 
 
-def run_lengths(masks: Sequence[BoxMask]) -> list[RLE]:
-    """Run lengths, mask by mask: coding needs copies, and all masks of a large photo at once take gigabytes."""
-    return [encode_mask(one.mask_HW) for one in masks]
-
-
 def check_given(image_id: str, boxes: Detections, path: Path) -> None:
     """Refuse boxes that should bring masks and do not.
 
@@ -108,17 +101,6 @@ def check_given(image_id: str, boxes: Detections, path: Path) -> None:
             where=path,
             hint="use --mask-source prompt, or a file with a segmentation for every box",
         )
-
-
-def mask_rule(config: WsisConfig) -> MaskRule:
-    """How a mask is made from a box."""
-    return MaskRule(
-        choice=config.mask_choice,
-        box_margin_fraction=config.box_margin_fraction,
-        largest_component=config.largest_component,
-        min_mask_area_fraction=config.min_mask_area_fraction,
-        prompts_per_batch=config.prompts_per_batch,
-    )
 
 
 def make_pseudo_masks(context: StageContext, config: WsisConfig) -> PseudoMasks:

@@ -13,9 +13,9 @@ The paper's extension to instance segmentation. The released code leaves this st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import cv2
 import numpy as np
@@ -23,9 +23,11 @@ import torch
 from numpy.typing import NDArray
 
 from stages.core.ops.mask_boxes import mask_to_box
+from stages.core.structures.rle import RLE, encode_mask
 
 if TYPE_CHECKING:
     from stages.core.segmenters.protocol import EncodedImage, Segmenter
+    from stages.core.settings import BoxToMaskSettings
 
 Mask = NDArray[np.bool_]
 Box = NDArray[np.float32]
@@ -57,6 +59,17 @@ class MaskRule:
     min_mask_area_fraction: float = 0.01
     prompts_per_batch: int = 32
 
+    @classmethod
+    def of(cls, settings: BoxToMaskSettings) -> Self:
+        """Return the rule that settings describe."""
+        return cls(
+            choice=settings.mask_choice,
+            box_margin_fraction=settings.box_margin_fraction,
+            largest_component=settings.largest_component,
+            min_mask_area_fraction=settings.min_mask_area_fraction,
+            prompts_per_batch=settings.prompts_per_batch,
+        )
+
 
 @dataclass(frozen=True)
 class BoxMask:
@@ -64,6 +77,11 @@ class BoxMask:
 
     mask_HW: Mask
     origin: int
+
+
+def run_lengths(masks: Sequence[BoxMask]) -> list[RLE]:
+    """Encode masks one by one: coding needs copies, and all masks of a large photo at once take gigabytes."""
+    return [encode_mask(one.mask_HW) for one in masks]
 
 
 def masks_of_boxes(

@@ -1,0 +1,1 @@
+"""Stage `predict`: a trained detector on images that belong to no data set."""
