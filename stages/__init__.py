@@ -1,5 +1,5 @@
-"""The seven rooms of weaksam and the ground floor they share.
+"""The stages of weaksam and the library that they share.
 
-Rooms (``cam prompt propose wsod pgt retrain wsis``) import from ``stages.core`` only; they meet
-each other through files. See ``stages/README.md``.
+A stage (``cam prompt propose wsod pgt retrain wsis predict``) imports from ``stages.core`` only; stages meet each other
+through files. See ``stages/README.md``.
 """
