@@ -18,7 +18,15 @@ from stages.core.errors import ConfigError, EnvironmentFault, MissingInputError
 from stages.core.weights.cache import cache_folder, cached, cached_weights, file_path
 from stages.core.weights.checks import looks_like_markup
 from stages.core.weights.download import fetch, stale_parts
-from stages.core.weights.table import PUBLISHED, Weights, find_weights, weights_table
+from stages.core.weights.table import (
+    EMBEDDED,
+    PUBLISHED,
+    SHIPPED,
+    Weights,
+    find_weights,
+    segmenter_kind,
+    weights_table,
+)
 from tests.weights_server import Resource, Server, serving, serving_hub
 from weaksam_cli import main as entry_point
 
@@ -344,3 +352,20 @@ def test_weights_command__imports_nothing_heavy(words: list[str]) -> None:
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert result.stderr.strip().splitlines()[-1] == "[]"
+
+
+def test_shipped__are_there_and_need_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEAKSAM_OFFLINE", "1")
+    for entry in SHIPPED:
+        found = fetch(entry, force=True)
+        assert not found.fetched
+        assert found.path == cached_weights(entry.name) == EMBEDDED / entry.shipped
+        assert found.path.stat().st_size <= 16 * 2**20
+        assert segmenter_kind(entry.name) == "sam-nano"
+
+
+def test_weights_table__own_weights_take_the_place_of_shipped_ones(tmp_path: Path) -> None:
+    path = tmp_path / "weights.yaml"
+    path.write_text("sam-nano: {url: 'https://example.org/nano.safetensors'}")
+    entry = weights_table({"WEAKSAM_WEIGHTS": str(path)})["sam-nano"]
+    assert (entry.shipped, entry.url) == ("", "https://example.org/nano.safetensors")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +16,9 @@ from weaksam_cli import completion
 from weaksam_cli.commands import HelpCommand, HelpGroup
 from weaksam_cli.options import Options, with_options
 from weaksam_cli.state import OPTIONS
+
+if TYPE_CHECKING:
+    from stages.core.weights.table import Weights
 
 NameArgument = Annotated[
     str,
@@ -53,7 +56,7 @@ def list_weights(options: Options) -> None:
                 "name": name,
                 "megabytes": None if entry.size is None else round(entry.size / 1e6),
                 "licence": entry.licence,
-                "from": entry.url or f"hub: {entry.hub}",
+                "from": _origin(entry),
                 "source": entry.source,
                 "path": None if found is None else str(found),
             }
@@ -76,6 +79,12 @@ def list_weights(options: Options) -> None:
         origin = str(row["from"]).replace("hub: ", "hf:").removeprefix("https://").partition("/segment_")[0]
         table.add_row(str(row["name"]), size, str(row["licence"]), here, origin)
     Console().print(table)
+
+
+def _origin(entry: Weights) -> str:
+    if entry.shipped:
+        return "the package"
+    return entry.url or f"hub: {entry.hub}"
 
 
 def get(

@@ -186,7 +186,7 @@ class SegmenterSettings(Settings):
 
     segmenter: str = Field(
         "sam-nano",
-        description="Promptable segmenter: sam-nano (shipped), or a name of `weaksam weights list`",
+        description="Promptable segmenter: sam-nano or sam-nano-photo (shipped), or a name of `weaksam weights list`",
     )
     segmenter_weights: str = Field(
         "", description="Segmenter weights: file, folder or hub id; empty takes the shipped or cached ones"

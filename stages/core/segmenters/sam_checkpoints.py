@@ -22,9 +22,10 @@ from stages.core.segmenters.sam_nano import ARCHITECTURE, build_sam_nano, input_
 from stages.core.weights.cache import cached_weights
 from stages.core.weights.checkpoints import state_mismatch
 from stages.core.weights.checks import file_is_markup
+from stages.core.weights.table import EMBEDDED
 
 NANO: Final = "sam-nano"
-NANO_FILE: Final = Path(__file__).resolve().parents[1] / "embedded" / "sam_nano.safetensors"
+NANO_FILE: Final = EMBEDDED / "sam_nano.safetensors"
 VIT_BUILDERS: Final[Mapping[str, str]] = {"sam-vit-b": "vit_b", "sam-vit-l": "vit_l", "sam-vit-h": "vit_h"}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from stages.core.errors import EnvironmentFault
-from stages.core.weights.table import SHIPPED, Weights, find_weights, segmenter_kind
+from stages.core.weights.table import EMBEDDED, Weights, find_weights, segmenter_kind
 
 CACHE_VARIABLE: Final = "WEAKSAM_CACHE"
 OFFLINE_VARIABLES: Final = ("WEAKSAM_OFFLINE", "HF_HUB_OFFLINE")
@@ -39,6 +39,8 @@ def offline(*, hub: bool = False, environ: Mapping[str, str] | None = None) -> b
 
 def file_path(entry: Weights) -> Path:
     """Where the file of an entry is, or would be."""
+    if entry.shipped:
+        return EMBEDDED / entry.shipped
     return cache_folder() / "weights" / entry.file_name
 
 
@@ -64,7 +66,9 @@ def cached_weights(name: str) -> Path:
         raise EnvironmentFault(
             f"the weights of {name} are not there",
             where=where,
-            hint=f"weaksam weights get {name}, or give a checkpoint",
+            hint="install weaksam again"
+            if entry.shipped
+            else f"weaksam weights get {name}, or give a checkpoint",
         )
     return found
 
@@ -81,8 +85,6 @@ def require_weights(name: str, checkpoint: str) -> None:
         EnvironmentFault: what is missing, with the command that brings it.
     """
     segmenter_kind(name)
-    if name == SHIPPED:
-        return
     entry = find_weights(name)
     if entry.hub and find_spec("transformers") is None:
         raise EnvironmentFault(

@@ -66,7 +66,7 @@ def fetch(
         EnvironmentFault: absent and offline, the network or the server fails, what arrives is not what the
             table says, or the cache cannot be written.
     """
-    found = None if force else cached(entry)
+    found = None if force and not entry.shipped else cached(entry)
     if found is not None:
         return Fetched(found, fetched=False)
     if no_network or offline(hub=bool(entry.hub)):

@@ -18,8 +18,8 @@ from typing import Any, Final
 
 from stages.core.errors import ConfigError, MissingInputError, did_you_mean
 
-SHIPPED: Final = "sam-nano"
-"""The segmenter whose weights come with the package."""
+EMBEDDED: Final = Path(__file__).resolve().parents[1] / "embedded"
+"""Folder of the weights that come with the package."""
 TABLE_VARIABLE: Final = "WEAKSAM_WEIGHTS"
 """Names a YAML file of entries that are added to the table or override its fields."""
 MIRROR_VARIABLE: Final = "WEAKSAM_WEIGHTS_URL"
@@ -36,6 +36,7 @@ class Weights:
         source: Who published them, as a citation.
         url: Where the file is; empty for a hub entry.
         hub: ``owner/name`` of the hub repository; empty for a file.
+        shipped: Name of the file in ``EMBEDDED``, if the weights come with the package; else empty.
         revision: Hub revision, a branch or commit.
         size: Bytes; None if unknown. Of a hub entry the approximate sum, for display only.
         sha256: Hex digest; empty if unknown, then only size, MD5 prefix and architecture can be checked.
@@ -48,6 +49,7 @@ class Weights:
     source: str = ""
     url: str = ""
     hub: str = ""
+    shipped: str = ""
     revision: str = "main"
     size: int | None = None
     sha256: str = ""
@@ -81,6 +83,11 @@ def _hub(name: str, hub: str, source: str, megabytes: int) -> Weights:
     return Weights(name, "Apache-2.0", source, hub=hub, size=megabytes * 10**6)
 
 
+SHIPPED: Final[tuple[Weights, ...]] = (
+    Weights("sam-nano", "Apache-2.0", "this project, trained on drawn scenes", shipped="sam_nano.safetensors"),
+    Weights("sam-nano-photo", "Apache-2.0", "this project, trained on photos of VOC 2012 and drawn scenes",
+            shipped="sam_nano_photo.safetensors", architecture="sam-nano"),
+)  # fmt: skip
 PUBLISHED: Final[tuple[Weights, ...]] = (
     _sam("sam-vit-b", "sam_vit_b_01ec64.pth", 375_042_383,
          "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912", "01ec64"),
@@ -119,7 +126,7 @@ _EDITABLE: Final = (
 
 
 def weights_table(environ: Mapping[str, str] | None = None) -> dict[str, Weights]:
-    """The published table with the user's additions and mirror applied, by name.
+    """Shipped and published weights with the user's additions and mirror applied, by name.
 
     Args:
         environ: Environment; default that of the process.
@@ -129,7 +136,7 @@ def weights_table(environ: Mapping[str, str] | None = None) -> dict[str, Weights
         ConfigError: it holds an unknown field, a wrong type, or an entry without a place to fetch it from.
     """
     environ = os.environ if environ is None else environ
-    table = {entry.name: entry for entry in PUBLISHED}
+    table = {entry.name: entry for entry in (*SHIPPED, *PUBLISHED)}
     own: set[str] = set()
     if path := environ.get(TABLE_VARIABLE):
         for name, fields in _read_entries(Path(path)).items():
@@ -163,12 +170,8 @@ def segmenter_kind(name: str) -> str:
         ConfigError: unknown name.
     """
     table = weights_table()
-    if name == SHIPPED:
-        return name
     if name not in table:
-        raise ConfigError(
-            f"unknown segmenter '{name}'", where="segmenter", hint=did_you_mean(name, [SHIPPED, *table])
-        )
+        raise ConfigError(f"unknown segmenter '{name}'", where="segmenter", hint=did_you_mean(name, table))
     return table[name].kind
 
 
@@ -205,11 +208,11 @@ def _edited(known: Weights | None, name: str, fields: dict[str, Any], where: str
     entry = Weights(name) if known is None else known
     # One origin takes the place of the other; checksums stay unless replaced: a mirror has the same file.
     if "url" in values:
-        entry = replace(entry, hub="")
+        entry = replace(entry, hub="", shipped="")
     elif "hub" in values:
-        entry = replace(entry, url="", sha256="", md5_prefix="")
+        entry = replace(entry, url="", shipped="", sha256="", md5_prefix="")
     entry = replace(entry, **values)
-    if bool(entry.url) == bool(entry.hub):
+    if sum(map(bool, (entry.url, entry.hub, entry.shipped))) != 1:
         raise ConfigError(f"{name}: give either url or hub", where=where)
     if entry.url and not (entry.url.startswith(("http://", "https://")) and entry.file_name):
         raise ConfigError(f"{name}: '{entry.url}' is not the http(s) address of a file", where=where)
