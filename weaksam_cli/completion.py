@@ -51,7 +51,7 @@ def recipes(incomplete: str) -> list[str]:
 
 
 def weights(incomplete: str) -> list[str]:
-    """Names of published weights."""
+    """Names of shipped and published weights."""
     from stages.core.weights.table import weights_table
 
     with contextlib.suppress(Exception):
@@ -60,10 +60,8 @@ def weights(incomplete: str) -> list[str]:
 
 
 def segmenters(incomplete: str) -> list[str]:
-    """Names of promptable segmenters: the shipped one and the published ones."""
-    from stages.core.weights.table import SHIPPED
-
-    return _beginning([SHIPPED, *weights("")], incomplete)
+    """Names of promptable segmenters: those that have weights."""
+    return weights(incomplete)
 
 
 def devices(incomplete: str) -> list[str]:
