@@ -170,7 +170,7 @@ def test_options__are_the_same_in_every_command_that_has_them() -> None:
         ("weaksam demo --set pgt.mode=i", {"pgt.mode=improved"}),
         ("weaksam report --dataset sha", {"shapes"}),
         ("weaksam weights get sam-vit-h", {"sam-vit-h"}),
-        ("weaksam propose --segmenter sam-n", {"sam-nano"}),
+        ("weaksam propose --segmenter sam-n", {"sam-nano", "sam-nano-photo"}),
     ],
 )
 def test_completion__offers_names(
