@@ -7,13 +7,14 @@ import torch
 from safetensors import safe_open
 from segment_anything.modeling import Sam
 
-from stages.core.segmenters.sam_checkpoints import NANO_FILE
+from stages.core.segmenters.sam_checkpoints import load_sam
 from stages.core.segmenters.sam_nano import (
-    ARCHITECTURE,
     NanoImageEncoder,
+    architecture,
     build_sam_nano,
     load_imagenet_trunk,
 )
+from stages.core.weights.cache import cached_weights
 
 
 def test_build_sam_nano__embeds_at_stride_8() -> None:
@@ -60,10 +61,13 @@ def test_load_imagenet_trunk__refuses(state: dict[str, torch.Tensor], message: s
         load_imagenet_trunk(NanoImageEncoder(32, 64), state)
 
 
-def test_shipped_weights__are_small_and_of_this_architecture() -> None:
-    assert NANO_FILE.stat().st_size <= 12 * 2**20
-    with safe_open(NANO_FILE, framework="pt") as file:
+@pytest.mark.parametrize(("name", "image_size"), [("sam-nano", 256), ("sam-nano-photo", 384)])
+def test_shipped_weights__are_small_and_of_this_architecture(name: str, image_size: int) -> None:
+    path = cached_weights(name)
+    assert path.stat().st_size <= 12 * 2**20
+    with safe_open(path, framework="pt") as file:
         facts = file.metadata()
-    assert facts["architecture"] == ARCHITECTURE
+    assert facts["architecture"] == architecture(image_size)
+    assert load_sam("sam-nano", path).image_encoder.img_size == image_size
     assert "Apache-2.0" in facts["licence"]
     assert "sam_nano_training.train" in facts["command"]

@@ -15,12 +15,12 @@ from sam_nano_training import train
 from sam_nano_training.losses import pairwise_iou, pairwise_losses, promptable_loss
 from sam_nano_training.recall import GridRule, held_out_scenes, measure_recall, tight_boxes
 from sam_nano_training.train import Progress, Trainer, TrainingPlan, command_of, rate_factor
-from stages.core.segmenters.sam_checkpoints import NANO_FILE, load_nano
+from stages.core.segmenters.loading import load_segmenter
+from stages.core.segmenters.sam_checkpoints import load_nano
 from stages.core.segmenters.sam_nano import (
     ARCHITECTURE,
     build_sam_nano,
 )
-from stages.core.segmenters.sam_segmenter import SamSegmenter
 
 
 def test_pairwise_losses__equal_the_definition() -> None:
@@ -131,8 +131,9 @@ def test_tight_boxes__are_half_open() -> None:
     assert tight_boxes(masks).tolist() == [[3, 2, 11, 5], [0, 0, 0, 0]]
 
 
-def test_shipped_weights__find_drawn_objects() -> None:
-    segmenter = SamSegmenter("sam-nano", load_nano(NANO_FILE))
+@pytest.mark.parametrize("name", ["sam-nano", "sam-nano-photo"])
+def test_shipped_weights__find_drawn_objects(name: str) -> None:
+    segmenter = load_segmenter(name, None, "cpu")
     found = measure_recall(segmenter, held_out_scenes(3), GridRule(side=8, least_iou=0.1))
     assert found["recall_0.5"] >= 0.5
     assert found["boxes_per_image"] <= 150
