@@ -84,9 +84,10 @@ def _hub(name: str, hub: str, source: str, megabytes: int) -> Weights:
 
 
 SHIPPED: Final[tuple[Weights, ...]] = (
-    Weights("sam-nano", "Apache-2.0", "this project, trained on drawn scenes", shipped="sam_nano.safetensors"),
+    Weights("sam-nano", "Apache-2.0", "this project, trained on drawn scenes", shipped="sam_nano.safetensors",
+            size=8_729_464),
     Weights("sam-nano-photo", "Apache-2.0", "this project, trained on photos of VOC 2012 and drawn scenes",
-            shipped="sam_nano_photo.safetensors", architecture="sam-nano"),
+            shipped="sam_nano_photo.safetensors", size=8_729_680, architecture="sam-nano"),
 )  # fmt: skip
 PUBLISHED: Final[tuple[Weights, ...]] = (
     _sam("sam-vit-b", "sam_vit_b_01ec64.pth", 375_042_383,
