@@ -70,12 +70,11 @@ def best_boxes(
     for image_id, true in ground_truth.items():
         boxes = found.get(image_id, Detections.empty())
         for c in sorted(set(true.classes[~ignored_objects(true)].tolist())):
-            rows = np.flatnonzero(boxes.classes == c)
-            if len(rows) == 0:
+            own = boxes[boxes.classes == c].best_first()
+            if len(own) == 0:
                 outcomes[image_id, c] = "none"
                 continue
-            best = rows[boxes.scores[rows].argmax()]
-            outcomes[image_id, c] = outcome(boxes.boxes_xyxy[best].astype(np.float64), c, true)[0]
+            outcomes[image_id, c] = outcome(own.boxes_xyxy[0].astype(np.float64), c, true)[0]
     return outcomes
 
 

@@ -57,11 +57,10 @@ def corloc(
         found = detections.get(image_id, Detections.empty())
         for label in np.unique(true.classes[counted]).tolist():
             images[label] += 1
-            members = np.flatnonzero(found.classes == label)
-            if not len(members):
+            own = found[found.classes == label].best_first()[:1]
+            if not len(own):
                 continue
-            top = members[found.scores[members].argmax()]
             objects = true.boxes_xyxy[counted & (true.classes == label)]
-            hits[label] += bool(box_iou(found.boxes_xyxy[top : top + 1], objects).max() >= iou_threshold)
+            hits[label] += bool(box_iou(own.boxes_xyxy, objects).max() >= iou_threshold)
     per_class = np.where(images > 0, hits / np.maximum(images, 1), np.nan)
     return CorLoc(per_class, images)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from stages.core.artifacts.table import Table
 from stages.core.errors import SchemaError
 from stages.core.evaluation.ground_truth import ImageTruth
 from stages.core.evaluation.overlap import BoolArray, FloatArray, box_overlap
+from stages.core.structures.columns import Column, Columns
 from stages.core.structures.detections import Detections
 
 IntArray = NDArray[np.int64]
@@ -77,22 +79,39 @@ def check_detections(
             raise SchemaError(f"image {image_id}: a box or score is not a finite number")
 
 
-@dataclass(frozen=True)
-class ClassMatches:
-    """Detections of one class by descending score, each with the true object it overlaps most.
+@dataclass(frozen=True, eq=False)
+class Matches(Columns):
+    """Detections of all images, each with the true object of its class that it overlaps most.
 
     Attributes:
-        scores: (n,) descending; equal scores in the order of image ids, then of the list.
-        iou: (n,) with that object; 0 where the image has none of this class.
+        classes: (n,) 0-based.
+        scores: (n,).
+        iou: (n,) with that object; 0 where the image has none of the class.
         objects: (n,) number of the object, unique over all images and classes; -1 for none.
         ignored: (n,) the object is difficult or a crowd.
+    """
+
+    classes: Annotated[IntArray, Column("int64")]
+    scores: Annotated[FloatArray, Column("float64")]
+    iou: Annotated[FloatArray, Column("float64")]
+    objects: Annotated[IntArray, Column("int64")]
+    ignored: Annotated[BoolArray, Column("bool")]
+
+    @classmethod
+    def empty(cls) -> Matches:
+        """No detection."""
+        labels, values = np.zeros(0, np.int64), np.zeros(0)
+        return cls(labels, values, values, labels, np.zeros(0, np.bool_))
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMatches(Matches):
+    """Those of one class by descending score; equal scores in the order of image ids, then of the list.
+
+    Attributes:
         positives: objects of this class that count.
     """
 
-    scores: FloatArray
-    iou: FloatArray
-    objects: IntArray
-    ignored: BoolArray
     positives: int
 
     def outcomes(self, iou_threshold: float) -> tuple[BoolArray, BoolArray]:
@@ -123,7 +142,7 @@ def match_by_class(
         SchemaError: see :func:`check_detections`.
     """
     check_detections(detections, truth, num_classes)
-    found: list[tuple[IntArray, FloatArray, FloatArray, IntArray, BoolArray]] = []
+    parts = [Matches.empty()]
     positives = np.zeros(num_classes, dtype=np.int64)
     first_object = 0
     for image_id in sorted(truth):
@@ -135,17 +154,14 @@ def match_by_class(
             iou, index = _best_object(boxes, true, overlap)
             ignored = skip[index] & (index >= 0) if len(skip) else np.zeros(len(index), dtype=np.bool_)
             objects = np.where(index >= 0, index + first_object, -1)
-            found.append((boxes.classes, boxes.scores.astype(np.float64), iou, objects, ignored))
+            parts.append(Matches(boxes.classes, boxes.scores.astype(np.float64), iou, objects, ignored))
         first_object += len(true)
-    classes, scores, iou, objects, ignored = _stack(found)
-    matches = []
-    for label in range(num_classes):
-        members = np.flatnonzero(classes == label)
-        order = members[np.argsort(-scores[members], kind="stable")]
-        matches.append(
-            ClassMatches(scores[order], iou[order], objects[order], ignored[order], int(positives[label]))
-        )
-    return matches
+    found = Matches.cat(parts)
+    ranked = found[np.argsort(-found.scores, kind="stable")]
+    return [
+        ClassMatches(**vars(ranked[ranked.classes == label]), positives=int(count))
+        for label, count in enumerate(positives)
+    ]
 
 
 def _best_object(found: Detections, true: ImageTruth, overlap: Overlap) -> tuple[FloatArray, IntArray]:
@@ -157,12 +173,3 @@ def _best_object(found: Detections, true: ImageTruth, overlap: Overlap) -> tuple
     index = iou.argmax(axis=1).astype(np.int64)
     best = iou[np.arange(len(found)), index]
     return np.maximum(best, 0.0), np.where(best >= 0, index, -1)
-
-
-def _stack(
-    found: Iterable[tuple[IntArray, FloatArray, FloatArray, IntArray, BoolArray]],
-) -> tuple[IntArray, FloatArray, FloatArray, IntArray, BoolArray]:
-    empty = (np.zeros(0, np.int64), np.zeros(0), np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.bool_))
-    columns = list(zip(empty, *found, strict=True))
-    classes, scores, iou, objects, ignored = (np.concatenate(column) for column in columns)
-    return classes, scores, iou, objects, ignored
