@@ -179,7 +179,7 @@ def test_two_processes__faults_of_one_reach_both(tmp_path: Path) -> None:
         assert seen["stopped"][0] == "PreemptedError"
         assert seen["refused"] == ["InputError", "no such thing"]
         assert seen["gathered"] == [0, 1]
-        assert seen["normalised"]
+        assert seen["normalized"]
         assert seen["dropped"]
     assert first["diverged"] == second["diverged"]
     assert load_state(tmp_path / "stopped" / "state" / "train.pt")["done"] == 3

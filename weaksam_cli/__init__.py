@@ -1,1 +1,1 @@
-"""The door: argv and YAML in, a stage run and an exit code out."""
+"""The command line: argv and YAML in, a stage run and an exit code out."""

@@ -1,1 +1,1 @@
-"""Room `cam`: a multi-class-token classifier and the maps it draws of where each class is."""
+"""Stage `cam`: a multi-class-token classifier and the maps it draws of where each class is."""

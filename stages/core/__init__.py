@@ -1,1 +1,1 @@
-"""The ground floor: everything the seven rooms share, and nothing that knows one of them."""
+"""The library that the stages share; nothing here imports one of them."""

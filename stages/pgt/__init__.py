@@ -1,1 +1,1 @@
-"""Pseudo ground truth: detections of the train split turned into training boxes (paper Algorithm 2)."""
+"""Stage `pgt`: detections of the train split turned into training boxes (paper Algorithm 2)."""

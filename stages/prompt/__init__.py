@@ -1,1 +1,1 @@
-"""Room `prompt`: from maps to points that ask a segmenter for masks."""
+"""Stage `prompt`: from maps to points that prompt a segmenter for masks."""

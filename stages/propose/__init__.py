@@ -1,1 +1,1 @@
-"""Room of the proposal stage: class-agnostic boxes from a promptable segmenter (paper, section 3.2)."""
+"""Stage `propose`: class-agnostic boxes from a promptable segmenter (paper, section 3.2)."""

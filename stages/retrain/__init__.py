@@ -1,0 +1,1 @@
+"""Stage `retrain`: an ordinary detector trained on pseudo ground truth, with RoI drop."""

@@ -1,0 +1,1 @@
+"""Stage `wsis`: pseudo masks from pseudo boxes, and an instance segmenter trained on them."""

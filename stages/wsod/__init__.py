@@ -1,1 +1,1 @@
-"""Weakly supervised detection: WSDDN, OICR and MIST (paper section on WSOD baselines)."""
+"""Stage `wsod`: weakly supervised detection: WSDDN, OICR and MIST (paper section on WSOD baselines)."""

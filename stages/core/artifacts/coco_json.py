@@ -61,21 +61,21 @@ def write_results(path: Path, split: LabelSpace, detections: Mapping[str, Detect
         split: Gives integer image ids and category ids.
         detections: Image id -> boxes; images without an entry have no results.
     """
-    results: list[dict[str, Any]] = []
+    results: list[Entry] = []
     for image_id in split.ids:
-        found = detections.get(image_id)
-        for i in range(0 if found is None else len(found)):
-            assert found is not None
-            entry: dict[str, Any] = {
-                "image_id": split.coco_id(image_id),
-                "category_id": split.category_ids[int(found.classes[i])],
-                "bbox": _xywh(found.boxes_xyxy[i]),
-                "score": _number(found.scores[i], 6),
-            }
-            if found.masks is not None:
-                entry["segmentation"] = found.masks[i]
-            results.append(entry)
+        found = detections.get(image_id, Detections.empty())
+        results += [_result(split, split.coco_id(image_id), found, row) for row in range(len(found))]
     write_json(path, results)
+
+
+def _result(split: LabelSpace, image: int, found: Detections, row: int) -> Entry:
+    entry: Entry = {
+        "image_id": image,
+        "category_id": split.category_ids[int(found.classes[row])],
+        "bbox": _xywh(found.boxes_xyxy[row]),
+        "score": _number(found.scores[row], 6),
+    }
+    return entry if found.masks is None else entry | {"segmentation": found.masks[row]}
 
 
 def read_results(path: Path, split: LabelSpace) -> dict[str, Detections]:
@@ -118,13 +118,13 @@ class _Row(NamedTuple):
 
 
 def _integer(entry: Entry, key: str) -> int | None:
-    """A field that must be an integer, None if it is not."""
+    """Return a field that must be an integer, None if it is not."""
     value = entry.get(key)
     return value if type(value) is int else None
 
 
 def _image_of(entry: Any, key: str, split: LabelSpace, known: Container[str], path: Path, what: str) -> str:
-    """The image that a field names."""
+    """Return the image that a field names."""
     number = _integer(entry, key) if isinstance(entry, dict) else None
     if number is None:
         raise SchemaError(f"{what} is not a COCO entry with an integer {key}", where=path, hint=_AGAIN)
@@ -142,7 +142,7 @@ def _image_of(entry: Any, key: str, split: LabelSpace, known: Container[str], pa
 
 
 def _result_mask(entry: Entry) -> RLE | None:
-    """The mask of a result, which says itself how large its image is."""
+    """Return the mask of a result, which says itself how large its image is."""
     if not (segmentation := entry.get("segmentation")):
         return None
     size = segmentation.get("size") if isinstance(segmentation, dict) else None
@@ -181,37 +181,30 @@ def write_dataset(
         sizes: Image id -> (height, width) in pixels.
         info: Free-form facts for the ``info`` section.
     """
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    for image_id in split.ids:
-        if image_id not in sizes:
-            continue
+    images: list[Entry] = []
+    annotations: list[Entry] = []
+    for image_id in (image_id for image_id in split.ids if image_id in sizes):
         height, width = sizes[image_id]
-        number = split.coco_id(image_id)
-        images.append(
-            {"id": number, "file_name": split.file_name(image_id), "height": height, "width": width}
-        )
+        number, name = split.coco_id(image_id), split.file_name(image_id)
+        images.append({"id": number, "file_name": name, "height": height, "width": width})
         found = boxes.get(image_id, Detections.empty())
-        for i in range(len(found)):
-            bbox = _xywh(found.boxes_xyxy[i])
-            entry: dict[str, Any] = {
-                "id": len(annotations) + 1,
-                "image_id": number,
-                "category_id": split.category_ids[int(found.classes[i])],
-                "bbox": bbox,
-                "area": _number(bbox[2] * bbox[3], 3),
-                "iscrowd": 0,
-                "score": _number(found.scores[i], 6),
-            }
-            if found.masks is not None:
-                entry["segmentation"] = found.masks[i]
-                entry["area"] = rle_area(found.masks[i])
-            annotations.append(entry)
+        for row in range(len(found)):
+            annotations.append(_annotation(len(annotations) + 1, _result(split, number, found, row)))
     categories = [{"id": c, "name": n} for c, n in zip(split.category_ids, split.classes, strict=True)]
     write_json(
         path,
         {"info": dict(info or {}), "images": images, "annotations": annotations, "categories": categories},
     )
+
+
+def _annotation(number: int, result: Entry) -> Entry:
+    """Return a result as an annotation; ``area`` counts the mask's pixels, or is that of the box."""
+    mask: RLE | None = result.get("segmentation")
+    width, height = result["bbox"][2:]
+    area = _number(width * height, 3) if mask is None else rle_area(mask)
+    located = {key: result[key] for key in ("image_id", "category_id", "bbox")}
+    kept = {key: result[key] for key in ("score", "segmentation") if key in result}
+    return {"id": number, **located, "area": area, "iscrowd": 0, **kept}
 
 
 def read_dataset(path: Path, split: LabelSpace) -> dict[str, Detections]:
@@ -255,7 +248,7 @@ def read_dataset(path: Path, split: LabelSpace) -> dict[str, Detections]:
 
 
 def _classes_by_category(categories: Sequence[Any], split: LabelSpace, path: Path) -> dict[int | None, int]:
-    """Category id of the file -> index of the class of that name."""
+    """Return the index of the class by the category id of the file; classes are known by name."""
     names = [category.get("name") if isinstance(category, dict) else None for category in categories]
     if sorted(map(str, names)) != sorted(split.classes):
         raise SchemaError(
@@ -274,7 +267,7 @@ def _classes_by_category(categories: Sequence[Any], split: LabelSpace, path: Pat
 
 
 def _annotation_mask(entry: Entry, height: int | None, width: int | None) -> RLE | None:
-    """The mask of an annotation; only its image says how large that is."""
+    """Return the mask of an annotation; only its image says how large that is."""
     if not (segmentation := entry.get("segmentation")):
         return None
     if height is None or width is None:
