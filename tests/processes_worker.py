@@ -17,8 +17,8 @@ from stages.cam.config import CamConfig, HybridSettings
 from stages.cam.stage import CamStage
 from stages.core.backbones.timm_backbones import build_backbone
 from stages.core.config import StageConfig
-from stages.core.datasets import shapes
 from stages.core.datasets.catalog import open_split
+from stages.core.datasets.shapes import dataset as shapes
 from stages.core.detectors import detr
 from stages.core.detectors.two_stage import faster_rcnn
 from stages.core.runtime import processes

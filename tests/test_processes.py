@@ -16,9 +16,9 @@ from stages.core.artifacts.coco_json import write_dataset
 from stages.core.artifacts.schemas import PROPOSALS
 from stages.core.artifacts.table import ImageRows, gather, write_table
 from stages.core.backbones.timm_backbones import build_backbone
-from stages.core.datasets import shapes
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.images import image_size
+from stages.core.datasets.shapes import dataset as shapes
 from stages.core.datasets.shapes.dataset import write_shapes
 from stages.core.detectors import detr
 from stages.core.detectors.two_stage import faster_rcnn
