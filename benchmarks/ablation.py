@@ -2,16 +2,16 @@
 
 WSDDN, OICR, MIST and MIST with Concrete DropBlock; pseudo ground truth by top-1 and by both adaptive rules; Faster
 R-CNN (and with `--detr` a DETR) retrained on each, without and with RoI drop, and on the true boxes; thresholds swept.
-Works on the proposals of a finished run and with its settings, unless `--recipe` or `--set` says otherwise:
+Works on the proposals of a finished run and with its settings, unless `--recipe` or `--set` changes them:
 
     make ablation DATASET=shapes SEEDS='0 1 2'
     python -m benchmarks.ablation --run runs/shapes --dataset shapes --out runs/ablation-shapes --seeds 0 1 2
     python -m benchmarks.ablation --only wsod,pgt --limit 8 --seeds 0     # smoke
 
-Every row and seed is a normal run folder, `<out>/<row>/s<seed>/`: the same command goes on where it was stopped and
-repeats nothing that has finished. Writes `<out>/ablation.json`, `ablation.md` and a PNG per sweep. Figures are means
-over seeds ± the sample standard deviation; steps and shares of the bound are paired by seed. Figures are given for the
-test split; sweeps, by which settings may be chosen, never see it.
+Every row and seed is a normal run folder, `<out>/<row>/s<seed>/`: the same command continues where it was stopped and
+repeats nothing that has finished. Writes `<out>/ablation.json`, `ablation.md` and a PNG per sweep. Metrics are means
+over seeds ± the sample standard deviation; steps and fractions of the bound are paired by seed. Metrics are those of
+the test split; sweeps, by which settings may be chosen, never use it.
 
 The observation behind RoI drop, from the losses of every RoI of a row:
 
@@ -32,9 +32,9 @@ from benchmarks.ablation_rows import (
     PGT_ROWS,
     RULES,
     WSOD_ROWS,
-    Figures,
     Line,
     Measured,
+    Metrics,
     Row,
     markdown,
     retrain_rows,
@@ -88,14 +88,14 @@ def rows_of(bench: Bench, parts: Sequence[str], patterns: Sequence[str], detr: s
 
 
 def run_rows(
-    rows: Sequence[Row], seeds: Sequence[int], figures: Callable[[Row, int], Figures]
+    rows: Sequence[Row], seeds: Sequence[int], metrics: Callable[[Row, int], Metrics]
 ) -> tuple[Measured, list[str]]:
     """Run and measure rows, seed by seed; one that fails is reported and leaves the others alone.
 
     Rows of one seed come before those of the next, so that a first complete table is there early.
 
     Returns:
-        figures by row and seed, and what failed.
+        metrics by row and seed, and what failed.
 
     Raises:
         PreemptedError, InterruptedRunError: asked to stop; the state is saved.
@@ -105,7 +105,7 @@ def run_rows(
     for number, (seed, row) in enumerate((seed, row) for seed in seeds for row in rows):
         print(f"[{number + 1}/{len(rows) * len(seeds)}] {row.key}, seed {seed}", file=sys.stderr, flush=True)
         try:
-            measured.setdefault(row.key, {})[seed] = figures(row, seed)
+            measured.setdefault(row.key, {})[seed] = metrics(row, seed)
         except (PreemptedError, InterruptedRunError):
             raise
         except WeakSamError as error:
@@ -118,8 +118,8 @@ def run_table(bench: Bench, rows: Sequence[Row]) -> tuple[Measured, list[str]]:
     """All rows of the table; pseudo boxes alone once per teacher, everything else once per seed."""
     plain = [row for row in rows if set(row.changes) == {"pgt"}]
     trained = [row for row in rows if row not in plain]
-    measured, problems = run_rows(trained, bench.options.seeds, bench.figures)
-    boxes, more = run_rows(plain, bench.teacher_seeds(), bench.figures)
+    measured, problems = run_rows(trained, bench.options.seeds, bench.metrics)
+    boxes, more = run_rows(plain, bench.teacher_seeds(), bench.metrics)
     return measured | boxes, problems + more
 
 
@@ -144,10 +144,10 @@ def run_drop_sweep(bench: Bench, seeds: Sequence[int]) -> tuple[Sweep, list[str]
     val = bench.options.val
     assert val is not None
 
-    def on_val(row: Row, seed: int) -> Figures:
+    def on_val(row: Row, seed: int) -> Metrics:
         bench.pgt(row, seed)
         folder = bench.retrain(row, seed, (bench.options.train, val))
-        return bench.split_figures(folder / "retrain" / val / "detections.json", val)
+        return bench.split_metrics(folder / "retrain" / val / "detections.json", val)
 
     measured, problems = run_rows(list(sweep_rows(bench).values()), seeds, on_val)
     return drop_sweep(bench, measured), problems
@@ -279,7 +279,7 @@ def ablate(options: Options, given: argparse.Namespace) -> list[str]:
 def write(bench: Bench, lines: Sequence[Line], sweeps: Mapping[str, Sweep], problems: Sequence[str]) -> str:
     """Write `ablation.json`, `ablation.md` and the plots; return the text of the second."""
     options = bench.options
-    images = " and ".join(f"{len(bench.ground(s).split.ids)} of {s}" for s in (options.train, options.test))
+    images = " and ".join(f"{len(bench.labeled(s).split.ids)} of {s}" for s in (options.train, options.test))
     seeds = " ".join(map(str, options.seeds))
     text = f"Images: {images}; seeds {seeds}; teacher {options.teacher}; mean ± standard deviation.\n\n"
     text += markdown(lines, options.seeds) if lines else ""

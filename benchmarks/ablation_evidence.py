@@ -26,10 +26,10 @@ import torch
 from stages.core.artifacts.coco_json import read_results
 from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
 from stages.core.datasets.catalog import data_root
-from stages.core.evaluation.ground_truth.types import ImageTruth
+from stages.core.evaluation.ground_truth.types import ImageGroundTruth
 from stages.core.evaluation.matching import ignored_objects
 from stages.core.evaluation.overlap import FloatArray, box_iou
-from stages.core.evaluation.tasks import load_ground
+from stages.core.evaluation.tasks import load_labeled_split
 from stages.core.ops.boxes import pairwise_containment
 from stages.core.structures.detections import Detections
 
@@ -42,7 +42,7 @@ INSIDE = 0.7
 """Fraction of a box inside an object from which it is a part; of an object inside a box, from which it is too large."""
 
 
-def outcome(box_xyxy: FloatArray, class_index: int, ground_truth: ImageTruth) -> tuple[Outcome, int]:
+def outcome(box_xyxy: FloatArray, class_index: int, ground_truth: ImageGroundTruth) -> tuple[Outcome, int]:
     """What a box (4,) of a class is, and the row of the object it is right about (-1: none).
 
     Difficult objects and crowds are objects here, too: a box on one is not wrong.
@@ -63,7 +63,7 @@ def outcome(box_xyxy: FloatArray, class_index: int, ground_truth: ImageTruth) ->
 
 
 def best_boxes(
-    found: Mapping[str, Detections], ground_truth: Mapping[str, ImageTruth]
+    found: Mapping[str, Detections], ground_truth: Mapping[str, ImageGroundTruth]
 ) -> dict[tuple[str, int], Outcome]:
     """(image, class in it) -> what the highest-scoring box of the class is."""
     outcomes: dict[tuple[str, int], Outcome] = {}
@@ -79,7 +79,7 @@ def best_boxes(
 
 
 def deciding_boxes(
-    found: Mapping[str, Detections], ground_truth: Mapping[str, ImageTruth], classes: int
+    found: Mapping[str, Detections], ground_truth: Mapping[str, ImageGroundTruth], classes: int
 ) -> Counter[Outcome]:
     """What the highest-scoring boxes of each class are, as many as the class has objects in the split."""
     counts: Counter[Outcome] = Counter()
@@ -107,7 +107,7 @@ def deciding_boxes(
 def compare(
     before: Mapping[str, Detections],
     after: Mapping[str, Detections],
-    ground_truth: Mapping[str, ImageTruth],
+    ground_truth: Mapping[str, ImageGroundTruth],
     classes: Sequence[str],
 ) -> dict[str, Any]:
     """Counts of both files, and the images where the highest-scoring box of a class became right or ceased to be."""
@@ -174,9 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     limit = options.limit
     if limit is None and (options.before.parent / MANIFEST_NAME).is_file():
         limit = read_manifest(options.before.parent).limit
-    ground = load_ground(options.split, data_root(options.data), limit)
-    before, after = (read_results(path, ground.split) for path in (options.before, options.after))
-    result = compare(before, after, ground.images, ground.split.classes)
+    labeled = load_labeled_split(options.split, data_root(options.data), limit)
+    before, after = (read_results(path, labeled.split) for path in (options.before, options.after))
+    result = compare(before, after, labeled.images, labeled.split.classes)
     print(text(result, options.show))
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)

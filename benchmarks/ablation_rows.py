@@ -1,6 +1,6 @@
-"""The rows of the ablation, and what is made of their figures: mean and spread over seeds, steps, one table.
+"""The rows of the ablation, and what is made of their metrics: mean and spread over seeds, steps, one table.
 
-Pure: nothing here trains or reads a file. A row is a set of changes to the settings of a finished run; its figures are
+Pure: nothing here trains or reads a file. A row is a set of changes to the settings of a finished run; its metrics are
 those of one run folder per seed (`benchmarks/ablation_runs.py`).
 """
 
@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
-Figures = dict[str, float]
+Metrics = dict[str, float]
 """Column -> value of one run."""
-Measured = dict[str, dict[int, Figures]]
-"""Key of a row -> seed -> figures."""
+Measured = dict[str, dict[int, Metrics]]
+"""Key of a row -> seed -> metrics."""
 
 COLUMNS = {
     "ap50": "AP50, test",
@@ -27,7 +27,7 @@ COLUMNS = {
     "step": "AP50 step",
     "of_bound": "of the bound",
 }
-"""Figure -> its column; the last two are made of `ap50`, seed by seed."""
+"""Metric -> its column; the last two are made of `ap50`, seed by seed."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Row:
         over: Key of the row whose AP50 it should raise.
         bound: Key of the supervised row of the same detector.
         recipe: Recipe whose `retrain` section comes between the base settings and the changes.
-        truth: Trained on the true boxes in the place of pseudo boxes.
+        ground_truth: Trained on the true boxes in the place of pseudo boxes.
     """
 
     key: str
@@ -50,7 +50,7 @@ class Row:
     over: str | None = None
     bound: str | None = None
     recipe: str | None = None
-    truth: bool = False
+    ground_truth: bool = False
 
 
 WSOD_ROWS = (
@@ -96,14 +96,14 @@ def retrain_rows(
             key, title = f"{detector}/{rule}-drop", f"{name}, {label} + RoI drop"
             rows.append(Row(key, title, dropping, f"{detector}/{rule}", bound, recipe))
     rows.append(
-        Row(bound, f"{name}, true boxes", {"retrain": {"roi_drop": "off"}}, recipe=recipe, truth=True)
+        Row(bound, f"{name}, true boxes", {"retrain": {"roi_drop": "off"}}, recipe=recipe, ground_truth=True)
     )
     return tuple(rows)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation of a figure over seeds.
+    """Mean and sample standard deviation of a metric over seeds.
 
     Attributes:
         mean: Mean.
@@ -127,19 +127,19 @@ def spread(values: Mapping[int, float]) -> Spread | None:
 
 @dataclass(frozen=True)
 class Line:
-    """A row with its figures: column -> spread, for the columns it has."""
+    """A row with its metrics: column -> spread, for the columns it has."""
 
     row: Row
     cells: dict[str, Spread]
 
     def as_json(self) -> dict[str, Any]:
         """For the JSON file."""
-        figures = {name: asdict(cell) for name, cell in self.cells.items()}
-        return {"key": self.row.key, "label": self.row.label, "over": self.row.over, "figures": figures}
+        metrics = {name: asdict(cell) for name, cell in self.cells.items()}
+        return {"key": self.row.key, "label": self.row.label, "over": self.row.over, "metrics": metrics}
 
 
 def summarise(rows: Iterable[Row], measured: Measured) -> list[Line]:
-    """One line per measured row; steps and shares of the bound are paired by seed."""
+    """One line per measured row; steps and fractions of the bound are paired by seed."""
     lines = []
     for row in rows:
         own = measured.get(row.key)
@@ -177,7 +177,7 @@ def markdown(lines: Sequence[Line], seeds: Sequence[int]) -> str:
 
 
 def shown(name: str, cell: Spread | None) -> str:
-    """A cell: `0.612 ± 0.013`; steps with their sign, shares in per cent."""
+    """A cell: `0.612 ± 0.013`; steps with their sign, fractions in percent."""
     if cell is None:
         return "–"
     scale, form = {"step": (1, "+.3f"), "of_bound": (100, ".1f"), "boxes_per_image": (1, ".2f")}.get(

@@ -2,7 +2,7 @@
 
 `<out>/<row>/s<seed>/<stage>/<split>` with manifest, settings and metrics like any run, so that `weaksam inspect`,
 `report` and the other benchmarks read them; what has finished with the same settings and inputs is not done again, and
-what was interrupted goes on. Truth is opened only to measure, and for the rows that are trained on it.
+what was interrupted goes on. Ground truth is opened only to measure, and for the rows that are trained on it.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.ablation_rows import WSOD_ROWS, Figures, Row
-from benchmarks.supervised_bound import write_truth
+from benchmarks.ablation_rows import WSOD_ROWS, Metrics, Row
+from benchmarks.supervised_bound import write_ground_truth
 from stages.core.artifacts.coco_json import read_results, write_results
 from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
 from stages.core.config import StageConfig, build_config, config_class, parse_assignments, recipe_layers
 from stages.core.datasets.catalog import open_split
 from stages.core.errors import MissingInputError
 from stages.core.evaluation.corloc import corloc
-from stages.core.evaluation.tasks import Ground, load_ground, measure
+from stages.core.evaluation.tasks import LabeledSplit, load_labeled_split, measure
 from stages.core.registry import load_stage
 from stages.core.runtime.execute import execute
 from stages.core.runtime.request import Request
@@ -40,7 +40,7 @@ class Options:
         out: Where the experiments go.
         data: Folder of data sets.
         train: Split to train on.
-        test: Split that figures are given for.
+        test: Split that metrics are given for.
         val: Split that sweeps with training are measured on; None if the data set has none.
         recipe: Base settings; None takes those of `run`.
         assignments: `stage.key=value`, over the base settings.
@@ -69,10 +69,10 @@ class Bench:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        # One copy of each truth and one writing of each file per process.
-        self.ground = cache(self._ground)
+        # One copy of each ground truth and one writing of each file per process.
+        self.labeled = cache(self._labeled)
         self.limit = cache(self._limit)
-        self._truth_file = cache(self._write_truth)
+        self._ground_truth_file = cache(self._write_ground_truth)
         self._run_detections = cache(self._cut_detections)
 
     def folder(self, key: str, seed: int) -> Path:
@@ -130,7 +130,7 @@ class Bench:
         ]
         return all((folder / MANIFEST_NAME).is_file() for folder in folders)
 
-    def figures(self, row: Row, seed: int) -> Figures:
+    def metrics(self, row: Row, seed: int) -> Metrics:
         """Run a row with one seed, or find it finished, and measure it.
 
         Detectors: AP50 and COCO AP on the test split, CorLoc on the train split. Pseudo boxes: precision and recall
@@ -139,27 +139,27 @@ class Bench:
         both = (self.options.train, self.options.test)
         if "wsod" in row.changes:
             self.wsod(row, seed, both)
-            return self.detector_figures(self.folder(row.key, seed), "wsod")
-        found: Figures = {}
+            return self.detector_metrics(self.folder(row.key, seed), "wsod")
+        found: Metrics = {}
         if "pgt" in row.changes:
-            report = measure("pgt", self.pgt(row, seed), self.ground(self.options.train))
+            report = measure("pgt", self.pgt(row, seed), self.labeled(self.options.train))
             found |= {name: report.metrics[name] for name in ("precision50", "recall50", "boxes_per_image")}
         if "retrain" in row.changes:
             self.retrain(row, seed, both)
-            found |= self.detector_figures(self.folder(row.key, seed), "retrain")
+            found |= self.detector_metrics(self.folder(row.key, seed), "retrain")
         return found
 
-    def detector_figures(self, folder: Path, stage: str) -> Figures:
-        """Figures of a detector that was applied to both splits."""
-        ground = self.ground(self.options.train)
-        seen = read_results(folder / stage / self.options.train / "detections.json", ground.split)
-        found = self.split_figures(folder / stage / self.options.test / "detections.json", self.options.test)
-        known = {image_id: boxes for image_id, boxes in seen.items() if image_id in ground.images}
-        return found | {"corloc": corloc(known, ground.images, len(ground.split.classes)).mean}
+    def detector_metrics(self, folder: Path, stage: str) -> Metrics:
+        """Metrics of a detector that was applied to both splits."""
+        labeled = self.labeled(self.options.train)
+        seen = read_results(folder / stage / self.options.train / "detections.json", labeled.split)
+        found = self.split_metrics(folder / stage / self.options.test / "detections.json", self.options.test)
+        known = {image_id: boxes for image_id, boxes in seen.items() if image_id in labeled.images}
+        return found | {"corloc": corloc(known, labeled.images, len(labeled.split.classes)).mean}
 
-    def split_figures(self, detections: Path, split: str) -> Figures:
+    def split_metrics(self, detections: Path, split: str) -> Metrics:
         """AP50 and COCO AP of detections of a split."""
-        metrics = measure("detections", detections, self.ground(split)).metrics
+        metrics = measure("detections", detections, self.labeled(split)).metrics
         return {name: metrics[name] for name in ("ap50", "coco_ap")}
 
     def wsod(self, row: Row, seed: int, splits: Iterable[str]) -> Path:
@@ -181,7 +181,9 @@ class Bench:
         """Train an ordinary detector on a row's boxes, apply it to the splits, and return the run folder."""
         config = self.settings("retrain", row.changes["retrain"], row.recipe)
         for split in splits:
-            given = {"pgt": self._truth_file()} if row.truth and split == self.options.train else {}
+            given = (
+                {"pgt": self._ground_truth_file()} if row.ground_truth and split == self.options.train else {}
+            )
             self._execute("retrain", config, row.key, seed, split, given)
         return self.folder(row.key, seed)
 
@@ -220,7 +222,7 @@ class Bench:
                 precision="auto",
                 seed=seed,
                 workers=None,
-                # Images without a usable proposal are a figure here, not a failure.
+                # Images without a usable proposal are a metric here, not a failure.
                 max_failures="100%",
             ),
         )
@@ -231,13 +233,13 @@ class Bench:
         made = [read_manifest(folder).limit for folder in folders if (folder / MANIFEST_NAME).is_file()]
         return min((n for n in (self.options.limit, *made) if n is not None), default=None)
 
-    def _ground(self, split: str) -> Ground:
-        return load_ground(split, self.options.data, self.limit(split))
+    def _labeled(self, split: str) -> LabeledSplit:
+        return load_labeled_split(split, self.options.data, self.limit(split))
 
-    def _write_truth(self) -> Path:
+    def _write_ground_truth(self) -> Path:
         train = self.options.train
-        return write_truth(
-            train, self.options.data, self.options.out / "truth" / "pgt.json", self.limit(train)
+        return write_ground_truth(
+            train, self.options.data, self.options.out / "ground_truth" / "pgt.json", self.limit(train)
         )
 
     def _cut_detections(self, split: str) -> Path:

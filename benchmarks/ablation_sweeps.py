@@ -1,8 +1,8 @@
 """Sweeps of the thresholds of pseudo ground truth (no training) and of RoI drop (a training per point).
 
-They are what settings may be chosen by, so none of them sees the test split. The thresholds of `pgt` are swept on the
-validation split where the teacher's detections of it exist, with the tags that its truth implies, else on the train
-split; those of RoI drop are trained on the train split and measured on the validation split.
+Settings may be chosen by them, so none of them uses the test split. The thresholds of `pgt` are swept on the
+validation split where the teacher's detections of it exist, with the tags that its ground truth implies, else on the
+train split; those of RoI drop are trained on the train split and measured on the validation split.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ablation_rows import Figures, Row, Spread, retrain_rows, spread
+from benchmarks.ablation_rows import Metrics, Row, Spread, retrain_rows, spread
 from benchmarks.ablation_runs import Bench
 from benchmarks.plots import line_plot
 from stages.core.artifacts.coco_json import read_results
 from stages.core.config import build_config
-from stages.core.evaluation.ground_truth.types import ImageTruth
+from stages.core.evaluation.ground_truth.types import ImageGroundTruth
 from stages.core.evaluation.pgt_quality import pgt_quality
-from stages.core.evaluation.tasks import Ground
+from stages.core.evaluation.tasks import LabeledSplit
 from stages.core.structures.detections import Detections
 from stages.pgt.adaptive import Rule, select
 from stages.pgt.config import PgtConfig
@@ -32,19 +32,19 @@ TAU_S = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 TAU_O = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 1.0)
 TAU_RAW = (1.0, 2.0, 4.0)
 """Thresholds of raw losses. The published 4 drops one RoI in 300 of the drawn set: higher ones have nothing to drop."""
-TAU_SHARE = (0.5, 0.7, 0.8, 0.9, 0.95)
+TAU_FRACTION = (0.5, 0.7, 0.8, 0.9, 0.95)
 """Thresholds of the rules `normalized` and `percentile`."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Figures along one setting.
+    """Metrics along one setting.
 
     Attributes:
         setting: Its name, `tau_s` for instance.
         split: Split it was measured on.
         held: What was held, as printed.
-        curves: Name of a line -> figure -> points (value, spread over seeds).
+        curves: Name of a line -> metric -> points (value, spread over seeds).
     """
 
     setting: str
@@ -62,11 +62,11 @@ class Sweep:
         return asdict(self)
 
     def markdown(self) -> str:
-        """A table with a line per value and a column per figure of each curve."""
+        """A table with a line per value and a column per metric of each curve."""
         columns = [
-            (f"{figure}, {name}", dict(points))
-            for name, figures in self.curves.items()
-            for figure, points in figures.items()
+            (f"{metric}, {name}", dict(points))
+            for name, metrics in self.curves.items()
+            for metric, points in metrics.items()
         ]
         values = sorted({value for _, points in columns for value in points})
         rows = [[self.setting, *(name for name, _ in columns)], ["---"] * (len(columns) + 1)]
@@ -77,15 +77,15 @@ class Sweep:
     def plot(self, path: Path) -> None:
         """Means as lines with a bar of one standard deviation up and down; no picture without points."""
         found = {
-            f"{figure}, {name}": points
-            for name, figures in self.curves.items()
-            for figure, points in figures.items()
+            f"{metric}, {name}": points
+            for name, metrics in self.curves.items()
+            for metric, points in metrics.items()
         }
         lines = {name: [(value, cell.mean) for value, cell in points] for name, points in found.items()}
         errors = {name: [cell.std or 0.0 for _, cell in points] for name, points in found.items()}
         if not any(lines.values()):
             return
-        trained = any("AP50" in figures for figures in self.curves.values())
+        trained = any("AP50" in metrics for metrics in self.curves.values())
         bounds = _close(lines) if trained else (0.0, 1.0)
         line_plot(path, self.title, self.setting, "", lines, logarithmic=False, y_range=bounds, errors=errors)
 
@@ -103,16 +103,16 @@ def _close(lines: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[float, f
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def true_tags(truth: ImageTruth) -> list[int]:
+def true_tags(ground_truth: ImageGroundTruth) -> list[int]:
     """Classes an image would be tagged with: those of its objects that count."""
-    return sorted(set(truth.classes[~truth.difficult & ~truth.crowd].tolist()))
+    return sorted(set(ground_truth.classes[~ground_truth.difficult & ~ground_truth.crowd].tolist()))
 
 
-def tags_of(ground: Ground) -> dict[str, list[int]]:
-    """Tags of every image whose truth is known; a test split has none of its own, so its truth gives them."""
-    if ground.split.has_tags:
-        return {image_id: sorted(ground.split.tags(image_id)) for image_id in ground.images}
-    return {image_id: true_tags(truth) for image_id, truth in ground.images.items()}
+def tags_of(labeled: LabeledSplit) -> dict[str, list[int]]:
+    """Tags of every labeled image; a test split has none of its own, so its ground truth gives them."""
+    if labeled.split.has_tags:
+        return {image_id: sorted(labeled.split.tags(image_id)) for image_id in labeled.images}
+    return {image_id: true_tags(ground_truth) for image_id, ground_truth in labeled.images.items()}
 
 
 def pseudo_boxes(
@@ -127,11 +127,11 @@ def pseudo_boxes(
     return chosen
 
 
-def pgt_figures(found: Mapping[str, Detections], ground: Ground, config: PgtConfig) -> Figures:
+def pgt_metrics(found: Mapping[str, Detections], labeled: LabeledSplit, config: PgtConfig) -> Metrics:
     """Precision, recall and F1 at IoU .5 of the pseudo boxes of one rule."""
-    classes = ground.split.classes
-    chosen = pseudo_boxes(found, tags_of(ground), config.rule(classes))
-    quality = pgt_quality(chosen, ground.images, len(classes))
+    classes = labeled.split.classes
+    chosen = pseudo_boxes(found, tags_of(labeled), config.rule(classes))
+    quality = pgt_quality(chosen, labeled.images, len(classes))
     return {"precision": quality.precision, "recall": quality.recall, "F1": quality.f1}
 
 
@@ -139,28 +139,28 @@ def pgt_sweeps(bench: Bench) -> list[Sweep]:
     """tau_s and tau_o of both adaptive rules, the other held at its base setting."""
     options = bench.options
     split = options.val if options.val and bench.knows(options.val) else options.train
-    ground = bench.ground(split)
+    labeled = bench.labeled(split)
     teachers = {
-        seed: read_results(bench.teacher(seed, split), ground.split) for seed in bench.teacher_seeds()
+        seed: read_results(bench.teacher(seed, split), labeled.split) for seed in bench.teacher_seeds()
     }
     base = PgtConfig.model_validate(bench.settings("pgt").model_dump())
     sweeps = []
     for setting, other, values in (("tau_s", "tau_o", TAU_S), ("tau_o", "tau_s", TAU_O)):
         curves: dict[str, dict[str, list[tuple[float, Spread]]]] = {}
         for mode in MODES:
-            measured: dict[float, dict[int, Figures]] = {}
+            measured: dict[float, dict[int, Metrics]] = {}
             for value in sorted({*values, getattr(base, setting)}):
                 config = build_config(
                     PgtConfig, [("base", base.model_dump()), ("sweep", {"mode": mode, setting: value})]
                 )
-                measured[value] = {s: pgt_figures(found, ground, config) for s, found in teachers.items()}
+                measured[value] = {s: pgt_metrics(found, labeled, config) for s, found in teachers.items()}
             curves[mode] = points(measured)
         sweeps.append(Sweep(setting, split, f"{other} = {getattr(base, other):g}", curves))
     return sweeps
 
 
-def points(measured: Mapping[float, Mapping[int, Figures]]) -> dict[str, list[tuple[float, Spread]]]:
-    """Figure -> points in order of the value, without those that are undefined."""
+def points(measured: Mapping[float, Mapping[int, Metrics]]) -> dict[str, list[tuple[float, Spread]]]:
+    """Metric -> points in order of the value, without those that are undefined."""
     names = dict.fromkeys(name for seeds in measured.values() for found in seeds.values() for name in found)
     curves: dict[str, list[tuple[float, Spread]]] = {}
     for name in names:
@@ -197,7 +197,7 @@ def drop_grid(base: RetrainConfig, rule: str) -> dict[str, list[tuple[float, Row
         base: Base settings.
         rule: Rule of `pgt` in the base settings.
     """
-    values = TAU_SHARE if base.roi_drop in ("normalized", "percentile") else TAU_RAW
+    values = TAU_FRACTION if base.roi_drop in ("normalized", "percentile") else TAU_RAW
     on = base if base.roi_drop != "off" else base.model_copy(update={"roi_drop": "paper"})
     table = {row.key: row for row in retrain_rows(on.architecture, on.architecture, on.roi_drop)}
     off = drop_row(on.model_copy(update={"roi_drop": "off"}))
@@ -213,8 +213,8 @@ def drop_grid(base: RetrainConfig, rule: str) -> dict[str, list[tuple[float, Row
     return grid
 
 
-def drop_sweep(bench: Bench, measured: Mapping[str, Mapping[int, Figures]]) -> Sweep:
-    """AP50 on the validation split against both thresholds, from the figures of the rows of `drop_grid`."""
+def drop_sweep(bench: Bench, measured: Mapping[str, Mapping[int, Metrics]]) -> Sweep:
+    """AP50 on the validation split against both thresholds, from the metrics of the rows of `drop_grid`."""
     base = RetrainConfig.model_validate(bench.settings("retrain").model_dump())
     grid = drop_grid(base, rule_of(bench))
     curves = {
@@ -230,5 +230,5 @@ def drop_sweep(bench: Bench, measured: Mapping[str, Mapping[int, Figures]]) -> S
     return Sweep("threshold of RoI drop", bench.options.val, held, curves)
 
 
-def _ap50(seeds: Mapping[int, Figures]) -> dict[int, Figures]:
+def _ap50(seeds: Mapping[int, Metrics]) -> dict[int, Metrics]:
     return {seed: {"AP50": found["ap50"]} for seed, found in seeds.items()}

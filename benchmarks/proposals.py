@@ -1,7 +1,7 @@
 """What each source of prompts adds to the proposals, for the default and the published settings.
 
 Runs the proposal stage's own code on the images and prompts of finished runs, one run per seed, and measures
-recall against the truth, which nothing but this benchmark sees:
+recall against the ground truth, which nothing but this benchmark sees:
 
     make ablation-proposals DATASET=shapes SEEDS='0 1 2'
     python -m benchmarks.proposals --run runs/s0 runs/s1 runs/s2 --split shapes_test --limit 100 --plot ar.png
@@ -10,7 +10,7 @@ Rows: the grid alone, then with coarse, fine and cross points added one by one. 
 large enough that 16 x 16 points leave nothing to add, so coarser grids are shown, too, and no grid at all.
 Every image is encoded once for all rows and seeds, every grid decoded once, every run's prompts once per
 settings; the rows are subsets of those candidates by provenance, which is what a run without the left-out
-sources would have found. Figures are means over the runs with half their range.
+sources would have found. Metrics are means over the runs with half their range.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from stages.core.config import load_recipe
 from stages.core.datasets.catalog import data_root, open_split
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
-from stages.core.evaluation.ground_truth import ImageTruth
-from stages.core.evaluation.ground_truth.load import load_truth
+from stages.core.evaluation.ground_truth import ImageGroundTruth
+from stages.core.evaluation.ground_truth.load import load_ground_truth
 from stages.core.evaluation.recall import ProposalRecall, proposal_recall
 from stages.core.segmenters.loading import load_segmenter
 from stages.core.segmenters.protocol import EncodedImage, Segmenter
@@ -134,7 +134,7 @@ NO_PROMPTS: dict[str, NDArray[Any]] = {
 NO_POINTS = build_prompts(np.zeros((0, 2)), NO_PROMPTS, (), class_prompts=False)
 
 
-def figures(recall: ProposalRecall) -> dict[str, float]:
+def metrics(recall: ProposalRecall) -> dict[str, float]:
     """Boxes per image, recall at three IoUs, and average recall over .5:.05:.95 with all boxes."""
     values = {"boxes": recall.boxes_per_image}
     values |= {f"R{round(100 * iou)}": recall.at(iou) for iou in (0.5, 0.75, 0.9)}
@@ -149,14 +149,14 @@ def curve(recall: ProposalRecall) -> list[tuple[float, float]]:
 
 
 def summarise(
-    boxes: dict[tuple[str, int], Boxes], truth: dict[str, ImageTruth]
+    boxes: dict[tuple[str, int], Boxes], ground_truth: dict[str, ImageGroundTruth]
 ) -> tuple[dict[str, dict[str, tuple[float, float]]], dict[str, list[tuple[float, float]]]]:
-    """Mean and half range of every figure over the runs of a row, and the first run's curve."""
+    """Mean and half range of every metric over the runs of a row, and the first run's curve."""
     measured: dict[str, list[dict[str, float]]] = defaultdict(list)
     curves: dict[str, list[tuple[float, float]]] = {}
     for (label, _), found in boxes.items():
-        recall = proposal_recall(found, truth, COUNTS)
-        measured[label].append(figures(recall))
+        recall = proposal_recall(found, ground_truth, COUNTS)
+        measured[label].append(metrics(recall))
         curves.setdefault(label, curve(recall))
     table = {}
     for label, runs in measured.items():
@@ -219,7 +219,7 @@ def main() -> None:
         parser.error("--run is needed")
     if options.plot:
         new_figure()
-    truth = load_truth(options.split, root).images
+    ground_truth = load_ground_truth(options.split, root).images
     segmenter = load_segmenter(options.segmenter, options.segmenter_weights, options.device)
     measurement = Measurement(segmenter, variants(options.settings, options.grids), options.device)
     measure_split(measurement, split, [_prompts(run, options.split) for run in options.run])
@@ -227,7 +227,7 @@ def main() -> None:
     if options.classic:
         for name, found in json.loads(options.classic.read_text(encoding="utf-8")).items():
             boxes[name, 0] = {i: np.array(found[i], np.float64).reshape(-1, 4) for i in split.ids}
-    table, curves = summarise(boxes, {image_id: truth[image_id] for image_id in split.ids})
+    table, curves = summarise(boxes, {image_id: ground_truth[image_id] for image_id in split.ids})
     print_table(table)
     print(json.dumps(table))
     if options.plot:

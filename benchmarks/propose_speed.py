@@ -136,8 +136,8 @@ def generator_boxes(sam: Any, image: Image, config: ProposeConfig) -> torch.Tens
     return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:] + 1], dim=1)
 
 
-def matched_share(theirs: torch.Tensor, mine: torch.Tensor) -> float:
-    """Share of their boxes that one of ours overlaps with an IoU of at least 0.95."""
+def matched_fraction(theirs: torch.Tensor, mine: torch.Tensor) -> float:
+    """Fraction of their boxes that one of ours overlaps with an IoU of at least 0.95."""
     if len(theirs) == 0:
         return 1.0
     if len(mine) == 0:
@@ -198,7 +198,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of our way")
     parser.add_argument("--compile", action="store_true", help="compile the encoder of our way")
-    parser.add_argument("--peak-tflops", type=float, help="of the card; prints the share the encoder reaches")
+    parser.add_argument(
+        "--peak-tflops", type=float, help="of the card; prints the fraction the encoder reaches"
+    )
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -272,7 +274,7 @@ def compare(
     report["generator"] = measure(generate, images, device)
     fuse_attention(segmenter.sam.image_encoder)
     matched = sum(
-        len(boxes) * matched_share(boxes, ours(proposers["grid"], image, rows(image), Clock(device)))
+        len(boxes) * matched_fraction(boxes, ours(proposers["grid"], image, rows(image), Clock(device)))
         for boxes, image in zip(theirs, images, strict=True)
     )
     count = sum(len(boxes) for boxes in theirs)

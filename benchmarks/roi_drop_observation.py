@@ -1,10 +1,10 @@
 """The observation behind RoI drop, measured: are the RoIs with high losses those whose pseudo box is wrong?
 
 Takes the detector of a finished `retrain` run, samples RoIs of its training images as training does (no augmentation),
-and computes their two raw losses against the pseudo boxes. The truth, opened here alone, says which RoIs are
-labelled wrongly: those without a true box of their pseudo class at an IoU of 0.5. Prints the error rate by normalized
-loss, and for the drop rules the dropped share and how precise the drops are; writes the losses of every RoI, a JSON of
-the figures and a plot per loss (extra `bench`).
+and computes their two raw losses against the pseudo boxes. The ground truth, opened here alone, shows which RoIs are
+labeled wrongly: those without a true box of their pseudo class at an IoU of 0.5. Prints the error rate by normalized
+loss, and for the drop rules the dropped fraction and how precise the drops are; writes the losses of every RoI, a JSON
+of the metrics and a plot per loss (extra `bench`).
 
     python -m benchmarks.roi_drop_observation --run runs/shapes --split shapes_train
 """
@@ -29,12 +29,12 @@ from stages.core.artifacts.manifest import read_manifest
 from stages.core.datasets.catalog import data_root, open_split
 from stages.core.detectors.checkpoints import DetectorFile
 from stages.core.detectors.settings import Augmentation
-from stages.core.detectors.training_data import PseudoTruthData
+from stages.core.detectors.training_data import PseudoGroundTruthData
 from stages.core.detectors.two_stage.faster_rcnn import Detector
 from stages.core.detectors.two_stage.roi_heads import roi_losses
 from stages.core.errors import ImageError
-from stages.core.evaluation.ground_truth.load import load_truth
-from stages.core.evaluation.ground_truth.types import ImageTruth
+from stages.core.evaluation.ground_truth.load import load_ground_truth
+from stages.core.evaluation.ground_truth.types import ImageGroundTruth
 from stages.core.ops.boxes import pairwise_iou
 from stages.core.runtime.device import resolve_device
 from stages.core.runtime.image_generators import image_streams
@@ -51,7 +51,7 @@ QUANTILES: tuple[float, ...] = (0.8, 0.9, 0.95)
 
 @dataclass(frozen=True)
 class Rois:
-    """Foreground RoIs of a split: raw losses, and whether the truth contradicts their pseudo label."""
+    """Foreground RoIs of a split: raw losses, and whether the ground truth contradicts their pseudo label."""
 
     images: list[str]
     cls: Floats
@@ -76,15 +76,15 @@ class Bin:
 
 
 @dataclass(frozen=True)
-class RuleFigures:
+class RuleMetrics:
     """What a drop rule would do to these RoIs."""
 
     rule: str
-    dropped_share: float
+    dropped_fraction: float
     precision: float | None
-    """Share of the dropped RoIs that are wrong; None if nothing is dropped."""
+    """Fraction of the dropped RoIs that are wrong; None if nothing is dropped."""
     recall: float | None
-    """Share of the wrong RoIs that are dropped; None if none is wrong."""
+    """Fraction of the wrong RoIs that are dropped; None if none is wrong."""
 
 
 def scaled(values: Floats) -> Floats:
@@ -107,15 +107,15 @@ def error_by_loss(loss: Floats, wrong: NDArray[np.bool_], bins: int = 10) -> lis
     ]
 
 
-def rule_figures(rois: Rois, name: str, rule: DropRule) -> RuleFigures:
-    """Dropped share, precision and recall of a rule; the whole split counts as one batch."""
+def rule_metrics(rois: Rois, name: str, rule: DropRule) -> RuleMetrics:
+    """Dropped fraction, precision and recall of a rule; the whole split counts as one batch."""
     kept = roi_drop(
         torch.from_numpy(rois.cls), torch.from_numpy(rois.reg), torch.ones(len(rois.cls), dtype=torch.bool),
         rule.start_step, rule,
     )  # fmt: skip
     dropped = ((kept.cls_R == 0) | (kept.reg_R == 0)).numpy()
     hits = int((dropped & rois.wrong).sum())
-    return RuleFigures(
+    return RuleMetrics(
         name,
         float(dropped.mean()) if len(dropped) else 0.0,
         hits / int(dropped.sum()) if dropped.any() else None,
@@ -125,7 +125,7 @@ def rule_figures(rois: Rois, name: str, rule: DropRule) -> RuleFigures:
 
 @torch.no_grad()
 def image_rois(
-    model: Detector, image: Tensor, target: dict[str, Tensor], truth: ImageTruth
+    model: Detector, image: Tensor, target: dict[str, Tensor], ground_truth: ImageGroundTruth
 ) -> tuple[Floats, Floats, NDArray[np.bool_]]:
     """Raw losses of an image's foreground RoIs, and which are wrong.
 
@@ -133,7 +133,7 @@ def image_rois(
         model: In training mode, so that proposals and samples are those of training.
         image: (3, h, w) in [0, 1], resized.
         target: Pseudo boxes in the pixels of `image`.
-        truth: In the pixels of the original.
+        ground_truth: In the pixels of the original.
     """
     heads = model.roi_heads
     images, targets = model.transform([image], [target])
@@ -143,9 +143,9 @@ def image_rois(
     pooled = heads.box_head(heads.box_roi_pool(features, proposals, images.image_sizes))
     logits_RC, deltas_RK = heads.box_predictor(pooled)
     cls_R, reg_R = roi_losses(logits_RC, deltas_RK, labels[0], deltas[0], heads.box_loss)
-    scale = torch.tensor([image.shape[2] / truth.width, image.shape[1] / truth.height] * 2)
-    true_T4 = (torch.from_numpy(truth.boxes_xyxy).float() * scale).to(image.device)
-    same_RT = labels[0][:, None] == torch.from_numpy(truth.classes).to(image.device)[None] + 1
+    scale = torch.tensor([image.shape[2] / ground_truth.width, image.shape[1] / ground_truth.height] * 2)
+    true_T4 = (torch.from_numpy(ground_truth.boxes_xyxy).float() * scale).to(image.device)
+    same_RT = labels[0][:, None] == torch.from_numpy(ground_truth.classes).to(image.device)[None] + 1
     right_R = ((pairwise_iou(proposals[0], true_T4) >= RIGHT_IOU) & same_RT).any(dim=1)
     foreground = labels[0] > 0
     return (
@@ -171,8 +171,8 @@ def collect(
     model = cast(Detector, detector.model()).to(device).train()
     plain = Augmentation((config.test_short_side,), config.max_size, hflip_prob=0.0)
     pgt = read_dataset(run / "pgt" / split_name / "pgt.json", split)
-    pseudo = PseudoTruthData(split, pgt, plain, 0, with_masks=False, failures=FailureLog())
-    truth = load_truth(split_name, data).images
+    pseudo = PseudoGroundTruthData(split, pgt, plain, 0, with_masks=False, failures=FailureLog())
+    ground_truth = load_ground_truth(split_name, data).images
     ids: list[str] = []
     parts: list[tuple[Floats, Floats, NDArray[np.bool_]]] = []
     for image_id in pseudo.ids[:limit]:
@@ -182,7 +182,7 @@ def collect(
             continue
         own = {name: value.to(device) for name, value in target.items()}
         with image_streams([derive_seed(0, "observation", image_id)]):
-            parts.append(image_rois(model, image.to(device), own, truth[image_id]))
+            parts.append(image_rois(model, image.to(device), own, ground_truth[image_id]))
         ids += [image_id] * len(parts[-1][0])
     return Rois(ids, *(np.concatenate(column) for column in zip(*parts, strict=True))), config
 
@@ -225,21 +225,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     base = float(rois.wrong.mean())
     print(f"{len(rois.wrong)} foreground RoIs of {len(set(rois.images))} images, {base:.1%} wrong")
-    figures: dict[str, object] = {"rois": len(rois.wrong), "wrong_share": base}
+    metrics: dict[str, object] = {"rois": len(rois.wrong), "wrong_fraction": base}
     for name in LOSSES:
         bins = error_by_loss(rois.loss(name), rois.wrong)
-        figures[name] = [asdict(one) for one in bins]
+        metrics[name] = [asdict(one) for one in bins]
         plot(out / f"{name}.png", bins, base, name)
         rates = "  ".join("   –" if one.error_rate is None else f"{one.error_rate:4.0%}" for one in bins)
         print(f"error rate by {name:14s} loss, ten equal steps: {rates}")
-    found = [rule_figures(rois, name, rule) for name, rule in rules(config).items()]
-    figures["rules"] = [asdict(one) for one in found]
+    found = [rule_metrics(rois, name, rule) for name, rule in rules(config).items()]
+    metrics["rules"] = [asdict(one) for one in found]
     print(f"{'rule':16s} {'dropped':>8s} {'precision':>10s} {'recall':>7s}")
     for one in found:
         precision = "–" if one.precision is None else f"{one.precision:.1%}"
         recall = "–" if one.recall is None else f"{one.recall:.1%}"
-        print(f"{one.rule:16s} {one.dropped_share:8.2%} {precision:>10s} {recall:>7s}")
-    (out / "observation.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        print(f"{one.rule:16s} {one.dropped_fraction:8.2%} {precision:>10s} {recall:>7s}")
+    (out / "observation.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     rows = zip(rois.images, rois.cls, rois.reg, rois.wrong, strict=True)
     lines = [f"{image},{cls:.5f},{reg:.5f},{int(wrong)}" for image, cls, reg, wrong in rows]
     (out / "rois.csv").write_text(

@@ -1,8 +1,8 @@
 """How close weak supervision comes: the same detectors trained on true boxes and masks.
 
-Writes the truth of the train split as a data set in the format of `pgt.json`, gives it to the stages `retrain` and
-`wsis` with the settings of a finished run (RoI drop off: there are no wrong boxes to drop), and compares both on the
-test split. The truth never enters the run it is compared with.
+Writes the ground truth of the train split as a data set in the format of `pgt.json`, gives it to the stages `retrain`
+and `wsis` with the settings of a finished run (RoI drop off: there are no wrong boxes to drop), and compares both on
+the test split. The ground truth never enters the run it is compared with.
 
     python -m benchmarks.supervised_bound --run runs/shapes --train shapes_train --test shapes_test
 """
@@ -21,9 +21,9 @@ from stages.core.artifacts.coco_json import write_dataset
 from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
 from stages.core.config import StageConfig, config_class
 from stages.core.datasets.catalog import data_root, open_split
-from stages.core.evaluation.ground_truth.load import load_truth
-from stages.core.evaluation.ground_truth.types import ImageTruth
-from stages.core.evaluation.tasks import load_ground, measure
+from stages.core.evaluation.ground_truth.load import load_ground_truth
+from stages.core.evaluation.ground_truth.types import ImageGroundTruth
+from stages.core.evaluation.tasks import load_labeled_split, measure
 from stages.core.formatting import format_number
 from stages.core.registry import load_stage
 from stages.core.runtime.execute import execute
@@ -34,7 +34,7 @@ SHOWN = {
     "retrain": ("detections", "detections.json", ("ap50", "coco_ap")),
     "wsis": ("segmentations", "segmentations.json", ("mask_ap50", "mask_ap75", "box_ap50")),
 }
-"""Stage -> task, artifact, figures compared."""
+"""Stage -> task, artifact, metrics compared."""
 
 CHANGED = {"retrain": {"roi_drop": "off"}, "wsis": {"mask_source": "given"}}
 """What differs from the weak run's settings."""
@@ -56,10 +56,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One figure of one stage: trained on pseudo ground truth (None: not run yet) and on the truth."""
+    """One metric of one stage: trained on pseudo ground truth (None: not run yet) and on the ground truth."""
 
     stage: str
-    figure: str
+    metric: str
     weak: float | None
     supervised: float
 
@@ -69,21 +69,21 @@ class Comparison:
         return None if self.weak is None or self.supervised == 0 else self.weak / self.supervised
 
 
-def write_truth(split_name: str, data: Path, path: Path, limit: int | None = None) -> Path:
+def write_ground_truth(split_name: str, data: Path, path: Path, limit: int | None = None) -> Path:
     """Write the true boxes and masks of a train split, or of its first images, in the format of `pgt.json`.
 
     Difficult objects and crowds are left out, as the pseudo ground truth knows neither.
     """
     split = open_split(split_name, data)
     split = split if limit is None else split.limited(limit)
-    truth = load_truth(split_name, data, ids=frozenset(split.ids))
-    boxes = {image_id: _as_pseudo(image) for image_id, image in truth.images.items()}
-    sizes = {image_id: (image.height, image.width) for image_id, image in truth.images.items()}
+    ground_truth = load_ground_truth(split_name, data, ids=frozenset(split.ids))
+    boxes = {image_id: _as_pseudo(image) for image_id, image in ground_truth.images.items()}
+    sizes = {image_id: (image.height, image.width) for image_id, image in ground_truth.images.items()}
     write_dataset(path, split, boxes, sizes, {"description": "ground truth, for a supervised bound only"})
     return path
 
 
-def _as_pseudo(image: ImageTruth) -> Detections:
+def _as_pseudo(image: ImageGroundTruth) -> Detections:
     objects = Detections(
         image.boxes_xyxy.astype(np.float32), image.classes, np.ones(len(image), np.float32), image.masks
     )
@@ -98,8 +98,8 @@ def settings_of(run: Path, stage: str, train: str) -> StageConfig:
     return model.model_validate(used | CHANGED[stage])
 
 
-def train_bound(options: Options, stage: str, truth: Path) -> Path:
-    """Train a stage on the truth, apply it to the test split, and return the test split's folder."""
+def train_bound(options: Options, stage: str, ground_truth: Path) -> Path:
+    """Train a stage on the ground truth, apply it to the test split, and return the test split's folder."""
     config = settings_of(options.run, stage, options.train)
     folder = options.out
     for split in (options.train, options.test):
@@ -110,7 +110,7 @@ def train_bound(options: Options, stage: str, truth: Path) -> Path:
                 split=split,
                 run=folder,
                 data=options.data,
-                overrides={"pgt": truth} if split == options.train else {},
+                overrides={"pgt": ground_truth} if split == options.train else {},
                 resume=True,
                 overwrite=True,
                 device=options.device,
@@ -124,17 +124,17 @@ def train_bound(options: Options, stage: str, truth: Path) -> Path:
 
 def compare(options: Options) -> list[Comparison]:
     """Train and measure the bound of every stage asked for."""
-    truth = write_truth(
-        options.train, options.data, options.out.parent / f"{options.out.name}-truth" / "pgt.json"
+    ground_truth = write_ground_truth(
+        options.train, options.data, options.out.parent / f"{options.out.name}-ground truth" / "pgt.json"
     )
-    ground = load_ground(options.test, options.data)
+    labeled = load_labeled_split(options.test, options.data)
     found: list[Comparison] = []
     for stage in options.stages:
-        task, name, figures = SHOWN[stage]
-        bound = measure(task, train_bound(options, stage, truth) / name, ground).metrics
+        task, name, metrics = SHOWN[stage]
+        bound = measure(task, train_bound(options, stage, ground_truth) / name, labeled).metrics
         weak_path = options.run / stage / options.test / name
-        weak = measure(task, weak_path, ground).metrics if weak_path.is_file() else {}
-        found += [Comparison(stage, figure, weak.get(figure), bound[figure]) for figure in figures]
+        weak = measure(task, weak_path, labeled).metrics if weak_path.is_file() else {}
+        found += [Comparison(stage, metric, weak.get(metric), bound[metric]) for metric in metrics]
     return found
 
 
@@ -166,13 +166,13 @@ def main() -> None:
     """Print the table and write it beside the bound as `supervised_bound.json`."""
     options = parse()
     found = compare(options)
-    print(f"{'stage':8} {'figure':10} {'weak':>7} {'supervised':>11} {'ratio':>7}")
+    print(f"{'stage':8} {'metric':10} {'weak':>7} {'supervised':>11} {'ratio':>7}")
     for row in found:
         weak = format_number(row.weak)
         ratio = "–" if row.ratio is None else f"{row.ratio:.1%}"
-        print(f"{row.stage:8} {row.figure:10} {weak:>7} {format_number(row.supervised):>11} {ratio:>7}")
+        print(f"{row.stage:8} {row.metric:10} {weak:>7} {format_number(row.supervised):>11} {ratio:>7}")
     rows = [
-        {"stage": r.stage, "figure": r.figure, "weak": r.weak, "supervised": r.supervised, "ratio": r.ratio}
+        {"stage": r.stage, "metric": r.metric, "weak": r.weak, "supervised": r.supervised, "ratio": r.ratio}
         for r in found
     ]
     (options.out / "supervised_bound.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

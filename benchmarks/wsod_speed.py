@@ -210,13 +210,13 @@ class Bench:
         ):
             assert torch.equal(mine_, theirs), "both ways must give the same labels"
         totals = [sum(step.values()) for step in steps]
-        shares = [step["mining"] / total for step, total in zip(steps, totals, strict=True)]
+        fractions = [step["mining"] / total for step, total in zip(steps, totals, strict=True)]
         ratios = [way["published_targets"] / way["our_targets"] for way in ways]
         return {
             "proposals": proposals,
             "seconds": {name: statistics.median(step[name] for step in steps) for name in SECTIONS},
             "step_seconds": spread(totals),
-            "mining_share": spread(shares),
+            "mining_fraction": spread(fractions),
             "published_over_ours": spread(ratios),
             "published_seconds": statistics.median(way["published_targets"] for way in ways),
             "step_peak_MiB": self.peak_mib(lambda: self.step(boxes, Clock(self.device, SECTIONS))),
@@ -239,18 +239,18 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def print_report(rows: list[dict[str, Any]]) -> None:
-    """A plain table in milliseconds, shares and MiB."""
+    """A plain table in milliseconds, fractions and MiB."""
     print(
         "proposals  "
         + "  ".join(f"{name:>9s}" for name in SECTIONS)
-        + "     step  mining share    published/ours"
+        + "     step  mining fraction    published/ours"
     )
     for row in rows:
         times = "  ".join(f"{1000 * row['seconds'][name]:9.1f}" for name in SECTIONS)
-        share, ratio = row["mining_share"], row["published_over_ours"]
+        fraction, ratio = row["mining_fraction"], row["published_over_ours"]
         print(
             f"{row['proposals']:9d}  {times}  {1000 * row['step_seconds']['median']:7.1f}"
-            f"  {share['median']:5.1%} ({share['low']:.1%} to {share['high']:.1%})"
+            f"  {fraction['median']:5.1%} ({fraction['low']:.1%} to {fraction['high']:.1%})"
             f"  {ratio['median']:5.1f} ({ratio['low']:.1f} to {ratio['high']:.1f})"
         )
     print("peak of live tensors, MiB (and KiB per proposal)")

@@ -52,9 +52,9 @@ def pairwise_losses(logits_PMN: Tensor, targets_PTN: Tensor, bands_PTN: Tensor) 
 def pairwise_iou(logits_PMN: Tensor, targets_PTN: Tensor) -> Tensor:
     """Computes IoU (P, M, T) of masks thresholded at logit 0 with targets thresholded at one half."""
     masks = (logits_PMN > 0).float()
-    truths = (targets_PTN > 0.5).float()
-    overlap = masks @ truths.transpose(1, 2)
-    union = masks.sum(-1, keepdim=True) + truths.sum(-1)[:, None] - overlap
+    ground_truths = (targets_PTN > 0.5).float()
+    overlap = masks @ ground_truths.transpose(1, 2)
+    union = masks.sum(-1, keepdim=True) + ground_truths.sum(-1)[:, None] - overlap
     return overlap / union.clamp(min=1)
 
 

@@ -98,7 +98,7 @@ class ScenePainter:
         self.layers: list[Layer] = []
         angle = rng.uniform(0, 2 * np.pi)
         self.light_xy = (float(np.cos(angle)), float(np.sin(angle)))
-        self.ground = random_color(rng)
+        self.labeled = random_color(rng)
         self.soft_edges = float(rng.uniform(0.4, 1.3)) if rng.random() < 0.25 else 0.0
         self.shadow = float(rng.uniform(0.15, 0.6)) if rng.random() < 0.5 else 0.0
         self.image = self._background()
@@ -106,12 +106,12 @@ class ScenePainter:
     def _background(self) -> Image:
         rng, size = self.rng, self.size
         if rng.random() < 0.2:
-            self.ground = np.full(3, rng.uniform(0.85, 1.0), dtype=np.float32)
-            return paint(rng, self.bank, self.ground, size, size, 0.0)
+            self.labeled = np.full(3, rng.uniform(0.85, 1.0), dtype=np.float32)
+            return paint(rng, self.bank, self.labeled, size, size, 0.0)
         busy = float(rng.uniform(0, 1))
-        image = paint(rng, self.bank, self.ground, size, size, busy)
+        image = paint(rng, self.bank, self.labeled, size, size, busy)
         for _ in range(int(rng.choice(4, p=[0.5, 0.25, 0.15, 0.1]))):
-            other = vary_color(rng, self.ground, 0.2) if rng.random() < 0.5 else random_color(rng)
+            other = vary_color(rng, self.labeled, 0.2) if rng.random() < 0.5 else random_color(rng)
             region = crop_noise(rng, self.bank, size, size)
             if rng.random() < 0.5:
                 angle = rng.uniform(0, 2 * np.pi)
@@ -265,7 +265,7 @@ def _random_style(painter: ScenePainter) -> Style:
     rng = painter.rng
     contours, united = random_outline(rng)
     camouflaged = rng.random() < 0.12
-    color = vary_color(rng, painter.ground, 0.08) if camouflaged else random_color(rng)
+    color = vary_color(rng, painter.labeled, 0.08) if camouflaged else random_color(rng)
     return Style(
         contours=contours,
         united=united,

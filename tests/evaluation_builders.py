@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from stages.core.evaluation.ground_truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageGroundTruth
 from stages.core.structures.detections import Detections
 from stages.core.structures.rle import RLE
 
@@ -23,10 +23,10 @@ def true_image(
     crowd: Sequence[int] = (),
     masks: list[RLE] | None = None,
     size: tuple[int, int] = (HEIGHT, WIDTH),
-) -> ImageTruth:
-    """Truth of one image from (class, box) pairs; ``difficult`` and ``crowd`` are positions in the list."""
+) -> ImageGroundTruth:
+    """Ground truth of one image from (class, box) pairs; ``difficult`` and ``crowd`` are positions in the list."""
     n = len(objects)
-    return ImageTruth(
+    return ImageGroundTruth(
         width=size[1],
         height=size[0],
         boxes_xyxy=np.array([box for _, box in objects], dtype=np.float64).reshape(-1, 4),
@@ -74,20 +74,20 @@ def random_case(
     distinct_scores: bool = False,
     ignored: bool = True,
     scale: int = 1,
-) -> tuple[dict[str, Detections], dict[str, ImageTruth]]:
-    """Random truth and detections, many of them near an object, with ties in scores unless forbidden.
+) -> tuple[dict[str, Detections], dict[str, ImageGroundTruth]]:
+    """Random ground truth and detections, many of them near an object, with ties in scores unless forbidden.
 
-    The last class has no truth; some images have no objects, some no detections.
+    The last class has no ground truth; some images have no objects, some no detections.
     """
     rng = np.random.default_rng(seed)
     detections: dict[str, Detections] = {}
-    truth: dict[str, ImageTruth] = {}
+    ground_truth: dict[str, ImageGroundTruth] = {}
     score_pool = rng.permutation(1000) / 1000
     used = 0
     for i in range(images):
         n = int(rng.integers(0, 5))
         boxes, classes = _random_boxes(rng, n), rng.integers(0, max(1, num_classes - 1), n)
-        truth[f"im{i}"] = ImageTruth(
+        ground_truth[f"im{i}"] = ImageGroundTruth(
             width=WIDTH * scale,
             height=HEIGHT * scale,
             boxes_xyxy=boxes * scale,
@@ -109,12 +109,12 @@ def random_case(
             detections[f"im{i}"] = Detections(
                 (found * scale).astype(np.float32), labels.astype(np.int64), scores.astype(np.float32)
             )
-    return detections, truth
+    return detections, ground_truth
 
 
 def with_masks(
-    detections: dict[str, Detections], truth: dict[str, ImageTruth], seed: int
-) -> tuple[dict[str, Detections], dict[str, ImageTruth]]:
+    detections: dict[str, Detections], ground_truth: dict[str, ImageGroundTruth], seed: int
+) -> tuple[dict[str, Detections], dict[str, ImageGroundTruth]]:
     """The same with masks: the box with a random part of its pixels cut off from one side."""
     rng = np.random.default_rng(seed)
 
@@ -128,12 +128,12 @@ def with_masks(
             d.boxes_xyxy,
             d.classes,
             d.scores,
-            [cut(box, (truth[name].height, truth[name].width)) for box in d.boxes_xyxy],
+            [cut(box, (ground_truth[name].height, ground_truth[name].width)) for box in d.boxes_xyxy],
         )
         for name, d in detections.items()
     }
     true = {
-        name: ImageTruth(
+        name: ImageGroundTruth(
             t.width,
             t.height,
             t.boxes_xyxy,
@@ -142,6 +142,6 @@ def with_masks(
             t.crowd,
             [cut(box, (t.height, t.width)) for box in t.boxes_xyxy],
         )
-        for name, t in truth.items()
+        for name, t in ground_truth.items()
     }
     return found, true

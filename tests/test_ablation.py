@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.proposals import Measurement, Variant, curve, figures, summarise, variants
+from benchmarks.proposals import Measurement, Variant, curve, metrics, summarise, variants
 from stages.core.artifacts.schemas import PROMPTS
 from stages.core.artifacts.table import ImageRows, Table, gather
 from stages.core.config import load_recipe
-from stages.core.evaluation.ground_truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageGroundTruth
 from stages.core.evaluation.recall import proposal_recall
 from stages.core.segmenters.sam_segmenter import SamSegmenter
 from stages.propose.config import ProposeConfig
@@ -58,13 +58,13 @@ def test_measurement__runs_differ_by_their_prompts_and_grids_do_not() -> None:
     assert ("default, no grid: grid", 0) not in boxes
 
 
-def truth() -> dict[str, ImageTruth]:
+def ground_truth() -> dict[str, ImageGroundTruth]:
     return {"a": true_image([[0, 0, 10, 10], [20, 20, 40, 40]])}
 
 
-def true_image(boxes: list[list[float]]) -> ImageTruth:
+def true_image(boxes: list[list[float]]) -> ImageGroundTruth:
     count = len(boxes)
-    return ImageTruth(
+    return ImageGroundTruth(
         height=48, width=60, boxes_xyxy=np.array(boxes, np.float64), classes=np.zeros(count, np.int64),
         difficult=np.zeros(count, bool), crowd=np.zeros(count, bool),
     )  # fmt: skip
@@ -73,16 +73,18 @@ def true_image(boxes: list[list[float]]) -> ImageTruth:
 def test_summarise__mean_half_range_and_curve() -> None:
     good = np.array([[0.0, 0, 10, 10], [20, 20, 40, 40]])
     boxes = {("row", 0): {"a": good}, ("row", 1): {"a": good[:1]}}
-    table, curves = summarise(boxes, truth())
+    table, curves = summarise(boxes, ground_truth())
     assert table["row"]["R50"] == (0.75, 0.25)
     assert table["row"]["boxes"] == (1.5, 0.5)
     assert curves["row"] == [(1, 0.5), (2, 1.0)]
-    recall = proposal_recall({"a": good}, truth(), (1, 2, 5))
-    assert figures(recall)["AR"] == 1.0
+    recall = proposal_recall({"a": good}, ground_truth(), (1, 2, 5))
+    assert metrics(recall)["AR"] == 1.0
 
 
 def test_curve__ends_where_the_boxes_end() -> None:
     recall = proposal_recall(
-        {"a": np.array([[0.0, 0, 10, 10]])}, truth(), (1, 2, 5, 10, 20, 50, 100, 150, 200, 500, 1000, 2000)
+        {"a": np.array([[0.0, 0, 10, 10]])},
+        ground_truth(),
+        (1, 2, 5, 10, 20, 50, 100, 150, 200, 500, 1000, 2000),
     )
     assert curve(recall) == [(1, 0.5)]

@@ -11,16 +11,16 @@ import pytest
 from benchmarks.ablation_evidence import Outcome, best_boxes, compare, deciding_boxes, main, outcome
 from stages.core.artifacts.coco_json import write_results
 from stages.core.datasets.catalog import open_split
-from stages.core.evaluation.ground_truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageGroundTruth
 from stages.core.structures.detections import Detections
 from tests.datasets_builders import make_voc
 
 
-def image(*objects: tuple[int, list[float]], difficult: tuple[int, ...] = ()) -> ImageTruth:
+def image(*objects: tuple[int, list[float]], difficult: tuple[int, ...] = ()) -> ImageGroundTruth:
     """Objects as (class, box)."""
     flags = np.zeros(len(objects), bool)
     flags[list(difficult)] = True
-    return ImageTruth(
+    return ImageGroundTruth(
         height=100, width=100, boxes_xyxy=np.array([box for _, box in objects], np.float64).reshape(-1, 4),
         classes=np.array([c for c, _ in objects], np.int64), difficult=flags, crowd=np.zeros(len(objects), bool),
     )  # fmt: skip
@@ -59,9 +59,9 @@ def test_outcome__of_a_class_that_is_not_there() -> None:
 
 
 def test_best_boxes__the_highest_scoring_one_of_every_class_that_counts() -> None:
-    truth = {"a": TWO, "b": image((1, [0, 0, 9, 9]), difficult=(0,))}
+    ground_truth = {"a": TWO, "b": image((1, [0, 0, 9, 9]), difficult=(0,))}
     found = {"a": boxes((0, 0.2, [10, 10, 30, 30]), (0, 0.9, [12, 12, 20, 20]), (2, 1.0, [0, 0, 5, 5]))}
-    assert best_boxes(found, truth) == {("a", 0): "part", ("a", 1): "none"}
+    assert best_boxes(found, ground_truth) == {("a", 0): "part", ("a", 1): "none"}
 
 
 def test_deciding_boxes__as_many_as_objects_and_duplicates_apart() -> None:
@@ -75,10 +75,10 @@ def test_deciding_boxes__as_many_as_objects_and_duplicates_apart() -> None:
 
 
 def test_compare__won_lost_and_counts() -> None:
-    truth = {"a": TWO, "b": image((1, [0, 0, 20, 20]))}
+    ground_truth = {"a": TWO, "b": image((1, [0, 0, 20, 20]))}
     before = {"a": boxes((0, 0.9, [12, 12, 20, 20])), "b": boxes((1, 0.5, [0, 0, 20, 20]))}
     after = {"a": boxes((0, 0.9, [10, 10, 30, 30])), "b": boxes((1, 0.5, [0, 0, 60, 60]))}
-    result = compare(before, after, truth, ("cat", "dog"))
+    result = compare(before, after, ground_truth, ("cat", "dog"))
     assert result["won"] == [{"image": "a", "class": "cat", "before": "part", "after": "right"}]
     assert result["lost"] == [{"image": "b", "class": "dog", "before": "right", "after": "too large"}]
     assert [counts["right"] for counts in result["best"]] == [1, 1]

@@ -12,7 +12,7 @@ from benchmarks.ablation import rows_of, run_rows
 from benchmarks.ablation_rows import (
     PGT_ROWS,
     WSOD_ROWS,
-    Figures,
+    Metrics,
     Row,
     Spread,
     markdown,
@@ -23,19 +23,19 @@ from benchmarks.ablation_rows import (
 )
 from benchmarks.ablation_runs import Bench, Options
 from benchmarks.ablation_sweeps import (
+    TAU_FRACTION,
     TAU_RAW,
-    TAU_SHARE,
     Sweep,
     drop_grid,
-    pgt_figures,
+    pgt_metrics,
     points,
     pseudo_boxes,
     true_tags,
 )
 from stages.core.datasets.catalog import open_split
 from stages.core.errors import InputError, PreemptedError, UsageError
-from stages.core.evaluation.ground_truth import ImageTruth
-from stages.core.evaluation.tasks import Ground
+from stages.core.evaluation.ground_truth import ImageGroundTruth
+from stages.core.evaluation.tasks import LabeledSplit
 from stages.core.structures.detections import Detections
 from stages.pgt.adaptive import Rule
 from stages.pgt.config import PgtConfig
@@ -79,7 +79,7 @@ def test_rows__each_step_changes_what_its_name_says(tmp_path: Path) -> None:
     dropping = {key for key, row in rows.items() if row.changes["retrain"]["roi_drop"] == "percentile"}
     assert dropping == {"d/paper-drop", "d/improved-drop"}
     assert rows["d/improved-drop"].over == "d/improved"
-    assert [key for key, row in rows.items() if row.truth] == ["d/supervised"]
+    assert [key for key, row in rows.items() if row.ground_truth] == ["d/supervised"]
 
 
 def test_settings__row_beats_set_beats_recipe_of_the_row_beats_base(tmp_path: Path) -> None:
@@ -130,15 +130,15 @@ B = Row("b", "B", {"wsod": {}}, over="a", bound="c")
 C = Row("c", "C", {"retrain": {}})
 
 
-def test_summarise__steps_and_shares_are_paired_by_seed() -> None:
-    measured: dict[str, dict[int, Figures]] = {
+def test_summarise__steps_and_fractions_are_paired_by_seed() -> None:
+    measured: dict[str, dict[int, Metrics]] = {
         "a": {0: {"ap50": 0.2}, 1: {"ap50": 0.4}},
         "b": {0: {"ap50": 0.3}, 1: {"ap50": 0.5}, 2: {"ap50": 0.9}},
         "c": {0: {"ap50": 0.4}, 1: {"ap50": 0.5}},
     }
     lines = {line.row.key: line.cells for line in summarise([A, B, C, Row("d", "D", {})], measured)}
     assert list(lines) == ["a", "b", "c"]  # what was not measured is left out
-    # Both seeds gain 0.1, so the step has no spread although the figures have; seed 2 has no partner.
+    # Both seeds gain 0.1, so the step has no spread although the metrics have; seed 2 has no partner.
     assert lines["b"]["step"].mean == pytest.approx(0.1)
     assert lines["b"]["step"].std == pytest.approx(0.0)
     assert lines["b"]["ap50"].mean == pytest.approx(1.7 / 3)
@@ -147,7 +147,7 @@ def test_summarise__steps_and_shares_are_paired_by_seed() -> None:
     assert "of_bound" not in lines["c"]
 
 
-def test_summarise__a_bound_of_nothing_gives_no_share() -> None:
+def test_summarise__a_bound_of_nothing_gives_no_fraction() -> None:
     lines = summarise([A], {"a": {0: {"ap50": 0.2}}, "c": {0: {"ap50": 0.0}}})
     assert "of_bound" not in lines[0].cells
 
@@ -187,27 +187,27 @@ def test_markdown__only_used_columns_and_says_where_seeds_are_missing() -> None:
 def test_run_rows__a_failure_leaves_the_others_alone_and_a_signal_does_not() -> None:
     order: list[tuple[str, int]] = []
 
-    def figures(row: Row, seed: int) -> Figures:
+    def metrics(row: Row, seed: int) -> Metrics:
         order.append((row.key, seed))
         if (row.key, seed) == ("a", 0):
             raise InputError("no boxes")
         return {"ap50": 0.5}
 
-    measured, problems = run_rows([A, B], (0, 1), figures)
+    measured, problems = run_rows([A, B], (0, 1), metrics)
     assert order == [("a", 0), ("b", 0), ("a", 1), ("b", 1)]
     assert measured["a"].keys() == {1}
     assert measured["b"].keys() == {0, 1}
     assert problems == ["a, seed 0: no boxes"]
 
-    def stopped(row: Row, seed: int) -> Figures:
+    def stopped(row: Row, seed: int) -> Metrics:
         raise PreemptedError("stopped")
 
     with pytest.raises(PreemptedError):
         run_rows([A], (0,), stopped)
 
 
-def true_image() -> ImageTruth:
-    return ImageTruth(
+def true_image() -> ImageGroundTruth:
+    return ImageGroundTruth(
         height=32, width=48, boxes_xyxy=np.array([[4.0, 6, 24, 26], [20, 8, 40, 30], [0, 0, 9, 9]]),
         classes=np.array([1, 2, 0]), difficult=np.array([False, False, True]), crowd=np.zeros(3, bool),
     )  # fmt: skip
@@ -231,18 +231,18 @@ def test_pseudo_boxes__follow_the_rule_and_the_tags() -> None:
     assert more.scores.tolist() == pytest.approx([0.9, 0.5, 0.8])
 
 
-def test_pgt_figures__a_stricter_threshold_is_more_precise(tmp_path: Path) -> None:
+def test_pgt_metrics__a_stricter_threshold_is_more_precise(tmp_path: Path) -> None:
     make_voc(tmp_path)
-    ground = Ground(open_split("tiny_test", tmp_path), {"img_4": true_image()})
+    labeled = LabeledSplit(open_split("tiny_test", tmp_path), {"img_4": true_image()})
     found = {"img_4": detections()}
-    loose = pgt_figures(found, ground, PgtConfig(tau_s=0.5))
-    strict = pgt_figures(found, ground, PgtConfig(tau_s=0.6))
+    loose = pgt_metrics(found, labeled, PgtConfig(tau_s=0.5))
+    strict = pgt_metrics(found, labeled, PgtConfig(tau_s=0.6))
     assert loose == {"precision": pytest.approx(2 / 3), "recall": 1.0, "F1": pytest.approx(0.8)}
     assert strict == {"precision": 1.0, "recall": 1.0, "F1": 1.0}
 
 
 def test_points__in_order_of_the_value_without_undefined_ones() -> None:
-    measured: dict[float, dict[int, Figures]] = {
+    measured: dict[float, dict[int, Metrics]] = {
         0.5: {0: {"x": 0.1}, 1: {"x": 0.3}}, 0.1: {0: {"x": 0.7}}, 0.9: {0: {"x": math.nan}}, 0.2: {},
     }  # fmt: skip
     assert [(value, found.mean) for value, found in points(measured)["x"]] == [
@@ -253,7 +253,7 @@ def test_points__in_order_of_the_value_without_undefined_ones() -> None:
 
 @pytest.mark.parametrize(
     ("drop", "used", "values"),
-    [("paper", "paper", TAU_RAW), ("off", "paper", TAU_RAW), ("percentile", "percentile", TAU_SHARE)],
+    [("paper", "paper", TAU_RAW), ("off", "paper", TAU_RAW), ("percentile", "percentile", TAU_FRACTION)],
 )
 def test_drop_grid__the_base_point_is_trained_once(drop: str, used: str, values: tuple[float, ...]) -> None:
     base = RetrainConfig.model_validate({"roi_drop": drop, "tau_cls": 0.85, "tau_reg": 0.85})

@@ -83,12 +83,12 @@ def test_main__one_table_from_normal_run_folders_and_nothing_twice(
     table = capsys.readouterr().out
     assert "| MIST + CDB | " in table
     assert table == (tmp_path / "out" / "ablation.md").read_text(encoding="utf-8") + "\n"
-    lines = {row["key"]: row["figures"] for row in result(tmp_path)["rows"]}
+    lines = {row["key"]: row["metrics"] for row in result(tmp_path)["rows"]}
     assert lines["wsod/mist-cdb"].keys() == {"ap50", "coco_ap", "corloc"}
     assert {"precision50", "recall50", "ap50"} <= lines["faster-rcnn/top1"].keys()
     assert {"tau_s.png", "tau_o.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
     assert "drop" not in result(tmp_path)["sweeps"]
-    # The bound is trained on the truth, which no other row is.
+    # The bound is trained on the ground truth, which no other row is.
     folder = tmp_path / "out" / "faster-rcnn" / "supervised" / "s0" / "retrain" / "tiny_train"
     assert read_manifest(folder).counts["pseudo_boxes"] == sum(map(len, SCENES["train"].values()))
 
@@ -98,7 +98,7 @@ def test_main__one_table_from_normal_run_folders_and_nothing_twice(
     assert {status[out] for out, _ in first} == {"already done"}
     assert {name for out, name in status.items() if out not in dict(first)} == {"done"}
     assert all("/s1/" in out for out, name in status.items() if name == "done")
-    again = {row["key"]: row["figures"] for row in result(tmp_path)["rows"]}
+    again = {row["key"]: row["metrics"] for row in result(tmp_path)["rows"]}
     assert set(again["wsod/mist-cdb"]["ap50"]["values"]) == {"0", "1"}
     assert again["wsod/mist-cdb"]["ap50"]["values"]["0"] == lines["wsod/mist-cdb"]["ap50"]["mean"]
     assert again["pgt/paper"]["recall50"]["std"] is None  # one teacher for all seeds
@@ -132,7 +132,7 @@ def test_main__a_limit_cuts_every_split_and_the_teacher(
         assert read_manifest(folder / "tiny_train").counts["training_images"] == 1
         assert read_manifest(folder / "tiny_test").limit == 1
     split = open_split("tiny_train", tmp_path / "data").limited(1)
-    assert len(read_dataset(tmp_path / "out" / "truth" / "pgt.json", split)["img_1"]) == 2
+    assert len(read_dataset(tmp_path / "out" / "ground_truth" / "pgt.json", split)["img_1"]) == 2
     assert (
         len(read_results(tmp_path / "out" / "teacher" / "tiny_train" / "detections.json", split)["img_1"])
         == 2
@@ -147,7 +147,7 @@ def test_main__a_row_of_wsod_teaches_with_its_own_seed(
     )
     expected = ("wsod/wsddn/s{}/wsod/tiny_train", "pgt/top1/s{}/pgt/tiny_train")
     assert [out for out, _ in finished] == [path.format(seed) for seed in (3, 5) for path in expected]
-    assert set(result(tmp_path)["rows"][0]["figures"]["recall50"]["values"]) == {"3", "5"}
+    assert set(result(tmp_path)["rows"][0]["metrics"]["recall50"]["values"]) == {"3", "5"}
 
 
 def test_main__missing_inputs_are_found_before_anything_is_trained(
@@ -164,14 +164,14 @@ def test_main__missing_inputs_are_found_before_anything_is_trained(
 def test_main__some_failures_leave_a_table_and_exit_code_6(
     tmp_path: Path, finished: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = Bench.figures
+    whole = Bench.metrics
 
-    def figures(self: Bench, row: Any, seed: int) -> dict[str, float]:
+    def metrics(self: Bench, row: Any, seed: int) -> dict[str, float]:
         if row.key == "pgt/paper":
             raise MissingInputError("gone")
         return whole(self, row, seed)
 
-    monkeypatch.setattr(Bench, "figures", figures)
+    monkeypatch.setattr(Bench, "metrics", metrics)
     with pytest.raises(SystemExit) as stop:
         main(arguments(tmp_path, "--only", "pgt"))
     assert stop.value.code == 6

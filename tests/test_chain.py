@@ -67,7 +67,7 @@ def test_chain__report_and_figures(finished: Path) -> None:
 
 @pytest.fixture(scope="module")
 def blind(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same images and tags with every box and mask of the truth removed from the disk."""
+    """The same images and tags with every box and mask of the ground truth removed from the disk."""
     root = tmp_path_factory.mktemp("blind")
     shutil.copytree(data / "tiny", root / "tiny")
     shutil.rmtree(root / "tiny" / "SegmentationObject")

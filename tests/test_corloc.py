@@ -14,7 +14,7 @@ A, B = (0.0, 0.0, 10.0, 10.0), (20.0, 0.0, 30.0, 10.0)
 
 
 def test_corloc__by_hand() -> None:
-    truth = {
+    ground_truth = {
         "hit": true_image([(0, A), (0, B)]),
         "second_best_hits": true_image([(0, A), (1, B)]),
         "nothing_found": true_image([(0, A)]),
@@ -27,7 +27,7 @@ def test_corloc__by_hand() -> None:
         "only_difficult": found_boxes([(0, 0.9, A)]),
         "negative": found_boxes([(0, 0.99, A), (1, 0.2, (0, 0, 10, 5))]),  # IoU exactly .5
     }
-    result = corloc(detections, truth, 3)
+    result = corloc(detections, ground_truth, 3)
     assert result.positive_images.tolist() == [3, 2, 0]
     assert result.per_class[:2].tolist() == pytest.approx([1 / 3, 1.0])
     assert math.isnan(result.per_class[2])
@@ -35,17 +35,17 @@ def test_corloc__by_hand() -> None:
 
 
 def test_corloc__a_difficult_object_is_no_hit() -> None:
-    truth = {"p": true_image([(0, A), (0, B)], difficult=[1])}
-    assert corloc({"p": found_boxes([(0, 0.9, B)])}, truth, 1).mean == 0
+    ground_truth = {"p": true_image([(0, A), (0, B)], difficult=[1])}
+    assert corloc({"p": found_boxes([(0, 0.9, B)])}, ground_truth, 1).mean == 0
 
 
 def test_corloc__of_equal_scores_the_first_counts() -> None:
-    truth = {"p": true_image([(0, A)])}
-    assert corloc({"p": found_boxes([(0, 0.5, A), (0, 0.5, B)])}, truth, 1).mean == 1
-    assert corloc({"p": found_boxes([(0, 0.5, B), (0, 0.5, A)])}, truth, 1).mean == 0
+    ground_truth = {"p": true_image([(0, A)])}
+    assert corloc({"p": found_boxes([(0, 0.5, A), (0, 0.5, B)])}, ground_truth, 1).mean == 1
+    assert corloc({"p": found_boxes([(0, 0.5, B), (0, 0.5, A)])}, ground_truth, 1).mean == 0
 
 
-def test_corloc__no_truth_is_undefined() -> None:
+def test_corloc__no_ground_truth_is_undefined() -> None:
     assert math.isnan(corloc({}, {"p": true_image([])}, 1).mean)
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
 from stages.core.detectors.settings import Augmentation
-from stages.core.detectors.training_data import PseudoTruthData
+from stages.core.detectors.training_data import PseudoGroundTruthData
 from stages.core.errors import ImageError, SchemaError
 from stages.core.spec import FailureLog
 from stages.core.structures.detections import Detections
@@ -38,9 +38,9 @@ def square(with_mask: bool = True) -> Detections:
     return Detections(np.array([BOX], np.float32), np.array([1]), np.ones(1, np.float32), masks)
 
 
-def data_of(split: WeakSplit, augmentation: Augmentation, seed: int = 0) -> PseudoTruthData:
-    truth = {"img_1": square(), "img_2": Detections.empty()}
-    return PseudoTruthData(split, truth, augmentation, seed, True, FailureLog())
+def data_of(split: WeakSplit, augmentation: Augmentation, seed: int = 0) -> PseudoGroundTruthData:
+    ground_truth = {"img_1": square(), "img_2": Detections.empty()}
+    return PseudoGroundTruthData(split, ground_truth, augmentation, seed, True, FailureLog())
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
@@ -83,13 +83,13 @@ def test_sample__does_not_touch_the_global_generator(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_pseudo_truth_data__masks_missing_or_of_another_size(tmp_path: Path) -> None:
+def test_pseudo_ground_truth_data__masks_missing_or_of_another_size(tmp_path: Path) -> None:
     split = split_with_square(tmp_path)
     augmentation = Augmentation((32,), 64)
     with pytest.raises(SchemaError, match="no masks"):
-        PseudoTruthData(split, {"img_1": square(with_mask=False)}, augmentation, 0, True, FailureLog())
+        PseudoGroundTruthData(split, {"img_1": square(with_mask=False)}, augmentation, 0, True, FailureLog())
     wrong = square().with_masks(encode_masks(np.ones((1, 5, 5), np.bool_)))
-    data = PseudoTruthData(split, {"img_1": wrong}, augmentation, 0, True, FailureLog())
+    data = PseudoGroundTruthData(split, {"img_1": wrong}, augmentation, 0, True, FailureLog())
     with pytest.raises(SchemaError, match="img_1"):
         data.sample("img_1", 0)
 
@@ -97,9 +97,9 @@ def test_pseudo_truth_data__masks_missing_or_of_another_size(tmp_path: Path) -> 
 def test_load__a_thin_image_gives_way_to_the_next_and_the_batch_names_that(tmp_path: Path) -> None:
     split = split_with_square(tmp_path)
     Image.new("RGB", (300, 1)).save(split.image_path("img_2"))
-    truth = {"img_1": square(), "img_2": square(), "img_3": square()}
+    ground_truth = {"img_1": square(), "img_2": square(), "img_3": square()}
     failures = FailureLog()
-    data = PseudoTruthData(split, truth, Augmentation((32,), 128), 0, False, failures)
+    data = PseudoGroundTruthData(split, ground_truth, Augmentation((32,), 128), 0, False, failures)
     batch = data.load(["img_2", "img_1"], epoch=0)
     assert batch.ids == ["img_3", "img_1"]
     assert torch.equal(batch.images[0], data.sample("img_3", 0)[0])
@@ -112,7 +112,9 @@ def test_sample__an_image_whose_short_side_keeps_one_pixel_is_used(tmp_path: Pat
     split = split_with_square(tmp_path)
     for width, usable in ((128, True), (129, False)):
         Image.new("RGB", (width, 1)).save(split.image_path("img_1"))
-        data = PseudoTruthData(split, {"img_1": square()}, Augmentation((32,), 128), 0, False, FailureLog())
+        data = PseudoGroundTruthData(
+            split, {"img_1": square()}, Augmentation((32,), 128), 0, False, FailureLog()
+        )
         if usable:
             assert data.sample("img_1", 0)[0].shape == (3, 1, 128)
         else:

@@ -17,9 +17,9 @@ from stages.core.artifacts.table import ImageRows, TableSchema, gather, write_ta
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import InputError, MissingInputError, SchemaError, StaleInputError, UsageError
-from stages.core.evaluation.ground_truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageGroundTruth
 from stages.core.evaluation.suite import EVALUATION_NAME, config_fingerprint, evaluate_run
-from stages.core.evaluation.tasks import TASKS, evaluate, infer_task, load_ground
+from stages.core.evaluation.tasks import TASKS, evaluate, infer_task, load_labeled_split
 from stages.core.structures.detections import Detections
 from tests.datasets_builders import SCENES, Obj, make_voc
 
@@ -32,13 +32,13 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
-def perfect(truth: Mapping[str, ImageTruth]) -> dict[str, Detections]:
-    """Detections that repeat the truth."""
+def perfect(ground_truth: Mapping[str, ImageGroundTruth]) -> dict[str, Detections]:
+    """Detections that repeat the ground truth."""
     return {
         name: Detections(
             t.boxes_xyxy.astype(np.float32), t.classes, np.full(len(t), 0.9, np.float32), t.masks or None
         )
-        for name, t in truth.items()
+        for name, t in ground_truth.items()
     }
 
 
@@ -52,10 +52,10 @@ def rows_of(schema: TableSchema, n: int, **values: object) -> ImageRows:
     )
 
 
-def write_cams(path: Path, truth: Mapping[str, ImageTruth]) -> None:
+def write_cams(path: Path, ground_truth: Mapping[str, ImageGroundTruth]) -> None:
     """For every image and class: a coarse map that peaks on an object, a cross map that peaks in the corner."""
     rows = {}
-    for name, true in truth.items():
+    for name, true in ground_truth.items():
         classes = np.unique(true.classes)
         row = rows_of(CAMS, 2 * len(classes), class_index=np.repeat(classes, 2), grid_h=16, grid_w=24)
         row.columns["kind"][1::2] = 2
@@ -71,10 +71,10 @@ def write_cams(path: Path, truth: Mapping[str, ImageTruth]) -> None:
     write_table(path, CAMS, gather(CAMS, rows))
 
 
-def write_proposals(path: Path, truth: Mapping[str, ImageTruth]) -> None:
+def write_proposals(path: Path, ground_truth: Mapping[str, ImageGroundTruth]) -> None:
     """The true boxes from the cross prompts, rated low; one far box per image from the grid, rated best."""
     rows = {}
-    for name, true in truth.items():
+    for name, true in ground_truth.items():
         boxes = np.concatenate([true.boxes_xyxy, [[0, 30, 2, 32]]])
         row = rows_of(PROPOSALS, len(boxes), source=8, predicted_iou=0.5)
         row.columns["source"][-1], row.columns["predicted_iou"][-1] = 1, 0.9
@@ -84,9 +84,9 @@ def write_proposals(path: Path, truth: Mapping[str, ImageTruth]) -> None:
     write_table(path, PROPOSALS, gather(PROPOSALS, rows))
 
 
-def write_prompts(path: Path, truth: Mapping[str, ImageTruth]) -> None:
+def write_prompts(path: Path, ground_truth: Mapping[str, ImageGroundTruth]) -> None:
     rows = {}
-    for name, true in truth.items():
+    for name, true in ground_truth.items():
         centres = (true.boxes_xyxy[:, :2] + true.boxes_xyxy[:, 2:]) / 2
         rows[name] = rows_of(
             PROMPTS, len(true), x=centres[:, 0], y=centres[:, 1], class_index=true.classes, source=2
@@ -116,16 +116,16 @@ def finish(run: Path, stage: str, split: str, outputs: list[str], limit: int | N
 
 def write_run(run: Path, data: Path) -> None:
     for split_name in (TRAIN, TEST):
-        ground = load_ground(split_name, data)
-        found = perfect(ground.images)
+        labeled = load_labeled_split(split_name, data)
+        found = perfect(labeled.images)
         boxes = {name: Detections(d.boxes_xyxy, d.classes, d.scores) for name, d in found.items()}
         for stage in ("cam", "prompt", "propose", "wsod", "pgt", "retrain", "wsis"):
             (run / stage / split_name).mkdir(parents=True)
-        write_cams(run / "cam" / split_name / "cams.h5", ground.images)
-        write_prompts(run / "prompt" / split_name / "prompts.h5", ground.images)
-        write_proposals(run / "propose" / split_name / "proposals.h5", ground.images)
-        write_results(run / "wsod" / split_name / "detections.json", ground.split, boxes)
-        write_results(run / "wsis" / split_name / "segmentations.json", ground.split, found)
+        write_cams(run / "cam" / split_name / "cams.h5", labeled.images)
+        write_prompts(run / "prompt" / split_name / "prompts.h5", labeled.images)
+        write_proposals(run / "propose" / split_name / "proposals.h5", labeled.images)
+        write_results(run / "wsod" / split_name / "detections.json", labeled.split, boxes)
+        write_results(run / "wsis" / split_name / "segmentations.json", labeled.split, found)
         for stage, output in (
             ("cam", "cams.h5"),
             ("prompt", "prompts.h5"),
@@ -134,8 +134,8 @@ def write_run(run: Path, data: Path) -> None:
         ):
             finish(run, stage, split_name, [output])
         if split_name == TRAIN:
-            write_pgt(run / "pgt" / split_name / "pgt.json", ground.split, boxes)
-            write_pgt(run / "wsis" / split_name / "pgt_masks.json", ground.split, found)
+            write_pgt(run / "pgt" / split_name / "pgt.json", labeled.split, boxes)
+            write_pgt(run / "wsis" / split_name / "pgt_masks.json", labeled.split, found)
             finish(run, "pgt", split_name, ["pgt.json"])
             finish(run, "wsis", split_name, ["pgt_masks.json", "segmentations.json"])
         else:
@@ -143,12 +143,12 @@ def write_run(run: Path, data: Path) -> None:
 
 
 def test_evaluate__detections_on_a_train_split(data: Path, tmp_path: Path) -> None:
-    ground = load_ground(TRAIN, data)
-    found = perfect(ground.images)
+    labeled = load_labeled_split(TRAIN, data)
+    found = perfect(labeled.images)
     boxes = {name: Detections(d.boxes_xyxy, d.classes, d.scores) for name, d in found.items()}
     boxes["img_1"] = Detections.empty()  # of cat the only object, of dog one of three is lost
     path = tmp_path / "detections.json"
-    write_results(path, ground.split, boxes)
+    write_results(path, labeled.split, boxes)
     report = evaluate(None, path, TRAIN, data)
     assert report.task == "detections"
     assert report.images == 3
@@ -161,8 +161,8 @@ def test_evaluate__detections_on_a_train_split(data: Path, tmp_path: Path) -> No
 
 
 def test_evaluate__no_corloc_on_a_test_split(data: Path, tmp_path: Path) -> None:
-    ground = load_ground(TEST, data)
-    write_results(tmp_path / "detections.json", ground.split, perfect(ground.images))
+    labeled = load_labeled_split(TEST, data)
+    write_results(tmp_path / "detections.json", labeled.split, perfect(labeled.images))
     report = evaluate(None, tmp_path / "detections.json", TEST, data)
     assert "corloc" not in report.metrics
     # No test image shows a dog: nan in the report, None in JSON.
@@ -171,7 +171,7 @@ def test_evaluate__no_corloc_on_a_test_split(data: Path, tmp_path: Path) -> None
 
 
 def test_evaluate__proposals(data: Path, tmp_path: Path) -> None:
-    write_proposals(tmp_path / "proposals.h5", load_ground(TRAIN, data).images)
+    write_proposals(tmp_path / "proposals.h5", load_labeled_split(TRAIN, data).images)
     metrics = evaluate("proposals", tmp_path / "proposals.h5", TRAIN, data).metrics
     assert metrics["recall90"] == metrics["recall90_cross"] == 1
     assert metrics["recall50_grid"] == 0
@@ -182,10 +182,10 @@ def test_evaluate__proposals(data: Path, tmp_path: Path) -> None:
 
 def test_evaluate__limit_is_that_of_the_manifest(data: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    ground = load_ground(TRAIN, data, limit=1)
+    labeled = load_labeled_split(TRAIN, data, limit=1)
     (run / "wsod" / TRAIN).mkdir(parents=True)
     artifact = run / "wsod" / TRAIN / "detections.json"
-    write_results(artifact, ground.split, perfect(ground.images))
+    write_results(artifact, labeled.split, perfect(labeled.images))
     assert evaluate(None, artifact, TRAIN, data).metrics["corloc"] < 1  # no manifest: the whole split
     finish(run, "wsod", TRAIN, ["detections.json"], limit=1)
     report = evaluate(None, artifact, TRAIN, data)
@@ -194,11 +194,11 @@ def test_evaluate__limit_is_that_of_the_manifest(data: Path, tmp_path: Path) -> 
 
 
 def test_evaluate__a_file_of_another_split(data: Path, tmp_path: Path) -> None:
-    ground = load_ground(TRAIN, data)
+    labeled = load_labeled_split(TRAIN, data)
     run = tmp_path / "run"
     path = run / "retrain" / TRAIN / "detections.json"
     path.parent.mkdir(parents=True)
-    write_results(path, ground.split, perfect(ground.images))
+    write_results(path, labeled.split, perfect(labeled.images))
     finish(run, "retrain", TRAIN, ["detections.json"])
     with pytest.raises(InputError, match=f"made for split {TRAIN}"):
         evaluate(None, path, TEST, data)
@@ -207,8 +207,8 @@ def test_evaluate__a_file_of_another_split(data: Path, tmp_path: Path) -> None:
 def test_evaluate__segmentations_without_true_masks_measure_boxes(tmp_path: Path) -> None:
     data = tmp_path / "plain"
     make_voc(data)
-    ground = load_ground(TEST, data)
-    write_results(tmp_path / "segmentations.json", ground.split, perfect(ground.images))
+    labeled = load_labeled_split(TEST, data)
+    write_results(tmp_path / "segmentations.json", labeled.split, perfect(labeled.images))
     report = evaluate("segmentations", tmp_path / "segmentations.json", TEST, data)
     assert report.metrics["box_ap50"] == 1
     assert not [name for name in report.metrics if name.startswith("mask_")]
@@ -218,11 +218,11 @@ def test_evaluate__segmentations_without_true_masks_measure_boxes(tmp_path: Path
 def test_evaluate__difficult_objects_of_the_files_are_ignored(tmp_path: Path) -> None:
     data = tmp_path / "hard"
     make_voc(data, subsets={"train": {"a": [Obj("cat"), Obj("cat", (30, 0, 40, 10), difficult=True)]}})
-    ground = load_ground(TRAIN, data)
+    labeled = load_labeled_split(TRAIN, data)
     only_easy = {
         "a": Detections(np.array([[4, 6, 24, 26]], np.float32), np.zeros(1, np.int64), np.ones(1, np.float32))
     }
-    write_results(tmp_path / "detections.json", ground.split, only_easy)
+    write_results(tmp_path / "detections.json", labeled.split, only_easy)
     metrics = evaluate(None, tmp_path / "detections.json", TRAIN, data).metrics
     assert metrics["ap50"] == 1
     assert metrics["coco_ap50"] == pytest.approx(1)
@@ -260,14 +260,14 @@ def test_evaluate__bad_arguments(data: Path, tmp_path: Path) -> None:
 
 
 def test_infer_task__by_name_then_by_content(data: Path, tmp_path: Path) -> None:
-    truth = load_ground(TRAIN, data).images
+    ground_truth = load_labeled_split(TRAIN, data).images
     split = open_split(TRAIN, data)
     for number, (task, write) in enumerate({"cams": write_cams, "proposals": write_proposals}.items()):
-        write(tmp_path / f"x{number}.h5", truth)
+        write(tmp_path / f"x{number}.h5", ground_truth)
         assert infer_task(tmp_path / f"x{number}.h5") == task
-    write_results(tmp_path / "y.json", split, perfect(truth))
+    write_results(tmp_path / "y.json", split, perfect(ground_truth))
     assert infer_task(tmp_path / "y.json") == "segmentations"
-    write_pgt(tmp_path / "z.json", split, perfect(truth))
+    write_pgt(tmp_path / "z.json", split, perfect(ground_truth))
     assert infer_task(tmp_path / "z.json") == "pgt"
     assert infer_task(tmp_path / "pgt_masks.json") == "pgt"
     (tmp_path / "empty.json").write_text("[]")

@@ -21,7 +21,7 @@ NOWHERE = (40.0, 40.0, 50.0, 50.0)
 
 
 def test_pgt_quality__by_hand() -> None:
-    truth = {
+    ground_truth = {
         "p": true_image([(0, A), (0, B), (1, C)]),
         "q": true_image([(0, A), (0, B)], difficult=[1]),
         "r": true_image([(1, A)]),
@@ -30,7 +30,7 @@ def test_pgt_quality__by_hand() -> None:
         "p": found_boxes([(0, 0.9, A), (0, 0.8, A), (1, 0.9, NOWHERE)]),  # right, duplicate, wrong
         "q": found_boxes([(0, 0.9, A), (0, 0.5, B)]),  # right, ignored
     }
-    result = pgt_quality(pseudo, truth, 3)
+    result = pgt_quality(pseudo, ground_truth, 3)
     assert (result.right.tolist(), result.wrong.tolist()) == ([2, 0, 0], [1, 1, 0])
     assert result.positives.tolist() == [3, 2, 0]
     assert result.precision == pytest.approx(2 / 4)
@@ -41,10 +41,10 @@ def test_pgt_quality__by_hand() -> None:
 
 
 def test_pgt_quality__masks() -> None:
-    truth = {"p": true_image([(0, A)], masks=[box_mask(A)])}
+    ground_truth = {"p": true_image([(0, A)], masks=[box_mask(A)])}
     pseudo = {"p": found_boxes([(0, 0.9, A)], masks=[box_mask((0, 0, 10, 4))])}
-    assert pgt_quality(pseudo, truth, 1).precision == 1
-    assert pgt_quality(pseudo, truth, 1, 0.5, mask_overlap).precision == 0
+    assert pgt_quality(pseudo, ground_truth, 1).precision == 1
+    assert pgt_quality(pseudo, ground_truth, 1, 0.5, mask_overlap).precision == 0
 
 
 def test_pgt_quality__nothing_at_all() -> None:
@@ -65,7 +65,7 @@ def prompts_of(images: dict[str, Sequence[tuple[float, float, int, int]]]) -> Ta
 
 
 def test_prompt_quality__by_hand() -> None:
-    truth = {"p": true_image([(0, A), (0, B), (1, C)], difficult=[2]), "q": true_image([(1, A)])}
+    ground_truth = {"p": true_image([(0, A), (0, B), (1, C)], difficult=[2]), "q": true_image([(1, A)])}
     prompts = prompts_of(
         {
             "p": [
@@ -78,7 +78,7 @@ def test_prompt_quality__by_hand() -> None:
             ]
         }
     )
-    result = prompt_quality(prompts, truth)
+    result = prompt_quality(prompts, ground_truth)
     assert result.precision("coarse") == pytest.approx(1 / 3)
     assert result.precision("fine") == 1
     assert result.precision("cross") == 0.5
@@ -90,11 +90,11 @@ def test_prompt_quality__by_hand() -> None:
 
 
 def test_prompt_quality__refuses_unknown_images_and_sources() -> None:
-    truth = {"p": true_image([(0, A)])}
+    ground_truth = {"p": true_image([(0, A)])}
     with pytest.raises(SchemaError, match="not in the split: z"):
-        prompt_quality(prompts_of({"z": [(1, 1, 0, 0)]}), truth)
+        prompt_quality(prompts_of({"z": [(1, 1, 0, 0)]}), ground_truth)
     with pytest.raises(SchemaError, match=r"source outside 0\.\.2"):
-        prompt_quality(prompts_of({"p": [(1, 1, 0, 3)]}), truth)
+        prompt_quality(prompts_of({"p": [(1, 1, 0, 3)]}), ground_truth)
 
 
 def test_prompt_quality__no_points() -> None:

@@ -49,7 +49,7 @@ def cams_of(images: dict[str, Sequence[Map]]) -> Table:
 
 
 def test_pointing_accuracy__by_hand() -> None:
-    truth = {
+    ground_truth = {
         "p": true_image([(0, LEFT), (1, RIGHT)]),
         "q": true_image([(0, RIGHT)]),
         "r": true_image([(0, LEFT)], difficult=[0]),  # no counted object: no pair
@@ -61,7 +61,7 @@ def test_pointing_accuracy__by_hand() -> None:
             "r": [(0, 0, -1, peak_at(0, 0))],
         }
     )
-    result = pointing_accuracy(cams, truth, 3)
+    result = pointing_accuracy(cams, ground_truth, 3)
     assert result.pairs.tolist() == [2, 1, 0]
     assert result.accuracy("coarse") == pytest.approx(2 / 3)  # p/0 and q/0 hit, p/1 points at class 0
     assert result.accuracy("fine") == pytest.approx(1 / 3)  # only p/0 has a fine map, the others are misses
@@ -73,7 +73,7 @@ def test_pointing_accuracy__by_hand() -> None:
 
 
 def test_pointing_accuracy__cross_maps_are_judged_as_their_mean_and_by_layer() -> None:
-    truth = {"p": true_image([(0, LEFT)])}
+    ground_truth = {"p": true_image([(0, LEFT)])}
     cams = cams_of(
         {
             "p": [
@@ -83,7 +83,7 @@ def test_pointing_accuracy__cross_maps_are_judged_as_their_mean_and_by_layer() -
             ]
         }
     )
-    result = pointing_accuracy(cams, truth, 1)
+    result = pointing_accuracy(cams, ground_truth, 1)
     assert result.accuracy("cross") == 1.0  # .4 on the object, .33 beside it
     assert result.cross_layers == {3: (1, 2), 7: (1, 1)}
 
@@ -97,8 +97,8 @@ def test_pointing_accuracy__the_mask_decides_where_there_is_one() -> None:
 
 @pytest.mark.parametrize("values", [np.zeros((5, 6)), np.full((5, 6), 0.5), np.full((5, 6), np.nan)])
 def test_pointing_accuracy__a_map_without_a_maximum_misses(values: NDArray[np.float64]) -> None:
-    truth = {"p": true_image([(0, (0.0, 0.0, 60.0, 50.0))])}
-    assert pointing_accuracy(cams_of({"p": [(0, 0, -1, values)]}), truth, 1).accuracy("coarse") == 0
+    ground_truth = {"p": true_image([(0, (0.0, 0.0, 60.0, 50.0))])}
+    assert pointing_accuracy(cams_of({"p": [(0, 0, -1, values)]}), ground_truth, 1).accuracy("coarse") == 0
 
 
 @given(st.integers(0, 10_000), st.integers(2, 6), st.integers(2, 6))
@@ -124,5 +124,5 @@ def test_pointing_accuracy__refuses(image: str, label: int, message: str) -> Non
         )
 
 
-def test_pointing_accuracy__no_truth_is_undefined() -> None:
+def test_pointing_accuracy__no_ground_truth_is_undefined() -> None:
     assert math.isnan(pointing_accuracy(cams_of({"p": []}), {"p": true_image([])}, 2).accuracy("coarse"))

@@ -123,7 +123,7 @@ def write_inputs(root: Path) -> None:
     """A few drawn images, random proposals, and pseudo boxes with masks that fill them."""
     write_shapes(root, {"train": IMAGES, "val": 1, "test": 1})
     split = open_split("shapes_train", root)
-    rows, truth, sizes = {}, {}, {}
+    rows, ground_truth, sizes = {}, {}, {}
     for number, image_id in enumerate(split.ids):
         rng = np.random.default_rng(number)
         height, width = sizes[image_id] = image_size(split.image_path(image_id))
@@ -140,9 +140,11 @@ def write_inputs(root: Path) -> None:
         for mask, (x1, y1, x2, y2) in zip(masks, some.astype(int), strict=True):
             mask[y1:y2, x1:x2] = True
         classes = np.full(len(some), split.tags(image_id)[0], np.int64)
-        truth[image_id] = Detections(some, classes, np.ones(len(some), np.float32), encode_masks(masks))
+        ground_truth[image_id] = Detections(
+            some, classes, np.ones(len(some), np.float32), encode_masks(masks)
+        )
     write_table(root / "proposals.h5", PROPOSALS, gather(PROPOSALS, rows))
-    write_dataset(root / "pgt.json", split, truth, sizes)
+    write_dataset(root / "pgt.json", split, ground_truth, sizes)
 
 
 def curve(folder: Path, stage: str) -> list[dict[str, Any]]:

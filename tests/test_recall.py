@@ -35,12 +35,14 @@ def brute_force(iou: FloatArray) -> list[float]:
 @given(st.integers(0, 100_000))
 @settings(max_examples=60, deadline=None, derandomize=True)
 def test_proposal_recall__equals_brute_force(seed: int) -> None:
-    detections, truth = random_case(seed)
+    detections, ground_truth = random_case(seed)
     proposals = {name: d.boxes_xyxy.astype(np.float64) for name, d in detections.items()}
-    result = proposal_recall(proposals, truth, curve_counts=(1, 3))
+    result = proposal_recall(proposals, ground_truth, curve_counts=(1, 3))
     matched: dict[int | None, list[float]] = {None: [], 1: [], 3: []}
-    for name in sorted(truth):
-        iou = box_iou(truth[name].boxes_xyxy[~truth[name].difficult], proposals.get(name, boxes()))
+    for name in sorted(ground_truth):
+        iou = box_iou(
+            ground_truth[name].boxes_xyxy[~ground_truth[name].difficult], proposals.get(name, boxes())
+        )
         for count, values in matched.items():
             values += brute_force(iou[:, :count])
     for threshold in (0.5, 0.75, 0.9):
@@ -59,15 +61,15 @@ def test_one_to_one__a_box_serves_one_object() -> None:
 
 
 def test_proposal_recall__an_image_without_proposals_is_missed() -> None:
-    truth = {"p": true_image([(0, A)]), "q": true_image([(0, A), (1, B)])}
-    result = proposal_recall({"p": boxes(A, B)}, truth)
+    ground_truth = {"p": true_image([(0, A)]), "q": true_image([(0, A), (1, B)])}
+    result = proposal_recall({"p": boxes(A, B)}, ground_truth)
     assert result.at(0.5) == pytest.approx(1 / 3)
     assert result.boxes_per_image == 1.0  # two boxes over two images
 
 
 def test_proposal_recall__crowd_and_difficult_are_not_looked_for() -> None:
-    truth = {"p": true_image([(0, A), (0, B), (0, (0, 0, 50, 50))], difficult=[1], crowd=[2])}
-    result = proposal_recall({"p": boxes(A)}, truth)
+    ground_truth = {"p": true_image([(0, A), (0, B), (0, (0, 0, 50, 50))], difficult=[1], crowd=[2])}
+    result = proposal_recall({"p": boxes(A)}, ground_truth)
     assert result.at(0.9) == 1.0
     assert len(result.matched_iou) == 1
 
@@ -75,13 +77,15 @@ def test_proposal_recall__crowd_and_difficult_are_not_looked_for() -> None:
 def test_proposal_recall__sizes_and_curve() -> None:
     big = (0.0, 0.0, 100.0, 100.0)
     middle = (0.0, 0.0, 32.0, 32.0)  # 32 x 32 is medium: the lower bound belongs to the class
-    truth = {"p": true_image([(0, A), (0, middle), (0, big)], size=(200, 200))}
-    result = proposal_recall({"p": boxes(big, (150, 150, 160, 160), A)}, truth, curve_counts=(1, 3, 10))
+    ground_truth = {"p": true_image([(0, A), (0, middle), (0, big)], size=(200, 200))}
+    result = proposal_recall(
+        {"p": boxes(big, (150, 150, 160, 160), A)}, ground_truth, curve_counts=(1, 3, 10)
+    )
     assert [result.at(0.5, size) for size in ("small", "medium", "large")] == [1.0, 0.0, 1.0]
     assert result.curve(0.5) == pytest.approx({1: 1 / 3, 3: 2 / 3, 10: 2 / 3})
 
 
-def test_proposal_recall__no_truth_is_undefined() -> None:
+def test_proposal_recall__no_ground_truth_is_undefined() -> None:
     result = proposal_recall({"p": boxes(A)}, {"p": true_image([])})
     assert math.isnan(result.at(0.5))
     assert result.boxes_per_image == 1

@@ -25,7 +25,7 @@ from weaksam_cli.tables import print_run_table
 
 PICTURES = (
     "Coarse map", "Fine map", "Cross map", "Point prompts", "Proposals", "WSOD detections", "Pseudo ground truth",
-    "Retrained detector", "Pseudo masks", "Instance segmenter", "Truth",
+    "Retrained detector", "Pseudo masks", "Instance segmenter", "Ground truth",
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The observation behind RoI drop: figures by hand, and a whole toy run."""
+"""The observation behind RoI drop: metrics by hand, and a whole toy run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.roi_drop_observation import Rois, error_by_loss, main, rule_figures, scaled
+from benchmarks.roi_drop_observation import Rois, error_by_loss, main, rule_metrics, scaled
 from stages.core.artifacts.coco_json import write_dataset
 from stages.core.backbones.timm_backbones import build_backbone
 from stages.core.datasets.catalog import open_split
@@ -31,13 +31,13 @@ def test_error_by_loss__by_hand() -> None:
     assert error_by_loss(loss[:2], np.array([True, True]), bins=2)[1].error_rate is None
 
 
-def test_rule_figures__precision_and_recall() -> None:
+def test_rule_metrics__precision_and_recall() -> None:
     high = np.array([9.0, 9.0, 0.0, 9.0])
     rois = Rois(list("abcd"), high, np.array([9.0, 9.0, 9.0, 0.0]), np.array([True, False, True, True]))
-    found = rule_figures(rois, "paper", DropRule("paper", 4.0, 4.0))
-    assert (found.dropped_share, found.precision, found.recall) == (0.5, 0.5, 1 / 3)
-    nothing = rule_figures(rois, "off", DropRule("off"))
-    assert (nothing.dropped_share, nothing.precision, nothing.recall) == (0.0, None, 0.0)
+    found = rule_metrics(rois, "paper", DropRule("paper", 4.0, 4.0))
+    assert (found.dropped_fraction, found.precision, found.recall) == (0.5, 0.5, 1 / 3)
+    nothing = rule_metrics(rois, "off", DropRule("off"))
+    assert (nothing.dropped_fraction, nothing.precision, nothing.recall) == (0.0, None, 0.0)
     assert scaled(np.array([3.0, 3.0])).tolist() == [0.0, 0.0]
 
 
@@ -66,11 +66,11 @@ def test_main__a_toy_run(
     shutil.copy(pgt, run / "pgt" / "tiny_train")
     main(["--run", str(run), "--split", "tiny_train", "--data", str(data), "--device", "cpu"])
     out = run / "roi_drop_observation"
-    figures = json.loads((out / "observation.json").read_text())
+    metrics = json.loads((out / "observation.json").read_text())
     rows = [line.split(",") for line in (out / "rois.csv").read_text().splitlines()[1:]]
-    assert len(rows) == figures["rois"] > 0
+    assert len(rows) == metrics["rois"] > 0
     assert {wrong for image, _, _, wrong in rows if image == "img_3"} == {"1"}
     assert {wrong for image, _, _, wrong in rows if image == "img_1"} == {"0"}
-    assert sum(one["rois"] for one in figures["regression"]) == figures["rois"]
+    assert sum(one["rois"] for one in metrics["regression"]) == metrics["rois"]
     assert "error rate" in capsys.readouterr().out
     assert {path.name for path in out.glob("*.png")} == {"classification.png", "regression.png", "sum.png"}

@@ -1,4 +1,4 @@
-"""The supervised bound trains the rooms on the truth, and compares like with like."""
+"""The supervised bound trains the rooms on the ground truth, and compares like with like."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.supervised_bound import Comparison, Options, compare, settings_of, write_truth
+from benchmarks.supervised_bound import Comparison, Options, compare, settings_of, write_ground_truth
 from stages.core.artifacts.coco_json import read_dataset
 from stages.core.backbones.timm_backbones import build_backbone
 from stages.core.datasets.catalog import open_split
@@ -18,9 +18,9 @@ from tests.datasets_builders import SCENES, make_voc
 from tests.detector_builders import MASKED, TINY
 
 
-def test_write_truth__true_boxes_and_masks_in_the_format_of_pgt(tmp_path: Path) -> None:
+def test_write_ground_truth__true_boxes_and_masks_in_the_format_of_pgt(tmp_path: Path) -> None:
     make_voc(tmp_path, masks=True)
-    path = write_truth("tiny_train", tmp_path, tmp_path / "truth.json")
+    path = write_ground_truth("tiny_train", tmp_path, tmp_path / "truth.json")
     split = open_split("tiny_train", tmp_path)
     found = read_dataset(path, split)
     first = SCENES["train"]["img_1"]
@@ -56,7 +56,7 @@ def test_compare__trains_both_rooms_outside_the_run(tmp_path: Path, monkeypatch:
     )  # fmt: skip
     monkeypatch.setattr("stages.core.runtime.request.available_cores", lambda: 1)
     found = compare(options)
-    assert {row.figure for row in found} == {"ap50", "coco_ap", "mask_ap50", "mask_ap75", "box_ap50"}
+    assert {row.metric for row in found} == {"ap50", "coco_ap", "mask_ap50", "mask_ap75", "box_ap50"}
     assert all(row.weak is None and 0 <= row.supervised <= 1 for row in found)
     assert not (tmp_path / "run").exists()
     manifest = json.loads((tmp_path / "bound" / "wsis" / "tiny_train" / "manifest.json").read_text())

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.core.errors import SchemaError
-from stages.core.evaluation.ground_truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageGroundTruth
 from stages.core.evaluation.voc_ap import area_ap, eleven_point_ap, voc_ap
 from stages.core.structures.detections import Detections
 from tests.evaluation_builders import found_boxes, random_case, true_image
@@ -29,7 +29,10 @@ def slow_iou(a: list[float], b: list[float]) -> float:
 
 
 def slow_ap(
-    detections: Mapping[str, Detections], truth: Mapping[str, ImageTruth], label: int, threshold: float
+    detections: Mapping[str, Detections],
+    ground_truth: Mapping[str, ImageGroundTruth],
+    label: int,
+    threshold: float,
 ) -> tuple[float, float]:
     """The devkit's loop, one detection at a time, and AP straight from its definition."""
     rows = [
@@ -39,14 +42,17 @@ def slow_ap(
         if d.classes[i] == label
     ]
     positives = sum(
-        1 for t in truth.values() for i in range(len(t)) if t.classes[i] == label and not t.difficult[i]
+        1
+        for t in ground_truth.values()
+        for i in range(len(t))
+        if t.classes[i] == label and not t.difficult[i]
     )
     if not positives:
         return math.nan, math.nan
     taken: set[tuple[str, int]] = set()
     hits: list[int] = []
     for _, name, _, box in sorted(rows, key=lambda row: row[:3]):
-        true, best, which = truth[name], -1.0, -1
+        true, best, which = ground_truth[name], -1.0, -1
         for j in range(len(true)):
             if true.classes[j] == label and slow_iou(box, true.boxes_xyxy[j].tolist()) > best:
                 best, which = slow_iou(box, true.boxes_xyxy[j].tolist()), j
@@ -65,12 +71,12 @@ def slow_ap(
 def test_voc_ap__by_hand() -> None:
     # Class 0: 3 objects. By score: hit, miss, hit, duplicate -> precision 1, 1/2, 2/3, 1/2 at recall 1/3, 1/3,
     # 2/3, 2/3. Area = (1 + 2/3) / 3. 11-point: recalls 0-.3 see 1, .4-.6 see 2/3, the rest 0.
-    truth = {"p": true_image([(0, A), (0, B)]), "q": true_image([(0, C), (1, A)])}
+    ground_truth = {"p": true_image([(0, A), (0, B)]), "q": true_image([(0, C), (1, A)])}
     detections = {
         "p": found_boxes([(0, 0.9, A), (0, 0.7, B), (0, 0.6, A)]),
         "q": found_boxes([(0, 0.8, NOWHERE)]),
     }
-    result = voc_ap(detections, truth, num_classes=3)
+    result = voc_ap(detections, ground_truth, num_classes=3)
     assert result.area[0] == pytest.approx((1 + 2 / 3) / 3)
     assert result.eleven_point[0] == pytest.approx((4 * 1 + 3 * 2 / 3) / 11)
     # Class 1 has an object and no detection: 0. Class 2 has no object: nan, and is not in the mean.
@@ -91,15 +97,15 @@ def test_voc_ap__difficult_neither_helps_nor_hurts() -> None:
 
 
 def test_voc_ap__crowd_is_ignored() -> None:
-    truth = {"p": true_image([(0, A), (0, B)], crowd=[1])}
-    assert voc_ap({"p": found_boxes([(0, 0.9, B), (0, 0.7, A)])}, truth, 1).mean_area == 1
+    ground_truth = {"p": true_image([(0, A), (0, B)], crowd=[1])}
+    assert voc_ap({"p": found_boxes([(0, 0.9, B), (0, 0.7, A)])}, ground_truth, 1).mean_area == 1
 
 
 def test_voc_ap__threshold_is_inclusive() -> None:
-    truth = {"p": true_image([(0, (0, 0, 10, 10))])}
+    ground_truth = {"p": true_image([(0, (0, 0, 10, 10))])}
     detections = {"p": found_boxes([(0, 0.9, (0, 0, 10, 5))])}  # IoU exactly .5
-    assert voc_ap(detections, truth, 1, 0.5).mean_area == 1
-    assert voc_ap(detections, truth, 1, 0.51).mean_area == 0
+    assert voc_ap(detections, ground_truth, 1, 0.5).mean_area == 1
+    assert voc_ap(detections, ground_truth, 1, 0.51).mean_area == 0
 
 
 def test_eleven_point_ap__recall_three_tenths_counts_as_reached() -> None:
@@ -116,7 +122,7 @@ def test_voc_ap__no_detections(detections: dict[str, Detections]) -> None:
     assert result.mean_eleven_point == 0
 
 
-def test_voc_ap__no_truth() -> None:
+def test_voc_ap__no_ground_truth() -> None:
     result = voc_ap({"p": found_boxes([(0, 0.9, A)])}, {"p": true_image([])}, 2)
     assert math.isnan(result.mean_area)
     assert math.isnan(result.mean_eleven_point)
@@ -125,9 +131,9 @@ def test_voc_ap__no_truth() -> None:
 @given(st.integers(0, 100_000), st.sampled_from([0.3, 0.5, 0.75]))
 @settings(max_examples=80, deadline=None, derandomize=True)
 def test_voc_ap__equals_slow_implementation(seed: int, threshold: float) -> None:
-    detections, truth = random_case(seed)
-    result = voc_ap(detections, truth, 3, threshold)
-    expected = np.array([slow_ap(detections, truth, label, threshold) for label in range(3)])
+    detections, ground_truth = random_case(seed)
+    result = voc_ap(detections, ground_truth, 3, threshold)
+    expected = np.array([slow_ap(detections, ground_truth, label, threshold) for label in range(3)])
     np.testing.assert_allclose(result.eleven_point, expected[:, 0], atol=1e-12)
     np.testing.assert_allclose(result.area, expected[:, 1], atol=1e-12)
 

@@ -59,5 +59,5 @@ def test_bench__every_section_has_its_time(method: str) -> None:
     )
     row = Bench(options).measure(30)
     assert all(seconds > 0 for seconds in row["seconds"].values())
-    assert 0 < row["mining_share"]["median"] < 1
+    assert 0 < row["mining_fraction"]["median"] < 1
     assert row["step_peak_MiB"] > row["mining_peak_MiB"] > 0

@@ -1,4 +1,4 @@
-"""What pseudo ground truth holds, class by class, and which images got none and why; no truth is needed for this."""
+"""What pseudo ground truth holds, class by class, and which images got none and why; no ground truth is needed."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from stages.core.detectors.detr import check_detr, require_transformers
 from stages.core.detectors.fitting import total_steps, train_detector
 from stages.core.detectors.inference import detect_split
 from stages.core.detectors.spec import DetrSpec
-from stages.core.detectors.training_data import PseudoTruthData
+from stages.core.detectors.training_data import PseudoGroundTruthData
 from stages.core.detectors.two_stage.faster_rcnn import save_detector
 from stages.core.spec import Counts, Plan, StageContext
 from stages.core.structures.detections import Detections
@@ -42,8 +42,8 @@ class RetrainStage:
         if isinstance(spec, DetrSpec):
             check_detr(spec)
             require_transformers()
-        truth = read_dataset(context.input("pgt"), context.split)
-        usable = sum(len(boxes) > 0 for boxes in truth.values())
+        pgt = read_dataset(context.input("pgt"), context.split)
+        usable = sum(len(boxes) > 0 for boxes in pgt.values())
         steps = total_steps(config, usable)
         return Plan(len(context.split.ids), (f"{usable} images with pseudo boxes, {steps} steps",))
 
@@ -68,20 +68,20 @@ class RetrainStage:
         return counts
 
     def _fit(self, config: RetrainConfig, context: StageContext) -> Counts:
-        truth = read_dataset(context.input("pgt"), context.split)
-        data = PseudoTruthData(
+        pgt = read_dataset(context.input("pgt"), context.split)
+        data = PseudoGroundTruthData(
             context.split,
-            truth,
+            pgt,
             config.augmentation(),
             context.seed,
             with_masks=False,
             failures=context.failures,
         )
-        boxes = sum(len(truth[image_id]) for image_id in data.ids)
+        boxes = sum(len(pgt[image_id]) for image_id in data.ids)
         counts: Counts = {"training_images": len(data.ids), "pseudo_boxes": boxes}
         if context.resume and (context.out / CHECKPOINT).is_file():
             return counts
-        warn_of_untaught(truth, context)
+        warn_of_untaught(pgt, context)
         start = round(config.roi_drop_start_fraction * total_steps(config, len(data.ids)))
         meter = DropMeter(DropRule(config.roi_drop, config.tau_cls, config.tau_reg, start))
 
@@ -115,9 +115,9 @@ def with_dropped_share(values: Mapping[str, Any]) -> dict[str, Any]:
     return line | {"dropped_share": dropped / foreground if foreground else 0.0}
 
 
-def warn_of_untaught(truth: Mapping[str, Detections], context: StageContext) -> None:
+def warn_of_untaught(pgt: Mapping[str, Detections], context: StageContext) -> None:
     """Name the classes that have no pseudo box at all."""
-    taught = {int(c) for boxes in truth.values() for c in boxes.classes}
+    taught = {int(c) for boxes in pgt.values() for c in boxes.classes}
     untaught = [name for c, name in enumerate(context.split.classes) if c not in taught]
     if untaught:
         context.log.warning("retrain: no pseudo box of %s, which cannot be learnt", ", ".join(untaught))

@@ -53,9 +53,9 @@ class MaskFactory:
 
     def __call__(self) -> ImageFunction:
         """Load pseudo boxes and segmenter once and return image id -> rows."""
-        truth = read_dataset(self.pgt, self.split)
+        boxes_of = read_dataset(self.pgt, self.split)
         if self.config.mask_source == "given":
-            return lambda image_id: self._given(image_id, truth.get(image_id, Detections.empty()))
+            return lambda image_id: self._given(image_id, boxes_of.get(image_id, Detections.empty()))
         from stages.core.segmenters.loading import load_segmenter
 
         weights = self.config.segmenter_weights
@@ -63,7 +63,7 @@ class MaskFactory:
         rule = MaskRule.of(self.config)
 
         def rows(image_id: str) -> ImageRows:
-            boxes = truth.get(image_id, Detections.empty())
+            boxes = boxes_of.get(image_id, Detections.empty())
             path = self.split.image_path(image_id)
             if len(boxes) == 0:
                 return to_rows(Detections.empty(), *image_size(path))

@@ -9,7 +9,7 @@ from stages.core.artifacts.coco_json import read_dataset, write_dataset, write_r
 from stages.core.detectors.checkpoints import DetectorFile, recorded_view_sizes
 from stages.core.detectors.fitting import total_steps, train_detector
 from stages.core.detectors.inference import detect_split
-from stages.core.detectors.training_data import PseudoTruthData
+from stages.core.detectors.training_data import PseudoGroundTruthData
 from stages.core.detectors.two_stage.faster_rcnn import save_detector
 from stages.core.runtime.processes import is_main
 from stages.core.spec import Counts, Plan, StageContext
@@ -31,12 +31,12 @@ class WsisStage:
             detector.check(context.split.classes, ("mask-rcnn",))
             detector.model()
             return Plan(len(context.split.ids), ("apply only",))
-        truth = read_dataset(context.input("pgt"), context.split)
+        pgt = read_dataset(context.input("pgt"), context.split)
         if config.mask_source == "given":
-            for image_id, found in truth.items():
+            for image_id, found in pgt.items():
                 check_given(image_id, found, context.input("pgt"))
-        usable = sum(len(boxes) > 0 for boxes in truth.values())
-        boxes = sum(len(found) for found in truth.values())
+        usable = sum(len(boxes) > 0 for boxes in pgt.values())
+        boxes = sum(len(found) for found in pgt.values())
         steps = total_steps(config, usable)
         if config.mask_source == "prompt":
             require_weights(config.segmenter, config.segmenter_weights)
@@ -63,7 +63,7 @@ class WsisStage:
         if is_main():
             write_dataset(context.out / MASKS, context.split, made.masks, made.sizes)
         counts = dict(made.counts)
-        data = PseudoTruthData(
+        data = PseudoGroundTruthData(
             context.split,
             made.masks,
             config.augmentation(),

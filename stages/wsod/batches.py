@@ -50,7 +50,7 @@ class WsodBatch:
 
 
 class WeakData:
-    """Images of a train split with tags and proposals; no other truth.
+    """Images of a train split with tags and proposals; no other ground truth.
 
     Images without tags or proposals are left out up front and recorded as failures, so that no step ever meets one.
 

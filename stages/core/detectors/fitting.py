@@ -14,7 +14,7 @@ from torch import Tensor
 from stages.core.detectors.checkpoints import AnyDetector, build
 from stages.core.detectors.settings import DetectorSettings
 from stages.core.detectors.spec import DetectorSpec, DetrSpec
-from stages.core.detectors.training_data import DetectionBatch, PseudoTruthData
+from stages.core.detectors.training_data import DetectionBatch, PseudoGroundTruthData
 from stages.core.runtime.device import autocast, torch_threads
 from stages.core.spec import StageContext
 from stages.core.training.loop import FitSettings, Trainer, steps_per_epoch
@@ -33,7 +33,7 @@ def total_steps(settings: DetectorSettings, images: int) -> int:
 def train_detector(
     settings: DetectorSettings,
     spec: DetectorSpec | DetrSpec,
-    data: PseudoTruthData,
+    data: PseudoGroundTruthData,
     context: StageContext,
     *,
     prepare: Callable[[AnyDetector], None] = lambda model: None,

@@ -50,12 +50,12 @@ class DetectionBatch:
         return DetectionBatch(self.ids, [image.to(device) for image in self.images], targets)
 
 
-class PseudoTruthData:
+class PseudoGroundTruthData:
     """Pseudo ground truth of a train split, image by image.
 
     Args:
         split: where the images are.
-        truth: image id -> pseudo boxes; images without any are left out of `ids`.
+        pgt: image id -> pseudo boxes; images without any are left out of `ids`.
         augmentation: what happens to the images.
         seed: of the augmentation.
         with_masks: give masks too.
@@ -69,21 +69,21 @@ class PseudoTruthData:
     def __init__(
         self,
         split: WeakSplit,
-        truth: Mapping[str, Detections],
+        pgt: Mapping[str, Detections],
         augmentation: Augmentation,
         seed: int,
         with_masks: bool,
         failures: FailureLog,
     ) -> None:
-        self.split, self.truth, self.seed, self.with_masks = split, truth, seed, with_masks
-        self.ids = [image_id for image_id in split.ids if len(truth.get(image_id, ())) > 0]
+        self.split, self.pgt, self.seed, self.with_masks = split, pgt, seed, with_masks
+        self.ids = [image_id for image_id in split.ids if len(pgt.get(image_id, ())) > 0]
         if not self.ids:
             raise InputError(
                 f"no image of split {split.name} has a pseudo box",
                 where="--pgt",
                 hint="look at the detections, or lower the score threshold of the pgt stage",
             )
-        if with_masks and any(truth[image_id].masks is None for image_id in self.ids):
+        if with_masks and any(pgt[image_id].masks is None for image_id in self.ids):
             raise SchemaError("the pseudo ground truth holds no masks", where=split.name)
         self._images = ReadableImages(split, self.ids, failures)
         self._augmentation, self._transform = augmentation, _build_transform(augmentation)
@@ -119,7 +119,7 @@ class PseudoTruthData:
         return item["image"].as_subclass(torch.Tensor), target
 
     def _item(self, image_id: str, pixels: np.ndarray[Any, Any], height: int, width: int) -> dict[str, Any]:
-        found = self.truth[image_id]
+        found = self.pgt[image_id]
         boxes = torch.from_numpy(found.boxes_xyxy.copy())
         item: dict[str, Any] = {
             "image": tv_tensors.Image(torch.from_numpy(pixels.copy()).permute(2, 0, 1)),

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from stages.core.errors import EnvironmentFault
-from stages.core.evaluation.ground_truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageGroundTruth
 from stages.core.evaluation.matching import check_detections, class_mean
 from stages.core.evaluation.overlap import FloatArray, require_masks
 from stages.core.structures.detections import Detections
@@ -48,7 +48,7 @@ class CocoAp:
 
     @property
     def mean(self) -> float:
-        """AP over all thresholds and classes; nan when no class has truth."""
+        """AP over all thresholds and classes; nan when no class has ground truth."""
         return class_mean(self.per_class.mean(axis=0))
 
     @property
@@ -72,7 +72,7 @@ class CocoAp:
 
 def coco_ap(
     detections: Mapping[str, Detections],
-    truth: Mapping[str, ImageTruth],
+    ground_truth: Mapping[str, ImageGroundTruth],
     num_classes: int,
     iou_type: IouType = "bbox",
     iou_thresholds: Sequence[float] = COCO_IOUS,
@@ -82,7 +82,7 @@ def coco_ap(
 
     Args:
         detections: Image id -> detections; with masks for ``segm``.
-        truth: Image id -> objects for every image of the split; with masks for ``segm``.
+        ground_truth: Image id -> objects for every image of the split; with masks for ``segm``.
         num_classes: Classes are ``0..num_classes - 1``.
         iou_type: What overlaps.
         iou_thresholds: Ascending, in (0, 1].
@@ -90,19 +90,19 @@ def coco_ap(
 
     Raises:
         SchemaError: unknown images or classes, numbers that are not finite, masks missing or of a wrong size.
-        InputError: ``segm`` and the truth has no masks.
+        InputError: ``segm`` and the ground truth has no masks.
         EnvironmentFault: ``faster`` and it is not installed.
     """
-    check_detections(detections, truth, num_classes)
+    check_detections(detections, ground_truth, num_classes)
     if iou_type == "segm":
-        for image_id in sorted(truth):
-            require_masks(detections.get(image_id, Detections.empty()), truth[image_id], image_id)
+        for image_id in sorted(ground_truth):
+            require_masks(detections.get(image_id, Detections.empty()), ground_truth[image_id], image_id)
     coco_class, eval_class = _backend(backend)
-    ids = sorted(truth)
+    ids = sorted(ground_truth)
     with contextlib.redirect_stdout(io.StringIO()):
         evaluator = eval_class(
-            _indexed(coco_class, ids, truth, num_classes, _objects(ids, truth)),
-            _indexed(coco_class, ids, truth, num_classes, _found(ids, detections, iou_type)),
+            _indexed(coco_class, ids, ground_truth, num_classes, _objects(ids, ground_truth)),
+            _indexed(coco_class, ids, ground_truth, num_classes, _found(ids, detections, iou_type)),
             iou_type,
         )
         evaluator.params.iouThrs = np.array(iou_thresholds, dtype=np.float64)
@@ -144,13 +144,14 @@ def _ignoring_difficult(base: Any) -> Any:
 def _indexed(
     coco_class: Any,
     ids: Sequence[str],
-    truth: Mapping[str, ImageTruth],
+    ground_truth: Mapping[str, ImageGroundTruth],
     num_classes: int,
     annotations: list[dict[str, Any]],
 ) -> Any:
     """A ``COCO`` object over images numbered from 1 in id order and categories numbered from 1."""
     images = [
-        {"id": i, "height": truth[name].height, "width": truth[name].width} for i, name in enumerate(ids, 1)
+        {"id": i, "height": ground_truth[name].height, "width": ground_truth[name].width}
+        for i, name in enumerate(ids, 1)
     ]
     coco = coco_class()
     coco.dataset = {
@@ -163,10 +164,10 @@ def _indexed(
     return coco
 
 
-def _objects(ids: Sequence[str], truth: Mapping[str, ImageTruth]) -> list[dict[str, Any]]:
+def _objects(ids: Sequence[str], ground_truth: Mapping[str, ImageGroundTruth]) -> list[dict[str, Any]]:
     annotations = []
     for image, image_id in enumerate(ids, 1):
-        true = truth[image_id]
+        true = ground_truth[image_id]
         for i in range(len(true)):
             x1, y1, x2, y2 = (float(v) for v in true.boxes_xyxy[i])
             entry: dict[str, Any] = {
@@ -208,7 +209,7 @@ def _found(
 
 def _summary(evaluated: Mapping[str, Any], ious: tuple[float, ...], num_classes: int) -> CocoAp:
     # precision is [threshold, recall point, class, area range, max detections], recall lacks the second;
-    # -1 marks a class without truth.
+    # -1 marks a class without ground truth.
     precision = np.asarray(evaluated["precision"], dtype=np.float64)[..., -1]
     recall = np.asarray(evaluated["recall"], dtype=np.float64)[..., -1]
     precision = np.where(precision < 0, np.nan, precision).mean(axis=1)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.core.evaluation.ground_truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageGroundTruth
 from stages.core.evaluation.matching import IntArray, check_detections, class_mean, ignored_objects
 from stages.core.evaluation.overlap import FloatArray, box_iou
 from stages.core.structures.detections import Detections
@@ -38,7 +38,7 @@ class CorLoc:
 
 def corloc(
     detections: Mapping[str, Detections],
-    truth: Mapping[str, ImageTruth],
+    ground_truth: Mapping[str, ImageGroundTruth],
     num_classes: int,
     iou_threshold: float = 0.5,
 ) -> CorLoc:
@@ -49,10 +49,10 @@ def corloc(
     Raises:
         SchemaError: unknown images or classes, or numbers that are not finite.
     """
-    check_detections(detections, truth, num_classes)
+    check_detections(detections, ground_truth, num_classes)
     hits, images = np.zeros(num_classes, dtype=np.int64), np.zeros(num_classes, dtype=np.int64)
-    for image_id in sorted(truth):
-        true = truth[image_id]
+    for image_id in sorted(ground_truth):
+        true = ground_truth[image_id]
         counted = ~ignored_objects(true)
         found = detections.get(image_id, Detections.empty())
         for label in np.unique(true.classes[counted]).tolist():

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from stages.core.evaluation.coco_ap import COCO_IOUS, Backend, CocoAp, coco_ap
-from stages.core.evaluation.ground_truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageGroundTruth
 from stages.core.evaluation.matching import match_by_class
 from stages.core.evaluation.overlap import mask_overlap
 from stages.core.evaluation.voc_ap import VocAp, ap_of_matches
@@ -40,7 +40,7 @@ class MaskAp:
 
 def mask_ap(
     detections: Mapping[str, Detections],
-    truth: Mapping[str, ImageTruth],
+    ground_truth: Mapping[str, ImageGroundTruth],
     num_classes: int,
     iou_thresholds: Sequence[float] = MASK_IOUS,
     backend: Backend = "auto",
@@ -49,21 +49,21 @@ def mask_ap(
 
     Raises:
         SchemaError: unknown images or classes, masks missing or of another size than their image.
-        InputError: an image of the truth has objects and no masks; see :func:`images_with_masks`.
+        InputError: an image of the ground truth has objects and no masks; see :func:`images_with_masks`.
     """
     thresholds = tuple(sorted({*iou_thresholds, *COCO_IOUS}))
-    matches = match_by_class(detections, truth, num_classes, mask_overlap)
+    matches = match_by_class(detections, ground_truth, num_classes, mask_overlap)
     return MaskAp(
-        coco=coco_ap(detections, truth, num_classes, "segm", thresholds, backend),
+        coco=coco_ap(detections, ground_truth, num_classes, "segm", thresholds, backend),
         voc={iou: ap_of_matches(matches, iou) for iou in iou_thresholds},
     )
 
 
-def images_with_masks(truth: Mapping[str, ImageTruth]) -> dict[str, ImageTruth]:
+def images_with_masks(ground_truth: Mapping[str, ImageGroundTruth]) -> dict[str, ImageGroundTruth]:
     """Images on which masks can be judged: those with masks, and those without objects.
 
     VOC segments only part of its images. Empty when no image has a mask.
     """
-    if not any(true.masks for true in truth.values()):
+    if not any(true.masks for true in ground_truth.values()):
         return {}
-    return {name: true for name, true in truth.items() if true.masks is not None or not len(true)}
+    return {name: true for name, true in ground_truth.items() if true.masks is not None or not len(true)}

@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 
 from stages.core.artifacts.table import Table
 from stages.core.errors import SchemaError
-from stages.core.evaluation.ground_truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageGroundTruth
 from stages.core.evaluation.overlap import BoolArray, FloatArray, box_overlap
 from stages.core.structures.columns import Column, Columns
 from stages.core.structures.detections import Detections
 
 IntArray = NDArray[np.int64]
-Overlap = Callable[[Detections, ImageTruth], FloatArray]
+Overlap = Callable[[Detections, ImageGroundTruth], FloatArray]
 
 
-def ignored_objects(true: ImageTruth) -> BoolArray:
+def ignored_objects(true: ImageGroundTruth) -> BoolArray:
     """Objects ``(m,)`` that count neither for nor against: difficult (VOC) or crowd (COCO)."""
     ignored: BoolArray = np.asarray(true.difficult, dtype=np.bool_) | np.asarray(true.crowd, dtype=np.bool_)
     return ignored
@@ -38,13 +38,13 @@ def class_mean(values: FloatArray) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
-def check_images(found: Iterable[str], truth: Mapping[str, ImageTruth], what: str) -> None:
-    """Refuse results for images that the truth does not hold.
+def check_images(found: Iterable[str], ground_truth: Mapping[str, ImageGroundTruth], what: str) -> None:
+    """Refuse results for images that the ground truth does not hold.
 
     Raises:
         SchemaError: naming the first of them.
     """
-    unknown = sorted(set(found) - set(truth))
+    unknown = sorted(set(found) - set(ground_truth))
     if unknown:
         raise SchemaError(
             f"{len(unknown)} images have {what} but are not in the split: {', '.join(unknown[:5])}",
@@ -59,15 +59,15 @@ def images_with_rows(table: Table) -> list[str]:
 
 
 def check_detections(
-    detections: Mapping[str, Detections], truth: Mapping[str, ImageTruth], num_classes: int
+    detections: Mapping[str, Detections], ground_truth: Mapping[str, ImageGroundTruth], num_classes: int
 ) -> None:
     """Refuse detections that cannot be of these images and classes.
 
     Raises:
-        SchemaError: an image the truth does not hold, a class outside ``0..num_classes - 1``, or a box or
+        SchemaError: an image the ground truth does not hold, a class outside ``0..num_classes - 1``, or a box or
             score that is not finite.
     """
-    check_images((name for name, found in detections.items() if len(found)), truth, "detections")
+    check_images((name for name, found in detections.items() if len(found)), ground_truth, "detections")
     for image_id in sorted(detections):
         found = detections[image_id]
         if len(found) and not (found.classes.min() >= 0 and found.classes.max() < num_classes):
@@ -126,27 +126,27 @@ class ClassMatches(Matches):
 
 def match_by_class(
     detections: Mapping[str, Detections],
-    truth: Mapping[str, ImageTruth],
+    ground_truth: Mapping[str, ImageGroundTruth],
     num_classes: int,
     overlap: Overlap = box_overlap,
 ) -> list[ClassMatches]:
-    """Match detections with the truth, class by class.
+    """Match detections with the ground truth, class by class.
 
     Args:
         detections: Image id -> detections; an image without an entry has none.
-        truth: Image id -> objects, for every image of the split.
+        ground_truth: Image id -> objects, for every image of the split.
         num_classes: Classes are ``0..num_classes - 1``.
         overlap: IoU of detections and objects of one image; boxes by default.
 
     Raises:
         SchemaError: see :func:`check_detections`.
     """
-    check_detections(detections, truth, num_classes)
+    check_detections(detections, ground_truth, num_classes)
     parts = [Matches.empty()]
     positives = np.zeros(num_classes, dtype=np.int64)
     first_object = 0
-    for image_id in sorted(truth):
-        true = truth[image_id]
+    for image_id in sorted(ground_truth):
+        true = ground_truth[image_id]
         skip = ignored_objects(true)
         positives += np.bincount(true.classes[~skip].astype(np.int64), minlength=num_classes)
         boxes = detections.get(image_id)
@@ -164,7 +164,7 @@ def match_by_class(
     ]
 
 
-def _best_object(found: Detections, true: ImageTruth, overlap: Overlap) -> tuple[FloatArray, IntArray]:
+def _best_object(found: Detections, true: ImageGroundTruth, overlap: Overlap) -> tuple[FloatArray, IntArray]:
     """Highest IoU with an object of the same class and that object's index (-1 where there is none)."""
     if not len(true):
         return np.zeros(len(found)), np.full(len(found), -1, dtype=np.int64)

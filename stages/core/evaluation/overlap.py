@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from stages.core.errors import InputError, SchemaError
-from stages.core.evaluation.ground_truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageGroundTruth
 from stages.core.ops.boxes import pairwise_iou
 from stages.core.structures.detections import Detections
 
@@ -26,17 +26,17 @@ def box_iou(a_xyxy: NDArray[np.floating[Any]], b_xyxy: NDArray[np.floating[Any]]
     return result
 
 
-def box_overlap(found: Detections, true: ImageTruth) -> FloatArray:
+def box_overlap(found: Detections, true: ImageGroundTruth) -> FloatArray:
     """Box IoU of the detections with the true objects of one image, ``(n, m)``."""
     return box_iou(found.boxes_xyxy, true.boxes_xyxy)
 
 
-def mask_overlap(found: Detections, true: ImageTruth) -> FloatArray:
+def mask_overlap(found: Detections, true: ImageGroundTruth) -> FloatArray:
     """Mask IoU of the detections with the true objects of one image, ``(n, m)``.
 
     Raises:
         SchemaError: the detections have no masks, or masks of another size than the image.
-        InputError: the truth has no masks.
+        InputError: the ground truth has no masks.
     """
     require_masks(found, true)
     if not len(found) or not len(true):
@@ -47,12 +47,12 @@ def mask_overlap(found: Detections, true: ImageTruth) -> FloatArray:
     return np.asarray(overlap, dtype=np.float64).reshape(len(found), len(true))
 
 
-def require_masks(found: Detections, true: ImageTruth, image_id: str | None = None) -> None:
+def require_masks(found: Detections, true: ImageGroundTruth, image_id: str | None = None) -> None:
     """Refuse to compare masks where a side has none, or where sizes differ (pycocotools would answer -1).
 
     Raises:
         SchemaError: the detections have no masks, or masks of another size than the image.
-        InputError: the truth has no masks.
+        InputError: the ground truth has no masks.
     """
     image = "an image" if image_id is None else f"image {image_id}"
     if len(true) and true.masks is None:
@@ -68,7 +68,7 @@ def require_masks(found: Detections, true: ImageTruth, image_id: str | None = No
             )
 
 
-def points_on_objects(x: FloatArray, y: FloatArray, true: ImageTruth) -> BoolArray:
+def points_on_objects(x: FloatArray, y: FloatArray, true: ImageGroundTruth) -> BoolArray:
     """Which points lie on which objects, ``(n, m)``: on the mask where there is one, else in the box.
 
     Points are image pixels, ``(n,)`` each; pixel ``(i, j)`` spans ``[j, j + 1) x [i, i + 1)``. A point

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.core.evaluation.ground_truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageGroundTruth
 from stages.core.evaluation.matching import IntArray, Overlap, match_by_class
 from stages.core.evaluation.overlap import FloatArray, box_overlap
 from stages.core.structures.detections import Detections
@@ -65,7 +65,7 @@ def _ratio(part: IntArray, whole: IntArray) -> FloatArray:
 
 def pgt_quality(
     pseudo: Mapping[str, Detections],
-    truth: Mapping[str, ImageTruth],
+    ground_truth: Mapping[str, ImageGroundTruth],
     num_classes: int,
     iou_threshold: float = 0.5,
     overlap: Overlap = box_overlap,
@@ -75,7 +75,7 @@ def pgt_quality(
     Raises:
         SchemaError: unknown images or classes, or numbers that are not finite.
     """
-    matches = match_by_class(pseudo, truth, num_classes, overlap)
+    matches = match_by_class(pseudo, ground_truth, num_classes, overlap)
     outcomes = [match.outcomes(iou_threshold) for match in matches]
     return PgtQuality(
         right=np.array([right.sum() for right, _ in outcomes], dtype=np.int64),

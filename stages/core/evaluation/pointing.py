@@ -22,7 +22,7 @@ from stages.core.artifacts.cams import stored_map
 from stages.core.artifacts.schemas import MAP_KINDS
 from stages.core.artifacts.table import Table
 from stages.core.errors import SchemaError
-from stages.core.evaluation.ground_truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageGroundTruth
 from stages.core.evaluation.matching import (
     IntArray,
     check_images,
@@ -68,19 +68,21 @@ class Pointing:
         return class_mean(self.class_accuracy(kind))
 
 
-def pointing_accuracy(cams: Table, truth: Mapping[str, ImageTruth], num_classes: int) -> Pointing:
+def pointing_accuracy(
+    cams: Table, ground_truth: Mapping[str, ImageGroundTruth], num_classes: int
+) -> Pointing:
     """Pointing accuracy of the maps of a ``cams.h5`` table on every image of a split.
 
     Raises:
-        SchemaError: maps of an image the truth does not hold, of an unknown class or kind, or not of the
+        SchemaError: maps of an image the ground truth does not hold, of an unknown class or kind, or not of the
             size of their grid.
     """
-    check_images(images_with_rows(cams), truth, "maps")
+    check_images(images_with_rows(cams), ground_truth, "maps")
     hits = np.zeros((len(MAP_KINDS), num_classes), dtype=np.int64)
     pairs = np.zeros(num_classes, dtype=np.int64)
     layers: dict[int, list[int]] = {}
-    for image_id in sorted(truth):
-        true = truth[image_id]
+    for image_id in sorted(ground_truth):
+        true = ground_truth[image_id]
         present = np.unique(true.classes[~ignored_objects(true)])
         pairs[present] += 1
         rows = cams.rows(image_id)
@@ -104,7 +106,7 @@ def pointing_accuracy(cams: Table, truth: Mapping[str, ImageTruth], num_classes:
         hits=hits,
         pairs=pairs,
         cross_layers={layer: (h, n) for layer, (h, n) in sorted(layers.items())},
-        maps_per_image=cams.num_rows / len(truth) if truth else float("nan"),
+        maps_per_image=cams.num_rows / len(ground_truth) if ground_truth else float("nan"),
         kinds=tuple(MAP_KINDS[k] for k in np.unique(cams.columns["kind"]).tolist()),
     )
 
@@ -126,7 +128,7 @@ def _mean_map(maps: list[FloatArray]) -> FloatArray | None:
     return mean
 
 
-def _points_at(values: FloatArray | None, label: int, true: ImageTruth) -> bool:
+def _points_at(values: FloatArray | None, label: int, true: ImageGroundTruth) -> bool:
     """Whether a map's maximum lies on an object of the class."""
     point = None if values is None else map_maximum(values, true.height, true.width)
     if point is None:

@@ -15,7 +15,7 @@ import numpy as np
 from stages.core.artifacts.schemas import MAP_KINDS
 from stages.core.artifacts.table import Table
 from stages.core.errors import SchemaError
-from stages.core.evaluation.ground_truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageGroundTruth
 from stages.core.evaluation.matching import IntArray, check_images, ignored_objects, images_with_rows
 from stages.core.evaluation.overlap import points_on_objects
 
@@ -55,20 +55,20 @@ class PromptQuality:
         return float(self.points.sum() / self.images) if self.images else float("nan")
 
 
-def prompt_quality(prompts: Table, truth: Mapping[str, ImageTruth]) -> PromptQuality:
+def prompt_quality(prompts: Table, ground_truth: Mapping[str, ImageGroundTruth]) -> PromptQuality:
     """Judge the points of a ``prompts.h5`` table on every image of a split.
 
     Raises:
-        SchemaError: points of an image the truth does not hold, or of an unknown source.
+        SchemaError: points of an image the ground truth does not hold, or of an unknown source.
     """
-    check_images(images_with_rows(prompts), truth, "prompts")
+    check_images(images_with_rows(prompts), ground_truth, "prompts")
     sources = prompts.columns["source"].astype(np.int64)
     if len(sources) and (sources.min() < 0 or sources.max() >= len(MAP_KINDS)):
         raise SchemaError(f"source outside 0..{len(MAP_KINDS) - 1}")
     right, points = np.zeros(len(MAP_KINDS), np.int64), np.zeros(len(MAP_KINDS), np.int64)
     prompted, objects = np.zeros(len(MAP_KINDS) + 1, np.int64), 0
-    for image_id in sorted(truth):
-        true, rows = truth[image_id], prompts.rows(image_id)
+    for image_id in sorted(ground_truth):
+        true, rows = ground_truth[image_id], prompts.rows(image_id)
         counted = ~ignored_objects(true)
         objects += int(counted.sum())
         source, label = rows["source"].astype(np.int64), rows["class_index"].astype(np.int64)
@@ -80,4 +80,4 @@ def prompt_quality(prompts: Table, truth: Mapping[str, ImageTruth]) -> PromptQua
             points[k] += len(of_source)
             prompted[k] += int((of_source.any(axis=0) & counted).sum())
         prompted[-1] += int((on.any(axis=0) & counted).sum())
-    return PromptQuality(right, points, prompted, objects, len(truth))
+    return PromptQuality(right, points, prompted, objects, len(ground_truth))

@@ -1,6 +1,6 @@
 """Recall of class-agnostic proposals at IoU .5, .75 and .9, and how it grows with the number of boxes.
 
-Matching is greedy one-to-one within an image: the truth-proposal pair of highest IoU is taken, both retire,
+Matching is greedy one-to-one within an image: the ground truth-proposal pair of highest IoU is taken, both retire,
 and so on (the customary protocol of proposal papers). It is stricter than asking whether *any* proposal covers
 an object, since one box cannot serve two. Difficult objects and crowds are left out; the objects of an image
 without proposals count as missed.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from stages.core.errors import SchemaError
-from stages.core.evaluation.ground_truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageGroundTruth
 from stages.core.evaluation.matching import check_images, ignored_objects
 from stages.core.evaluation.overlap import FloatArray, box_iou
 
@@ -59,25 +59,25 @@ def _recall(matched_iou: FloatArray, iou_threshold: float) -> float:
 
 def proposal_recall(
     proposals_xyxy: Mapping[str, FloatArray],
-    truth: Mapping[str, ImageTruth],
+    ground_truth: Mapping[str, ImageGroundTruth],
     curve_counts: Sequence[int] = CURVE_COUNTS,
 ) -> ProposalRecall:
     """Recall of proposals, image id -> ``(n, 4)`` boxes in the order in which the curve takes them.
 
     Raises:
-        SchemaError: proposals of an image the truth does not hold, or not finite.
+        SchemaError: proposals of an image the ground truth does not hold, or not finite.
     """
-    check_images((name for name, boxes in proposals_xyxy.items() if len(boxes)), truth, "proposals")
+    check_images((name for name, boxes in proposals_xyxy.items() if len(boxes)), ground_truth, "proposals")
     none = np.zeros((0, 4))
     matched: list[FloatArray] = [np.zeros(0)]
     areas: list[FloatArray] = [np.zeros(0)]
     curve: dict[int, list[FloatArray]] = {count: [np.zeros(0)] for count in curve_counts}
     total = 0
-    for image_id in sorted(truth):
+    for image_id in sorted(ground_truth):
         boxes = np.asarray(proposals_xyxy.get(image_id, none), dtype=np.float64).reshape(-1, 4)
         if not np.isfinite(boxes).all():
             raise SchemaError(f"image {image_id}: a proposal is not a finite number")
-        true = truth[image_id]
+        true = ground_truth[image_id]
         objects = true.boxes_xyxy[~ignored_objects(true)]
         total += len(boxes)
         iou = box_iou(objects, boxes)
@@ -89,7 +89,7 @@ def proposal_recall(
         matched_iou=np.concatenate(matched),
         areas=np.concatenate(areas),
         curve_iou={count: np.concatenate(parts) for count, parts in curve.items()},
-        boxes_per_image=total / len(truth) if truth else float("nan"),
+        boxes_per_image=total / len(ground_truth) if ground_truth else float("nan"),
     )
 
 

@@ -15,7 +15,7 @@ from stages.core.artifacts.files import write_json
 from stages.core.artifacts.manifest import MANIFEST_NAME, Manifest, check_input, read_manifest
 from stages.core.errors import MissingInputError
 from stages.core.evaluation.report import Report, finite
-from stages.core.evaluation.tasks import TASKS, Ground, load_ground, measure
+from stages.core.evaluation.tasks import TASKS, LabeledSplit, load_labeled_split, measure
 from stages.core.registry import chain_specs
 
 EVALUATION_NAME = "evaluation.json"
@@ -49,7 +49,7 @@ def evaluate_run(run: Path, data_root: Path, train: str, test: str = "") -> dict
         MissingInputError: no stage has finished in this run.
         InputError: an artifact is damaged or differs from its manifest.
     """
-    grounds: dict[tuple[str, int | None], Ground | str] = {}
+    grounds: dict[tuple[str, int | None], LabeledSplit | str] = {}
     rows: list[dict[str, Any]] = []
     for stage in chain_specs():
         for split in filter(None, (train, test)):
@@ -59,7 +59,7 @@ def evaluate_run(run: Path, data_root: Path, train: str, test: str = "") -> dict
             manifest = read_manifest(folder)
             key = (split, manifest.limit)
             if key not in grounds:
-                grounds[key] = _ground(split, data_root, manifest.limit)
+                grounds[key] = _labeled(split, data_root, manifest.limit)
             for output in stage.outputs:
                 if output.kind in TASKS and output.file_name in manifest.outputs:
                     rows.append(_row(run, folder / output.file_name, output.kind, manifest, grounds[key]))
@@ -81,15 +81,17 @@ def evaluate_run(run: Path, data_root: Path, train: str, test: str = "") -> dict
     return result
 
 
-def _ground(split: str, data_root: Path, limit: int | None) -> Ground | str:
-    """The truth of a split, or why there is none (folders of images with tags only have none)."""
+def _labeled(split: str, data_root: Path, limit: int | None) -> LabeledSplit | str:
+    """The ground truth of a split, or why there is none (folders of images with tags only have none)."""
     try:
-        return load_ground(split, data_root, limit)
+        return load_labeled_split(split, data_root, limit)
     except MissingInputError as error:
         return error.what
 
 
-def _row(run: Path, artifact: Path, task: str, manifest: Manifest, ground: Ground | str) -> dict[str, Any]:
+def _row(
+    run: Path, artifact: Path, task: str, manifest: Manifest, labeled: LabeledSplit | str
+) -> dict[str, Any]:
     digest = check_input(artifact, run, manifest.stage)
     row: dict[str, Any] = {
         "stage": manifest.stage,
@@ -99,7 +101,7 @@ def _row(run: Path, artifact: Path, task: str, manifest: Manifest, ground: Groun
         "task": task,
         "metrics": {},
         "report": None,
-        "problem": ground if isinstance(ground, str) else None,
+        "problem": labeled if isinstance(labeled, str) else None,
         "command": manifest.command,
         "seed": manifest.seed,
         "limit": manifest.limit,
@@ -108,8 +110,8 @@ def _row(run: Path, artifact: Path, task: str, manifest: Manifest, ground: Groun
         "wall_seconds": manifest.wall_seconds,
         "images_per_second": manifest.images_per_second,
     }
-    if isinstance(ground, Ground):
-        report = measure(task, artifact, ground)
+    if isinstance(labeled, LabeledSplit):
+        report = measure(task, artifact, labeled)
         row["metrics"] = finite(_headline(report))
         row["report"] = report.as_json()
     return row

@@ -1,4 +1,4 @@
-"""Measure one artifact against the truth of its split: which metrics belong to which file.
+"""Measure one artifact against the ground truth of its split: which metrics belong to which file.
 
 ============== ================================ ====================================================
 task           artifact                         figures
@@ -32,7 +32,7 @@ from stages.core.datasets.split import WeakSplit
 from stages.core.errors import InputError, MissingInputError, SchemaError, UsageError, did_you_mean
 from stages.core.evaluation.coco_ap import coco_ap
 from stages.core.evaluation.corloc import corloc
-from stages.core.evaluation.ground_truth import ImageTruth, load_truth
+from stages.core.evaluation.ground_truth import ImageGroundTruth, load_ground_truth
 from stages.core.evaluation.mask_ap import MASK_IOUS, images_with_masks, mask_ap
 from stages.core.evaluation.overlap import FloatArray, mask_overlap
 from stages.core.evaluation.pgt_quality import pgt_quality
@@ -43,13 +43,13 @@ from stages.core.evaluation.report import Report
 from stages.core.evaluation.voc_ap import voc_ap
 from stages.core.structures.detections import Detections
 
-__all__ = ["TASKS", "Ground", "Report", "evaluate", "infer_task", "load_ground", "measure"]
+__all__ = ["TASKS", "LabeledSplit", "Report", "evaluate", "infer_task", "load_labeled_split", "measure"]
 
 BOX_ONLY = "the split has no masks: only boxes were measured"
 
 
 @dataclass(frozen=True)
-class Ground:
+class LabeledSplit:
     """What artifacts of a split are measured against.
 
     Attributes:
@@ -58,24 +58,24 @@ class Ground:
     """
 
     split: WeakSplit
-    images: dict[str, ImageTruth]
+    images: dict[str, ImageGroundTruth]
 
 
-def load_ground(split_name: str, data_root: Path, limit: int | None = None) -> Ground:
-    """Open a split and its truth.
+def load_labeled_split(split_name: str, data_root: Path, limit: int | None = None) -> LabeledSplit:
+    """Open a split and its ground truth.
 
     Raises:
         InputError: the split or its ground truth does not exist or is damaged.
     """
     split = open_split(split_name, data_root)
     split = split if limit is None else split.limited(limit)
-    return Ground(split, load_truth(split_name, data_root, ids=frozenset(split.ids)).images)
+    return LabeledSplit(split, load_ground_truth(split_name, data_root, ids=frozenset(split.ids)).images)
 
 
 def evaluate(
     task: str | None, artifact: Path, split_name: str, data_root: Path, *, limit: int | None = None
 ) -> Report:
-    """Measure an artifact against the truth of a split.
+    """Measure an artifact against the ground truth of a split.
 
     Args:
         task: One of ``TASKS``; None takes it from the file.
@@ -86,7 +86,7 @@ def evaluate(
 
     Raises:
         UsageError: unknown task, or one the file's name and content do not tell.
-        InputError: artifact, split or truth missing, damaged, or not of one another.
+        InputError: artifact, split or ground truth missing, damaged, or not of one another.
     """
     if not artifact.is_file():
         raise MissingInputError("no such file", where=artifact, hint="run the stage that writes it")
@@ -100,15 +100,15 @@ def evaluate(
             )
         limit = manifest.limit if limit is None else limit
     chosen = infer_task(artifact) if task is None else task
-    return measure(chosen, artifact, load_ground(split_name, data_root, limit))
+    return measure(chosen, artifact, load_labeled_split(split_name, data_root, limit))
 
 
-def measure(task: str, artifact: Path, ground: Ground) -> Report:
-    """Measure an artifact against truth already at hand; arguments and errors as for :func:`evaluate`."""
+def measure(task: str, artifact: Path, labeled: LabeledSplit) -> Report:
+    """Measure an artifact against ground truth already at hand; arguments and errors as for :func:`evaluate`."""
     if task not in TASKS:
         raise UsageError(f"unknown task '{task}'", where="--task", hint=did_you_mean(task, TASKS))
     try:
-        return TASKS[task](artifact, ground)
+        return TASKS[task](artifact, labeled)
     except SchemaError as error:
         if error.where is not None:
             raise
@@ -152,52 +152,52 @@ def _task_of_content(artifact: Path) -> str | None:
 def _report(
     task: str,
     artifact: Path,
-    ground: Ground,
+    labeled: LabeledSplit,
     metrics: dict[str, float],
     per_class: dict[str, Array] | None = None,
     notes: tuple[str, ...] = (),
 ) -> Report:
     by_class: dict[str, dict[str, float]] = {}
     if per_class:
-        for i, name in enumerate(ground.split.classes):
+        for i, name in enumerate(labeled.split.classes):
             by_class[name] = {figure: float(values[i]) for figure, values in per_class.items()}
-    unread = len(ground.split) - len(ground.images)
+    unread = len(labeled.split) - len(labeled.images)
     if unread:
         notes = (*notes, f"{unread} images have no usable ground truth and were left out")
-    return Report(task, artifact.name, ground.split.name, len(ground.images), metrics, by_class, notes)
+    return Report(task, artifact.name, labeled.split.name, len(labeled.images), metrics, by_class, notes)
 
 
-def _known(found: dict[str, Detections], ground: Ground) -> dict[str, Detections]:
-    """Detections on images with truth; the report notes how many images have none."""
-    return {name: boxes for name, boxes in found.items() if name in ground.images}
+def _known(found: dict[str, Detections], labeled: LabeledSplit) -> dict[str, Detections]:
+    """Detections on images with ground truth; the report notes how many images have none."""
+    return {name: boxes for name, boxes in found.items() if name in labeled.images}
 
 
-def _per_image(found: dict[str, Detections], ground: Ground) -> float:
-    return sum(map(len, found.values())) / len(ground.images) if ground.images else float("nan")
+def _per_image(found: dict[str, Detections], labeled: LabeledSplit) -> float:
+    return sum(map(len, found.values())) / len(labeled.images) if labeled.images else float("nan")
 
 
-def _cams(artifact: Path, ground: Ground) -> Report:
+def _cams(artifact: Path, labeled: LabeledSplit) -> Report:
     table = read_table(artifact, CAMS)
-    result = pointing_accuracy(table, ground.images, len(ground.split.classes))
+    result = pointing_accuracy(table, labeled.images, len(labeled.split.classes))
     metrics = {f"pointing_{kind}": result.accuracy(kind) for kind in result.kinds}
     metrics |= {f"pointing_{kind}_class_mean": result.class_mean(kind) for kind in result.kinds}
     for layer, (hits, maps) in result.cross_layers.items():
         metrics[f"pointing_cross_layer{layer}"] = hits / maps
     metrics["maps_per_image"] = result.maps_per_image
     per_class = {f"pointing_{kind}": result.class_accuracy(kind) for kind in result.kinds}
-    return _report("cams", artifact, ground, metrics, per_class)
+    return _report("cams", artifact, labeled, metrics, per_class)
 
 
-def _prompts(artifact: Path, ground: Ground) -> Report:
-    result = prompt_quality(read_table(artifact, PROMPTS), ground.images)
+def _prompts(artifact: Path, labeled: LabeledSplit) -> Report:
+    result = prompt_quality(read_table(artifact, PROMPTS), labeled.images)
     used = [kind for i, kind in enumerate(MAP_KINDS) if result.points[i]]
     metrics = {"object_recall": result.object_recall(), "points_per_image": result.points_per_image}
     metrics |= {f"precision_{kind}": result.precision(kind) for kind in used}
     metrics |= {f"object_recall_{kind}": result.object_recall(kind) for kind in used}
-    return _report("prompts", artifact, ground, metrics)
+    return _report("prompts", artifact, labeled, metrics)
 
 
-def _proposals(artifact: Path, ground: Ground) -> Report:
+def _proposals(artifact: Path, labeled: LabeledSplit) -> Report:
     table = read_table(artifact, PROPOSALS)
     boxes: dict[str, FloatArray] = {}
     sources: dict[str, Array] = {}
@@ -207,7 +207,7 @@ def _proposals(artifact: Path, ground: Ground) -> Report:
         order = np.argsort(-np.nan_to_num(rows["predicted_iou"].astype(np.float64), nan=-1.0), kind="stable")
         corners = rows_to_boxes(rows).astype(np.float64)
         boxes[name], sources[name] = corners[order], rows["source"][order]
-    result = proposal_recall(boxes, ground.images)
+    result = proposal_recall(boxes, labeled.images)
     metrics = {f"recall{100 * iou:.0f}": result.at(iou) for iou in IOU_THRESHOLDS}
     metrics["boxes_per_image"] = result.boxes_per_image
     for size in SIZE_BOUNDS:
@@ -217,72 +217,72 @@ def _proposals(artifact: Path, ground: Ground) -> Report:
     for source, bit in SOURCE_BITS.items():
         own = {name: boxes[name][(sources[name] & bit) != 0] for name in boxes}
         if any(map(len, own.values())):
-            alone = proposal_recall(own, ground.images, ())
+            alone = proposal_recall(own, labeled.images, ())
             metrics |= {f"recall{100 * iou:.0f}_{source}": alone.at(iou) for iou in IOU_THRESHOLDS}
             metrics[f"boxes_per_image_{source}"] = alone.boxes_per_image
-    return _report("proposals", artifact, ground, metrics)
+    return _report("proposals", artifact, labeled, metrics)
 
 
-def _detections(artifact: Path, ground: Ground) -> Report:
-    classes = len(ground.split.classes)
-    found = _known(read_results(artifact, ground.split), ground)
-    voc = voc_ap(found, ground.images, classes)
-    coco = coco_ap(found, ground.images, classes)
+def _detections(artifact: Path, labeled: LabeledSplit) -> Report:
+    classes = len(labeled.split.classes)
+    found = _known(read_results(artifact, labeled.split), labeled)
+    voc = voc_ap(found, labeled.images, classes)
+    coco = coco_ap(found, labeled.images, classes)
     metrics = {"ap50": voc.mean_area, "ap50_11point": voc.mean_eleven_point}
     per_class: dict[str, Array] = {"ap50": voc.area, "ap50_11point": voc.eleven_point}
-    if ground.split.role == "train":
-        located = corloc(found, ground.images, classes)
+    if labeled.split.role == "train":
+        located = corloc(found, labeled.images, classes)
         metrics["corloc"] = located.mean
         per_class["corloc"] = located.per_class
     metrics |= {"coco_ap": coco.mean, "coco_ap50": coco.mean_at(0.5), "coco_ap75": coco.mean_at(0.75)}
     metrics |= {f"coco_ap_{size}": float(_mean(values)) for size, values in coco.by_size.items()}
-    metrics |= {"coco_ar100": coco.mean_recall, "boxes_per_image": _per_image(found, ground)}
+    metrics |= {"coco_ar100": coco.mean_recall, "boxes_per_image": _per_image(found, labeled)}
     per_class |= {
         "coco_ap": coco.per_class.mean(axis=0),
         "coco_ap50": coco.at(0.5),
         "coco_ap75": coco.at(0.75),
     }
-    return _report("detections", artifact, ground, metrics, per_class)
+    return _report("detections", artifact, labeled, metrics, per_class)
 
 
 def _mean(values: FloatArray) -> float:
     return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
 
-def _pgt(artifact: Path, ground: Ground) -> Report:
-    classes = len(ground.split.classes)
-    found = _known(read_dataset(artifact, ground.split), ground)
+def _pgt(artifact: Path, labeled: LabeledSplit) -> Report:
+    classes = len(labeled.split.classes)
+    found = _known(read_dataset(artifact, labeled.split), labeled)
     metrics: dict[str, float] = {}
     per_class: dict[str, Array] = {}
     for iou in (0.5, 0.75):
-        result, at = pgt_quality(found, ground.images, classes, iou), f"{100 * iou:.0f}"
+        result, at = pgt_quality(found, labeled.images, classes, iou), f"{100 * iou:.0f}"
         metrics |= {f"precision{at}": result.precision, f"recall{at}": result.recall, f"f1_{at}": result.f1}
         per_class |= {f"precision{at}": result.class_precision, f"recall{at}": result.class_recall}
-    metrics["boxes_per_image"] = _per_image(found, ground)
+    metrics["boxes_per_image"] = _per_image(found, labeled)
     notes: tuple[str, ...] = ()
     if any(boxes.masks is not None for boxes in found.values()):
-        annotated = images_with_masks(ground.images)
-        notes = _mask_notes(annotated, ground)
+        annotated = images_with_masks(labeled.images)
+        notes = _mask_notes(annotated, labeled)
         if annotated:
             masks = {name: boxes for name, boxes in found.items() if name in annotated}
             for iou in (0.5, 0.75):
                 result, at = pgt_quality(masks, annotated, classes, iou, mask_overlap), f"{100 * iou:.0f}"
                 metrics |= {f"mask_precision{at}": result.precision, f"mask_recall{at}": result.recall}
-    return _report("pgt", artifact, ground, metrics, per_class, notes)
+    return _report("pgt", artifact, labeled, metrics, per_class, notes)
 
 
-def _mask_notes(annotated: dict[str, Any], ground: Ground) -> tuple[str, ...]:
+def _mask_notes(annotated: dict[str, Any], labeled: LabeledSplit) -> tuple[str, ...]:
     if not annotated:
         return (BOX_ONLY,)
-    if len(annotated) < len(ground.images):
+    if len(annotated) < len(labeled.images):
         return (f"masks were measured on the {len(annotated)} images that have true masks",)
     return ()
 
 
-def _segmentations(artifact: Path, ground: Ground) -> Report:
-    classes = len(ground.split.classes)
-    found = _known(read_results(artifact, ground.split), ground)
-    annotated = images_with_masks(ground.images)
+def _segmentations(artifact: Path, labeled: LabeledSplit) -> Report:
+    classes = len(labeled.split.classes)
+    found = _known(read_results(artifact, labeled.split), labeled)
+    annotated = images_with_masks(labeled.images)
     metrics: dict[str, float] = {}
     per_class: dict[str, Array] = {}
     if annotated:
@@ -293,13 +293,13 @@ def _segmentations(artifact: Path, ground: Ground) -> Report:
             per_class[f"mask_ap{100 * iou:.0f}"] = result.coco.at(iou)
         metrics["mask_ap"] = result.coco_mean
         metrics |= {f"mask_ap{100 * iou:.0f}_area": result.voc[iou].mean_area for iou in MASK_IOUS}
-    boxes = voc_ap(found, ground.images, classes)
-    metrics |= {"box_ap50": boxes.mean_area, "instances_per_image": _per_image(found, ground)}
+    boxes = voc_ap(found, labeled.images, classes)
+    metrics |= {"box_ap50": boxes.mean_area, "instances_per_image": _per_image(found, labeled)}
     per_class["box_ap50"] = boxes.area
-    return _report("segmentations", artifact, ground, metrics, per_class, _mask_notes(annotated, ground))
+    return _report("segmentations", artifact, labeled, metrics, per_class, _mask_notes(annotated, labeled))
 
 
-TASKS: dict[str, Callable[[Path, Ground], Report]] = {
+TASKS: dict[str, Callable[[Path, LabeledSplit], Report]] = {
     "cams": _cams,
     "prompts": _prompts,
     "proposals": _proposals,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stages.core.evaluation.ground_truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageGroundTruth
 from stages.core.evaluation.matching import ClassMatches, IntArray, class_mean, match_by_class
 from stages.core.evaluation.overlap import BoolArray, FloatArray
 from stages.core.structures.detections import Detections
@@ -37,27 +37,27 @@ class VocAp:
 
     @property
     def mean_eleven_point(self) -> float:
-        """Mean over classes with truth; nan when there is none."""
+        """Mean over classes with ground truth; nan when there is none."""
         return class_mean(self.eleven_point)
 
     @property
     def mean_area(self) -> float:
-        """Mean over classes with truth; nan when there is none."""
+        """Mean over classes with ground truth; nan when there is none."""
         return class_mean(self.area)
 
 
 def voc_ap(
     detections: Mapping[str, Detections],
-    truth: Mapping[str, ImageTruth],
+    ground_truth: Mapping[str, ImageGroundTruth],
     num_classes: int,
     iou_threshold: float = 0.5,
 ) -> VocAp:
-    """VOC box AP of detections (image id -> detections) against the truth of every image of a split.
+    """VOC box AP of detections (image id -> detections) against the ground truth of every image of a split.
 
     Raises:
         SchemaError: unknown images or classes, or numbers that are not finite.
     """
-    return ap_of_matches(match_by_class(detections, truth, num_classes), iou_threshold)
+    return ap_of_matches(match_by_class(detections, ground_truth, num_classes), iou_threshold)
 
 
 def ap_of_matches(matches: Sequence[ClassMatches], iou_threshold: float) -> VocAp:

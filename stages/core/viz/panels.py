@@ -1,6 +1,6 @@
 """One picture per stage for one image: what every artifact of a run says about it.
 
-Reads the artifacts of the finished stages of one split; boxes and masks of the truth, if there are any,
+Reads the artifacts of the finished stages of one split; boxes and masks of the ground truth, if there are any,
 are handed in by the report. Coordinates of artifacts are image pixels; pictures are drawn enlarged.
 """
 
@@ -22,7 +22,7 @@ from stages.core.artifacts.table import Table, read_table
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import WeakSamError
-from stages.core.evaluation.ground_truth import ImageTruth
+from stages.core.evaluation.ground_truth import ImageGroundTruth
 from stages.core.registry import chain_specs
 from stages.core.spec import OutputSpec
 from stages.core.structures.detections import Detections
@@ -52,7 +52,7 @@ class Panel:
     """One picture of the page.
 
     Attributes:
-        stage: Stage that made it; ``image`` and ``truth`` for the two that no stage made.
+        stage: Stage that made it; ``image`` and ``ground truth`` for the two that no stage made.
         title: What it shows.
         caption: How much of it, in words.
         picture: (h, w, 3) uint8 RGB.
@@ -101,7 +101,7 @@ def read_artifacts(folders: Mapping[str, Path], split: WeakSplit) -> SplitArtifa
 
 
 def image_panels(
-    artifacts: SplitArtifacts, split: WeakSplit, image_id: str, truth: ImageTruth | None
+    artifacts: SplitArtifacts, split: WeakSplit, image_id: str, ground_truth: ImageGroundTruth | None
 ) -> list[Panel]:
     """The pictures of one image in the order of the chain.
 
@@ -124,8 +124,8 @@ def image_panels(
     for (stage, output), boxes in artifacts.boxes.items():
         panel = _pseudo if output.kind == "pgt" else _detections
         panels.append(panel(made, stage, output.title, boxes.get(image_id, Detections.empty())))
-    if truth is not None:
-        panels.append(_truth(made, truth))
+    if ground_truth is not None:
+        panels.append(_ground_truth(made, ground_truth))
     return panels
 
 
@@ -229,13 +229,13 @@ def _pseudo(canvas: _Canvas, stage: str, title: str, found: Detections) -> Panel
     return Panel(stage, title, caption, canvas.with_boxes(found, labels))
 
 
-def _truth(canvas: _Canvas, truth: ImageTruth) -> Panel:
+def _ground_truth(canvas: _Canvas, ground_truth: ImageGroundTruth) -> Panel:
     objects = Detections(
-        truth.boxes_xyxy.astype(np.float32),
-        truth.classes.astype(np.int64),
-        np.ones(len(truth), np.float32),
-        truth.masks,
+        ground_truth.boxes_xyxy.astype(np.float32),
+        ground_truth.classes.astype(np.int64),
+        np.ones(len(ground_truth), np.float32),
+        ground_truth.masks,
     )
-    labels = [canvas.classes[int(c)] for c in truth.classes]
-    caption = f"{len(truth)} object{'' if len(truth) == 1 else 's'}; no stage saw this"
-    return Panel("truth", "Truth", caption, canvas.with_boxes(objects, labels))
+    labels = [canvas.classes[int(c)] for c in ground_truth.classes]
+    caption = f"{len(ground_truth)} object{'' if len(ground_truth) == 1 else 's'}; no stage saw this"
+    return Panel("ground_truth", "Ground truth", caption, canvas.with_boxes(objects, labels))

@@ -1,7 +1,7 @@
 """``report.html``: one self-contained page about a run folder.
 
 What was run, what it scored, and a picture of every stage for the same handful of images, with the
-truth beside them where there is one. Nothing is loaded from elsewhere: styles, curves and pictures are
+ground truth beside them where there is one. Nothing is loaded from elsewhere: styles, curves and pictures are
 inside the page. Partial runs give partial pages.
 """
 
@@ -20,8 +20,8 @@ from stages.core.artifacts.files import write_text
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import ImageError, InputError, MissingInputError
-from stages.core.evaluation.ground_truth import ImageTruth
-from stages.core.evaluation.tasks import load_ground
+from stages.core.evaluation.ground_truth import ImageGroundTruth
+from stages.core.evaluation.tasks import load_labeled_split
 from stages.core.formatting import format_duration, format_number
 from stages.core.viz.charts import Chart, line_chart
 from stages.core.viz.drawing import encode_jpeg
@@ -52,7 +52,7 @@ class SplitStories:
     split: str
     role: str
     images: int
-    has_truth: bool
+    has_ground_truth: bool
     stories: tuple[ImageStory, ...]
 
 
@@ -101,23 +101,23 @@ def _split_stories(
     split = open_split(name, data_root)
     limit = facts.limit(name)
     cut = split if limit is None else split.limited(limit)
-    truth = _truth_of(name, data_root, limit)
+    ground_truth = _ground_truth_of(name, data_root, limit)
     artifacts = read_artifacts(facts.finished(name), cut)
     problems += artifacts.problems
     stories = []
     for image_id in evenly_spaced(cut.ids, count):
         try:
-            panels = image_panels(artifacts, cut, image_id, truth.get(image_id))
+            panels = image_panels(artifacts, cut, image_id, ground_truth.get(image_id))
         except ImageError as error:
             problems.append(f"image {image_id}: {error.what}")
             continue
         stories.append(ImageStory(image_id, _tags(cut, image_id), tuple(panels)))
-    return SplitStories(name, cut.role, len(cut.ids), bool(truth), tuple(stories))
+    return SplitStories(name, cut.role, len(cut.ids), bool(ground_truth), tuple(stories))
 
 
-def _truth_of(name: str, data_root: Path, limit: int | None) -> dict[str, ImageTruth]:
+def _ground_truth_of(name: str, data_root: Path, limit: int | None) -> dict[str, ImageGroundTruth]:
     try:
-        return load_ground(name, data_root, limit).images
+        return load_labeled_split(name, data_root, limit).images
     except InputError:
         # Tags only, as with a folder of photos: there is nothing to lay beside the pictures.
         return {}

@@ -18,13 +18,13 @@ from stages.core.datasets.catalog import SplitSource
 from stages.core.datasets.coco import read_document
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import SchemaError
-from stages.core.evaluation.ground_truth.types import RLE, ImageTruth
+from stages.core.evaluation.ground_truth.types import RLE, ImageGroundTruth
 from stages.core.structures.rle import rle_area
 
 Annotation = dict[str, Any]
 
 
-class CocoTruthReader:
+class CocoGroundTruthReader:
     """Reads images of one COCO file, which is parsed once per process while it does not change.
 
     Raises:
@@ -39,7 +39,7 @@ class CocoTruthReader:
         state = self._path.stat()
         self._by_image = _by_image(os.fspath(self._path), state.st_mtime_ns, state.st_size)
 
-    def read(self, image_id: str, height: int, width: int) -> ImageTruth:
+    def read(self, image_id: str, height: int, width: int) -> ImageGroundTruth:
         """True objects of an image of this size in pixels, in the order of the file.
 
         Raises:
@@ -54,7 +54,7 @@ class CocoTruthReader:
             _area(entry, box, None if masks is None else masks[i])
             for i, (entry, box) in enumerate(zip(found, boxes, strict=True))
         ]
-        return ImageTruth(
+        return ImageGroundTruth(
             width=width,
             height=height,
             boxes_xyxy=boxes,

@@ -9,14 +9,14 @@ from stages.core.datasets.catalog import locate, open_split
 from stages.core.datasets.images import image_size
 from stages.core.datasets.layouts import Layout
 from stages.core.errors import ImageError, MissingInputError
-from stages.core.evaluation.ground_truth.coco import CocoTruthReader
-from stages.core.evaluation.ground_truth.types import ImageTruth, Truth, TruthProblem
-from stages.core.evaluation.ground_truth.voc import VocTruthReader
+from stages.core.evaluation.ground_truth.coco import CocoGroundTruthReader
+from stages.core.evaluation.ground_truth.types import GroundTruth, GroundTruthProblem, ImageGroundTruth
+from stages.core.evaluation.ground_truth.voc import VocGroundTruthReader
 
 
-def load_truth(
+def load_ground_truth(
     split_name: str, data_root: Path, *, layout: Layout | None = None, ids: Collection[str] | None = None
-) -> Truth:
+) -> GroundTruth:
     """Read the true objects of a split's images.
 
     Args:
@@ -26,7 +26,7 @@ def load_truth(
         ids: Only these images of the split; default all of ``open_split(...).ids``.
 
     Returns:
-        The truth. Images whose file or annotation is missing or unreadable are in ``problems`` instead.
+        The ground truth. Images whose file or annotation is missing or unreadable are in ``problems`` instead.
 
     Raises:
         MissingInputError: no such split, or one of folder layout, which has tags only.
@@ -41,12 +41,14 @@ def load_truth(
             hint="evaluate on a split in VOC or COCO layout",
         )
     split = open_split(split_name, data_root, layout=layout)
-    reader: VocTruthReader | CocoTruthReader
+    reader: VocGroundTruthReader | CocoGroundTruthReader
     reader = (
-        VocTruthReader(source, split) if source.dataset.layout == "voc" else CocoTruthReader(source, split)
+        VocGroundTruthReader(source, split)
+        if source.dataset.layout == "voc"
+        else CocoGroundTruthReader(source, split)
     )
-    images: dict[str, ImageTruth] = {}
-    problems: list[TruthProblem] = []
+    images: dict[str, ImageGroundTruth] = {}
+    problems: list[GroundTruthProblem] = []
     for image_id in split.ids:
         if ids is not None and image_id not in ids:
             continue
@@ -56,5 +58,5 @@ def load_truth(
             reason = (
                 error.what if isinstance(error, ImageError) else f"annotation {error.filename} does not exist"
             )
-            problems.append(TruthProblem(image_id, reason))
-    return Truth(split_name, split.classes, split.category_ids, images, tuple(problems))
+            problems.append(GroundTruthProblem(image_id, reason))
+    return GroundTruth(split_name, split.classes, split.category_ids, images, tuple(problems))

@@ -1,4 +1,4 @@
-"""What the truth about a split looks like: boxes, classes, flags and masks per image."""
+"""What the ground truth about a split looks like: boxes, classes, flags and masks per image."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from stages.core.structures.rle import RLE
 
-__all__ = ["RLE", "ImageTruth", "Truth", "TruthProblem"]
+__all__ = ["RLE", "GroundTruth", "GroundTruthProblem", "ImageGroundTruth"]
 
 
 @dataclass(frozen=True)
-class ImageTruth:
+class ImageGroundTruth:
     """The true objects of one image.
 
     Attributes:
@@ -25,7 +25,7 @@ class ImageTruth:
         crowd: bool (n,), COCO's ``iscrowd``.
         masks: n run-length masks of the whole image, or None where the data set has none.
         areas: float64 (n,) square pixels as COCO counts them: the annotation's ``area``, else that of
-            the mask, else that of the box. None in truth made by hand.
+            the mask, else that of the box. None in ground truth made by hand.
     """
 
     width: int
@@ -42,7 +42,7 @@ class ImageTruth:
 
 
 @dataclass(frozen=True)
-class TruthProblem:
+class GroundTruthProblem:
     """An image of the split that cannot be scored, and why."""
 
     id: str
@@ -50,7 +50,7 @@ class TruthProblem:
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """The true objects of a split.
 
     Attributes:
@@ -64,5 +64,5 @@ class Truth:
     split: str
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
-    images: dict[str, ImageTruth]
-    problems: tuple[TruthProblem, ...] = field(default=())
+    images: dict[str, ImageGroundTruth]
+    problems: tuple[GroundTruthProblem, ...] = field(default=())

@@ -22,7 +22,7 @@ from stages.core.datasets.safe_xml import parse_xml
 from stages.core.datasets.split import WeakSplit
 from stages.core.datasets.voc import is_difficult, unknown_class
 from stages.core.errors import SchemaError
-from stages.core.evaluation.ground_truth.types import RLE, ImageTruth
+from stages.core.evaluation.ground_truth.types import RLE, ImageGroundTruth
 from stages.core.ops.mask_boxes import mask_to_box
 from stages.core.structures.rle import encode_mask, rle_area
 
@@ -31,7 +31,7 @@ Boxes = NDArray[np.float64]
 Indices = NDArray[np.uint8]
 
 
-class VocTruthReader:
+class VocGroundTruthReader:
     """Reads images of one VOC-layout data set."""
 
     def __init__(self, source: SplitSource, split: WeakSplit) -> None:
@@ -41,7 +41,7 @@ class VocTruthReader:
         self._class_index = {name: i for i, name in enumerate(split.classes)}
         self._from_masks = source.subset.segmentation
 
-    def read(self, image_id: str, height: int, width: int) -> ImageTruth:
+    def read(self, image_id: str, height: int, width: int) -> ImageGroundTruth:
         """True objects of an image of this size in pixels.
 
         Raises:
@@ -63,7 +63,7 @@ class VocTruthReader:
                 if len(numbers) == len(classes):
                     masks = [encode_mask(instances == number) for number in numbers]
         areas = [rle_area(m) for m in masks] if masks is not None else _box_areas(boxes)
-        return ImageTruth(
+        return ImageGroundTruth(
             width=width,
             height=height,
             boxes_xyxy=boxes,
