@@ -1,4 +1,4 @@
-"""Ground-ground truth readers: the only place where the boxes and masks of a data set are read."""
+"""Ground-truth readers: the only place where the boxes and masks of a data set are read."""
 
 from __future__ import annotations
 
