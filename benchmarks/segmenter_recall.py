@@ -25,7 +25,7 @@ from benchmarks.proposals import NO_PROMPTS
 from stages.core.config import load_recipe
 from stages.core.datasets.catalog import data_root, open_split
 from stages.core.datasets.images import load_image
-from stages.core.evaluation.ground_truth import ImageTruth, load_truth
+from stages.core.evaluation.ground_truth import ImageGroundTruth, load_ground_truth
 from stages.core.evaluation.recall import IOU_THRESHOLDS, SIZE_BOUNDS, ProposalRecall, proposal_recall
 from stages.core.segmenters.loading import load_segmenter
 from stages.propose.config import ProposeConfig
@@ -42,10 +42,10 @@ def propose_boxes(proposer: Proposer, image_HW3: NDArray[np.uint8]) -> tuple[NDA
     return np.stack([columns[name] for name in ("x1", "y1", "x2", "y2")], axis=1).astype(np.float64), seconds
 
 
-def of_classes(truth: dict[str, ImageTruth], wanted: list[int]) -> dict[str, ImageTruth]:
+def of_classes(ground_truth: dict[str, ImageGroundTruth], wanted: list[int]) -> dict[str, ImageGroundTruth]:
     """Ground truth in which objects of other classes do not count; images without any of these are left out."""
     found = {}
-    for image_id, true in truth.items():
+    for image_id, true in ground_truth.items():
         member = np.isin(true.classes, wanted)
         if member.any():
             found[image_id] = replace(true, difficult=true.difficult | ~member)
@@ -100,26 +100,26 @@ def main() -> None:
     root = data_root(options.data)
     split = open_split(options.split, root)
     split = split.limited(options.limit) if options.limit else split
-    truth = load_truth(options.split, root, ids=frozenset(split.ids)).images
+    ground_truth = load_ground_truth(options.split, root, ids=frozenset(split.ids)).images
     proposers = {}
     for name in options.segmenters:
         config = settings_of(name, options.recipe, options.set)
         proposers[name] = Proposer(load_segmenter(name, None, options.device), config, options.device)
     boxes: dict[str, Boxes] = {name: {} for name in proposers}
     seconds = dict.fromkeys(proposers, 0.0)
-    for image_id in truth:
+    for image_id in ground_truth:
         image = load_image(split.image_path(image_id))
         for name, proposer in proposers.items():
             boxes[name][image_id], spent = propose_boxes(proposer, image)
             seconds[name] += spent
     print("| objects | segmenter | size | recall at IoU .5 / .75 / .9 | boxes |\n|---|---|---|---|---|")
     wanted = [name for name in options.classes.split(",") if name]
-    subset = of_classes(truth, [split.classes.index(name) for name in wanted])
+    subset = of_classes(ground_truth, [split.classes.index(name) for name in wanted])
     for name, found in boxes.items():
-        print_rows(options.split, name, proposal_recall(found, truth))
+        print_rows(options.split, name, proposal_recall(found, ground_truth))
         if wanted:
             print_rows(options.classes, name, proposal_recall({i: found[i] for i in subset}, subset))
-    print(json.dumps({"seconds_per_image": {n: round(s / len(truth), 3) for n, s in seconds.items()}}))
+    print(json.dumps({"seconds_per_image": {n: round(s / len(ground_truth), 3) for n, s in seconds.items()}}))
 
 
 if __name__ == "__main__":
