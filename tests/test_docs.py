@@ -27,6 +27,7 @@ PAGES = sorted(
         *ROOT.glob("docs/*.md"),
         ROOT / "data" / "README.md",
         *ROOT.glob("stages/**/README.md"),
+        ROOT / "sam_nano_training" / "README.md",
     ]
 )
 SCRIPTS = sorted(ROOT.glob("slurm/*.sh"))

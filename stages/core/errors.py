@@ -1,7 +1,7 @@
 """The error tree: each class owns its exit code, each message says what, where, why and what next.
 
 Anything a user can cause derives from :class:`WeakSamError`; invariants of the code use ``assert``.
-The exit codes are those of the table in ``stages/README.md``.
+The exit codes are those of the table in ``docs/architecture.md``.
 """
 
 from __future__ import annotations

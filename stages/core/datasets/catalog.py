@@ -7,7 +7,7 @@ Looked for, in this order: the embedded ``shapes`` set; ``<data>/<dataset>/datas
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from stages.core.datasets.subsets import train_subset_for
 from stages.core.datasets.voc import read_voc
 from stages.core.errors import ConfigError, MissingInputError, UsageError, did_you_mean
 
+READERS: dict[Layout, Callable[..., Listing]] = {"voc": read_voc, "coco": read_coco, "folder": read_folder}
+"""Layout -> its reader of images and tags."""
 EMBEDDED = ("shapes",)
 DATA_VARIABLE = "WEAKSAM_DATA"
 DEFAULT_DATA_ROOT = Path("data")
@@ -71,10 +73,9 @@ def open_split(
 
 def read_listing(source: SplitSource, *, tags: bool, difficult_tags: bool = False) -> Listing:
     """List the images of a split with the reader of its layout."""
-    if source.dataset.layout == "voc":
-        return read_voc(source.dataset, source.subset, train=tags, difficult_tags=difficult_tags)
-    reader = read_coco if source.dataset.layout == "coco" else read_folder
-    return reader(source.dataset, source.subset, train=tags)
+    layout = source.dataset.layout
+    options = {"difficult_tags": difficult_tags} if layout == "voc" else {}
+    return READERS[layout](source.dataset, source.subset, train=tags, **options)
 
 
 def locate(name: str, data_root: Path, layout: Layout | None = None) -> SplitSource:

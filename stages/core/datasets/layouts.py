@@ -8,7 +8,7 @@ a folder of images with tags. A ``dataset.yaml`` (:mod:`stages.core.datasets.dec
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -90,11 +90,9 @@ def scan(name: str, root: Path, layout: Layout | None = None) -> Dataset | None:
         root: Its folder.
         layout: Look for this one only.
     """
-    for known, scanner in (("voc", _scan_voc), ("coco", _scan_coco), ("folder", _scan_folder)):
-        if layout in (None, known):
-            found = scanner(name, root)
-            if found is not None:
-                return found
+    for known, scanner in SCANNERS.items():
+        if layout in (None, known) and (found := scanner(name, root)) is not None:
+            return found
     return None
 
 
@@ -184,3 +182,11 @@ def _scan_folder(name: str, root: Path) -> Dataset | None:
         if role_of(file.stem) is not None
     }
     return Dataset(name, root, "folder", subsets) if subsets else None
+
+
+SCANNERS: dict[Layout, Callable[[str, Path], Dataset | None]] = {
+    "voc": _scan_voc,
+    "coco": _scan_coco,
+    "folder": _scan_folder,
+}
+"""Layout -> what recognises it in a folder, in the order of trial."""

@@ -13,6 +13,12 @@ from stages.core.evaluation.ground_truth.coco import CocoGroundTruthReader
 from stages.core.evaluation.ground_truth.types import GroundTruth, GroundTruthProblem, ImageGroundTruth
 from stages.core.evaluation.ground_truth.voc import VocGroundTruthReader
 
+READERS: dict[str, type[VocGroundTruthReader] | type[CocoGroundTruthReader]] = {
+    "voc": VocGroundTruthReader,
+    "coco": CocoGroundTruthReader,
+}
+"""Layout -> its reader of boxes and masks; the others have tags only."""
+
 
 def load_ground_truth(
     split_name: str, data_root: Path, *, layout: Layout | None = None, ids: Collection[str] | None = None
@@ -29,24 +35,19 @@ def load_ground_truth(
         The ground truth. Images whose file or annotation is missing or unreadable are in ``problems`` instead.
 
     Raises:
-        MissingInputError: no such split, or one of folder layout, which has tags only.
+        MissingInputError: no such split, or one whose layout has tags only.
         SchemaError: annotations that cannot be right; the message names file and object.
         UsageError, ConfigError: as ``open_split``.
     """
     source = locate(split_name, data_root, layout)
-    if source.dataset.layout == "folder":
+    if source.dataset.layout not in READERS:
         raise MissingInputError(
             f"split {split_name} has image tags only, no boxes or masks to evaluate against",
             where=source.subset.index or source.dataset.root,
             hint="evaluate on a split in VOC or COCO layout",
         )
     split = open_split(split_name, data_root, layout=layout)
-    reader: VocGroundTruthReader | CocoGroundTruthReader
-    reader = (
-        VocGroundTruthReader(source, split)
-        if source.dataset.layout == "voc"
-        else CocoGroundTruthReader(source, split)
-    )
+    reader = READERS[source.dataset.layout](source, split)
     images: dict[str, ImageGroundTruth] = {}
     problems: list[GroundTruthProblem] = []
     for image_id in split.ids:
