@@ -21,7 +21,7 @@ STEPS   := $(or $(shell $(PYTHON) -m stages.core.registry),$(error PYTHON must b
 STAGES  := $(patsubst %/train,%,$(filter %/train,$(foreach s,$(STEPS),$(firstword $(subst :, ,$(s))))))
 WHAT     = --run $(RUN) --recipe $(RECIPE) --seed $(SEED) $(foreach s,$(SET),--set $(s))
 
-.PHONY: help venv demo test lint types contracts unit chain wheel clean ablation ablation-proposals $(STAGES) evaluate report FORCE
+.PHONY: help venv demo architecture test lint types contracts unit chain wheel clean ablation ablation-proposals $(STAGES) evaluate report FORCE
 
 help: ## this list
 	@grep -hE '^[a-z][a-z -]*:.*##' $(firstword $(MAKEFILE_LIST)) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY) ## all seven stages on drawn images, then runs/demo/report.html
 	$(WEAKSAM) demo
+
+architecture: $(READY) ## the picture of docs/architecture.md, from runs/demo
+	$(BIN)/python -m benchmarks.architecture_picture --run runs/demo
 
 test: lint types contracts unit chain ## everything CI checks
 

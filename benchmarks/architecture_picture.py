@@ -15,18 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.plots import new_figure
+from benchmarks.readme_picture import few_colors
 from stages.core.datasets.catalog import data_root, open_split
-from stages.core.registry import CHAIN, Step, stage_spec
-from stages.core.spec import BOTH, InputSpec, Role, StageSpec
-from stages.core.viz.drawing import Picture
+from stages.core.datasets.images import load_image
+from stages.core.registry import CHAIN, Step, chain_specs, chain_steps, stage_spec
+from stages.core.spec import BOTH, Role
+from stages.core.viz.drawing import Picture, save_png
 from stages.core.viz.panels import image_panels, read_artifacts
 from stages.core.viz.run_facts import read_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLUMN, ROW = 1.75, 2.15
-"""Distance of two boxes, in widths of a picture."""
+COLUMN, ROW, LINE = 1.5, 2.1, 0.13
+"""Distance of columns, rows and lines of text, in widths of a picture."""
 ROW_OF: dict[Role, float] = {"train": 0.0, "test": -ROW}
 TEXT, WEIGHTS, DATA = "#1a1a1a", "#b04a00", "#1f5fa8"
 SHOWN = {"cam": "Fine map"}
@@ -42,20 +44,13 @@ class Arrow:
     file_name: str
 
 
-def arrows(specs: Sequence[StageSpec]) -> list[Arrow]:
+def arrows() -> list[Arrow]:
     """Return every file that one step reads and another has written."""
-    steps = {Step(spec.name, role) for spec in specs for role in BOTH if spec.output_names(role)}
-    return [
-        Arrow(_producer(needed, role), Step(spec.name, role), needed.file_name)
-        for spec in specs
-        for role in BOTH
-        for needed in spec.inputs
-        if role in needed.roles and Step(spec.name, role) in steps
-    ]
-
-
-def _producer(needed: InputSpec, role: Role) -> Step:
-    return Step(needed.producer, "train" if needed.split == "train" else role)
+    found = []
+    for step, sources in chain_steps().items():
+        read = [needed.file_name for needed in stage_spec(step.stage).inputs if step.role in needed.roles]
+        found += [Arrow(source, step, name) for source, name in zip(sources, read, strict=True)]
+    return found
 
 
 def pictures(run: Path, split_name: str, data: Path, number: int) -> dict[str, Picture]:
@@ -76,7 +71,7 @@ def place(step: Step) -> tuple[float, float]:
 
 
 def draw_box(
-    axes: Axes, middle: tuple[float, float], title: str, below: str, picture: Picture | None
+    axes: Axes, middle: tuple[float, float], title: str, below: Sequence[str], picture: Picture | None
 ) -> None:
     """Draw a picture with its title above and the files it stands for below."""
     x, y = middle
@@ -84,50 +79,62 @@ def draw_box(
         height, width = (side / max(picture.shape[:2]) for side in picture.shape[:2])
         axes.imshow(picture, extent=(x - width / 2, x + width / 2, y - height / 2, y + height / 2), zorder=2)
     axes.text(x, y + 0.55, title, ha="center", va="bottom", fontsize=12, weight="bold", color=TEXT)
-    axes.text(x, y - 0.56, below, ha="center", va="top", fontsize=7, family="monospace", color=TEXT)
+    for line, name in enumerate(below):
+        axes.text(
+            x,
+            y - 0.55 - line * LINE,
+            name,
+            ha="center",
+            va="top",
+            fontsize=8,
+            family="monospace",
+            color=color_of(name),
+        )
+
+
+def color_of(file_name: str) -> str:
+    """Return one color for weights, another for data."""
+    return WEIGHTS if file_name.endswith(".safetensors") else DATA
 
 
 def draw_arrow(axes: Axes, arrow: Arrow) -> None:
-    """Draw one file: weights as a dashed line from the train split, data solid."""
+    """Draw one file: dashed from the train split to the test split, solid within one."""
     (x1, y1), (x2, y2) = place(arrow.source), place(arrow.target)
-    weights = arrow.file_name.endswith(".safetensors")
     style = {
         "arrowstyle": "-|>",
-        "color": WEIGHTS if weights else DATA,
+        "color": color_of(arrow.file_name),
         "linewidth": 1.4,
         "shrinkA": 0,
         "shrinkB": 0,
     }
-    if weights:
-        style["linestyle"] = "--"
     if x1 == x2:
-        start, end = (x1 + 0.3, y1 - 0.85), (x2 + 0.3, y2 + 0.53)
+        lines = len(stage_spec(arrow.source.stage).output_names(arrow.source.role))
+        start, end = (x1, y1 - 0.58 - lines * LINE), (x2, y2 + 0.75)
+        style["linestyle"] = "--"
     elif x2 - x1 < 1.5 * COLUMN:
         start, end = (x1 + 0.52, y1), (x2 - 0.52, y2)
     else:
-        start, end = (x1 + 0.3, y1 + 0.8), (x2 - 0.3, y2 + 0.8)
+        start, end = (x1 + 0.2, y1 + 0.76), (x2 - 0.2, y2 + 0.76)
         style["connectionstyle"] = "arc3,rad=-0.12"
     axes.annotate("", xy=end, xytext=start, arrowprops=style, zorder=3)
 
 
 def draw(axes: Axes, shown: dict[Role, dict[str, Picture]], split_names: dict[Role, str]) -> None:
     """Draw both rows: the train split above, the test split below."""
-    specs = [stage_spec(name) for name in CHAIN]
     for role in BOTH:
-        draw_box(axes, (0, ROW_OF[role]), split_names[role], _given(role), shown[role].get("image"))
-        first = Arrow(Step(CHAIN[0], role), Step(CHAIN[0], role), "")
-        x, y = place(first.target)
+        draw_box(axes, (0, ROW_OF[role]), split_names[role], (_given(role),), shown[role].get("image"))
+        x, y = place(Step(CHAIN[0], role))
         axes.annotate(
             "", (x - 0.52, y), (0.52, y), arrowprops={"arrowstyle": "-|>", "color": DATA, "linewidth": 1.4}
         )
-        for spec in specs:
+        for spec in chain_specs():
             if names := spec.output_names(role):
                 step = Step(spec.name, role)
-                draw_box(axes, place(step), spec.name, "\n".join(names), shown[role].get(spec.name))
-    for arrow in arrows(specs):
+                draw_box(axes, place(step), spec.name, names, shown[role].get(spec.name))
+    for arrow in arrows():
         draw_arrow(axes, arrow)
     axes.set_xlim(-0.75, len(CHAIN) * COLUMN + 0.75)
-    axes.set_ylim(-ROW - 1.0, 1.0)
+    axes.set_ylim(-ROW - 0.75, 1.05)
     axes.set_aspect("equal")
     axes.set_axis_off()
 
@@ -157,10 +164,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for role, number in zip(BOTH, options.image, strict=True)
     }
     figure, axes = new_figure()
-    figure.set_size_inches(14.5, 4.6)
+    figure.set_size_inches(14.5, 4.9)
     draw(axes, shown, names)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(options.out, dpi=110)
+    save_png(options.out, few_colors(load_image(options.out)))
     print(f"{options.out}: {options.out.stat().st_size / 1000:.0f} kB")
 
 

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.architecture_picture import Arrow, arrows
+from stages.core.registry import Step
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 FOLDERS = sorted({module.parent for module in ROOT.glob("stages/**/*.py")})
@@ -33,3 +36,10 @@ def test_page__names_files_that_exist() -> None:
     assert len(named) > 20
     missing = [name for name in named if not ((ROOT / name).exists() or (ROOT / "stages" / name).exists())]
     assert missing == []
+
+
+def test_picture__has_an_arrow_for_every_file_between_stages() -> None:
+    drawn = arrows()
+    assert Arrow(Step("pgt", "train"), Step("wsis", "train"), "pgt.json") in drawn
+    assert Arrow(Step("retrain", "train"), Step("retrain", "test"), "detector.safetensors") in drawn
+    assert not [arrow for arrow in drawn if (arrow.source.role, arrow.target.role) == ("test", "train")]

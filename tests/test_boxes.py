@@ -13,8 +13,6 @@ from stages.core.ops.boxes import (
     encode_deltas,
     pairwise_containment,
     pairwise_iou,
-    xywh_to_xyxy,
-    xyxy_to_xywh,
 )
 
 
@@ -82,12 +80,6 @@ def test_clip_boxes__outside_becomes_empty_and_input_is_kept() -> None:
     assert clipped.tolist() == [[0, 2, 20, 10], [20, 10, 20, 10]]
     assert box_area(clipped)[1] == 0
     assert given[0, 0] == -5
-
-
-def test_xywh_to_xyxy__round_trip() -> None:
-    assert xywh_to_xyxy(boxes((2, 3, 10, 4))).tolist() == [[2, 3, 12, 7]]
-    given = random_boxes(20, 3)
-    torch.testing.assert_close(xywh_to_xyxy(xyxy_to_xywh(given)), given)
 
 
 def test_encode_deltas__hand_case() -> None:

@@ -63,16 +63,6 @@ def clip_boxes(boxes_xyxy: Tensor, height: float, width: float) -> Tensor:
     )
 
 
-def xywh_to_xyxy(boxes_xywh: Tensor) -> Tensor:
-    """COCO's corner-and-size boxes ``(..., 4)`` as half-open ``xyxy``."""
-    return torch.cat((boxes_xywh[..., :2], boxes_xywh[..., :2] + boxes_xywh[..., 2:]), dim=-1)
-
-
-def xyxy_to_xywh(boxes_xyxy: Tensor) -> Tensor:
-    """Half-open ``xyxy`` boxes ``(..., 4)`` as COCO's corner and size."""
-    return torch.cat((boxes_xyxy[..., :2], boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]), dim=-1)
-
-
 def encode_deltas(
     rois_xyxy: Tensor,
     targets_xyxy: Tensor,

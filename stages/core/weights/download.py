@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from stages.core.errors import EnvironmentFault
-from stages.core.weights.cache import HUB_FILES, cache_folder, cached, file_path, offline
+from stages.core.weights.cache import HUB_FILES, cached, file_path, offline
 from stages.core.weights.checks import Mismatch, looks_like_markup, published_mismatch
 from stages.core.weights.table import Weights
 
@@ -284,8 +284,3 @@ def _fetch_snapshot(entry: Weights, force: bool) -> Path:
             hint="name another repository or revision in the table (WEAKSAM_WEIGHTS)",
         )  # fmt: skip
     return folder
-
-
-def stale_parts() -> list[Path]:
-    """Unfinished downloads in the cache."""
-    return sorted((cache_folder() / "weights").glob("*.part"))
