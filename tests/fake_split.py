@@ -1,4 +1,4 @@
-"""A split without files, for tests of the ground floor."""
+"""A split without files, for tests of the shared library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cam` and `prompt` as rooms on a few drawn images: tags only, epochs chosen without boxes, repeatable bytes."""
+"""`cam` and `prompt` as stages on a few drawn images: tags only, epochs chosen without boxes, repeatable bytes."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from stages.core.backbones.timm_backbones import build_trunk
 from stages.core.datasets import catalog, layouts
 from stages.core.datasets.split import ListedImage, Listing
 from stages.core.errors import MissingInputError
-from stages.core.evaluation.ground_truth import load_truth
+from stages.core.evaluation.ground_truth import load_ground_truth
 from stages.core.segmenters.box_to_mask import FROM_PROMPT, MaskRule, masks_of_boxes
 from stages.core.segmenters.protocol import Decoded, EncodedImage, SelectedMasks
 from stages.propose.config import ProposeConfig
@@ -172,4 +172,4 @@ def test_data_format__with_a_scanner_and_a_reader_gives_splits(
     assert (train.classes, train.tags("a")) == (("cat", "dog"), (0, 1))
     assert (test.role, test.train_split, test.has_tags) == ("test", "pets_train", False)
     with pytest.raises(MissingInputError, match="tags only"):
-        load_truth("pets_train", tmp_path)
+        load_ground_truth("pets_train", tmp_path)

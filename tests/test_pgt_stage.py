@@ -1,4 +1,4 @@
-"""`pgt` as a room: what it writes, what it counts, what it refuses."""
+"""`pgt` as a stage: what it writes, what it counts, what it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every shipped recipe resolves for every stage, and the published ones say what the rooms call published."""
+"""Every shipped recipe resolves for every stage, and the published ones say what the stages call published."""
 
 from __future__ import annotations
 

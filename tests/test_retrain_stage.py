@@ -1,4 +1,4 @@
-"""`retrain` as a room: fit and apply on tiny images, refuse what does not fit, resume, repeat, a second round."""
+"""`retrain` as a stage: fit and apply on tiny images, refuse what does not fit, resume, repeat, a second round."""
 
 from __future__ import annotations
 

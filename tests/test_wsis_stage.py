@@ -1,4 +1,4 @@
-"""`wsis` as a room: masks of boxes, fit and apply on tiny images, given masks, resume."""
+"""`wsis` as a stage: masks of boxes, fit and apply on tiny images, given masks, resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`wsod` as a room: fit and apply on tiny images, what is filtered, repeatability, resume, wrong checkpoints."""
+"""`wsod` as a stage: fit and apply on tiny images, what is filtered, repeatability, resume, wrong checkpoints."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Training of a detector on pseudo ground truth: optimizer, schedule, step.
 
-Shared by the rooms `retrain` and `wsis`, which differ in the targets they bring and in the RoI weights.
+Shared by the stages `retrain` and `wsis`, which differ in the targets they bring and in the RoI weights.
 """
 
 from __future__ import annotations

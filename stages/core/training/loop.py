@@ -1,4 +1,4 @@
-"""The training loop of every room: seeded order, schedule, EMA, several processes, states that resume bit-exactly.
+"""The training loop of every stage: seeded order, schedule, EMA, several processes, states that resume bit-exactly.
 
 The unit is a step of the optimizer. Its images (`batch_size` x `grad_accum_steps`) are cut up among the processes and
 then into `grad_accum_steps` micro-batches. Losses are means over images, so neither cut changes the gradient. The order
