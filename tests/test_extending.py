@@ -86,6 +86,9 @@ class SameColor:
         cells = F.interpolate(pixels, (self.side, self.side))
         return EncodedImage(cells, height, width, self.side, self.side, self.side, via_input=False)
 
+    def encode_batch(self, images: Sequence[NDArray[np.uint8]]) -> list[EncodedImage]:
+        return [self.encode(image) for image in images]
+
     def decode(
         self, encoded: EncodedImage, points_PK2: Tensor | None, labels_PK: Tensor | None,
         boxes_P4: Tensor | None, *, multimask: bool,
@@ -123,7 +126,7 @@ def square() -> NDArray[np.uint8]:
 
 
 def test_segmenter__proposes_boxes_with_nothing_but_the_protocol() -> None:
-    proposer = Proposer(SameColor(), ProposeConfig(grid_side=8, refine=0))
+    proposer = Proposer(SameColor(), ProposeConfig(points_per_side=8, refine_top_k=0))
     no_points = {name: np.zeros(0, dtype) for name, dtype in PROMPTS.columns.items()}
     rows = proposer.propose(square(), no_points).columns
     boxes = np.stack([rows[c] for c in ("x1", "y1", "x2", "y2")], axis=1)
