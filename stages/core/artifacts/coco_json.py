@@ -202,8 +202,8 @@ def _annotation(number: int, result: Entry) -> Entry:
     mask: RLE | None = result.get("segmentation")
     width, height = result["bbox"][2:]
     area = _number(width * height, 3) if mask is None else rle_area(mask)
-    located = {key: result[key] for key in ("image_id", "category_id", "bbox")}
-    kept = {key: result[key] for key in ("score", "segmentation") if key in result}
+    located: Entry = {key: result[key] for key in ("image_id", "category_id", "bbox")}
+    kept: Entry = {key: result[key] for key in ("score", "segmentation") if key in result}
     return {"id": number, **located, "area": area, "iscrowd": 0, **kept}
 
 
