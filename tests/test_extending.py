@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stages.core.artifacts.schemas import PROMPTS
-from stages.core.backbones.timm_backbones import build_trunk
+from stages.core.backbones.timm_backbones import build_backbone
 from stages.core.datasets import catalog, layouts
 from stages.core.datasets.split import ListedImage, Listing
 from stages.core.errors import MissingInputError
@@ -63,13 +63,13 @@ def three_layers_of_a_test(pretrained: bool = False, **options: Any) -> nn.Modul
 
 
 def test_backbone__registered_with_timm_is_known_by_its_name() -> None:
-    trunk = build_trunk("three_layers_of_a_test", (4, 8), pretrained=False)
-    assert [tuple(feats.shape) for feats in trunk(torch.zeros(1, 3, 64, 32))] == [
+    backbone = build_backbone("three_layers_of_a_test", (4, 8), pretrained=False)
+    assert [tuple(feats.shape) for feats in backbone(torch.zeros(1, 3, 64, 32))] == [
         (1, 8, 16, 8),
         (1, 16, 8, 4),
     ]
-    trunk.freeze_to(4)
-    assert {name for name, p in trunk.named_parameters() if not p.requires_grad} == {
+    backbone.freeze_to(4)
+    assert {name for name, p in backbone.named_parameters() if not p.requires_grad} == {
         "body.model.layers.0.weight",
         "body.model.layers.0.bias",
     }
