@@ -1,8 +1,8 @@
 """How close weak supervision comes: the same detectors trained on true boxes and masks.
 
 Writes the ground truth of the train split as a data set in the format of `pgt.json`, gives it to the stages `retrain`
-and `wsis` with the settings of a finished run (RoI drop off: there are no wrong boxes to drop), and compares both on
-the test split. The ground truth never enters the run it is compared with.
+and `wsis` with the settings of a finished run (RoI drop off: there are no wrong boxes to drop) on the images it ran on,
+and compares both on the test split. The ground truth never enters the run it is compared with.
 
     python -m benchmarks.supervised_bound --run runs/shapes --train shapes_train --test shapes_test
 """
@@ -21,6 +21,7 @@ from stages.core.artifacts.coco_json import write_dataset
 from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
 from stages.core.config import StageConfig, config_class
 from stages.core.datasets.catalog import data_root, open_split
+from stages.core.errors import UsageError
 from stages.core.evaluation.ground_truth.load import load_ground_truth
 from stages.core.evaluation.ground_truth.types import ImageGroundTruth
 from stages.core.evaluation.tasks import load_labeled_split, measure
@@ -98,6 +99,19 @@ def settings_of(run: Path, stage: str, train: str) -> StageConfig:
     return model.model_validate(used | CHANGED[stage])
 
 
+def limit_of(run: Path, split: str) -> int | None:
+    """How many images of a split the run's stages worked on; None for all, or if none ran.
+
+    Raises:
+        UsageError: its stages worked on different numbers of images.
+    """
+    folders = [path.parent for path in sorted(run.glob(f"*/{split}/{MANIFEST_NAME}"))]
+    limits = {read_manifest(folder).limit for folder in folders}
+    if len(limits) > 1:
+        raise UsageError(f"stages ran on different numbers of images of {split}: {limits}", where=run)
+    return limits.pop() if limits else None
+
+
 def train_bound(options: Options, stage: str, ground_truth: Path) -> Path:
     """Train a stage on the ground truth, apply it to the test split, and return the test split's folder."""
     config = settings_of(options.run, stage, options.train)
@@ -111,6 +125,7 @@ def train_bound(options: Options, stage: str, ground_truth: Path) -> Path:
                 run=folder,
                 data=options.data,
                 overrides={"pgt": ground_truth} if split == options.train else {},
+                limit=limit_of(options.run, split),
                 resume=True,
                 overwrite=True,
                 device=options.device,
@@ -125,9 +140,12 @@ def train_bound(options: Options, stage: str, ground_truth: Path) -> Path:
 def compare(options: Options) -> list[Comparison]:
     """Train and measure the bound of every stage asked for."""
     ground_truth = write_ground_truth(
-        options.train, options.data, options.out.parent / f"{options.out.name}-ground truth" / "pgt.json"
+        options.train,
+        options.data,
+        options.out.parent / f"{options.out.name}-ground-truth" / "pgt.json",
+        limit_of(options.run, options.train),
     )
-    labeled = load_labeled_split(options.test, options.data)
+    labeled = load_labeled_split(options.test, options.data, limit_of(options.run, options.test))
     found: list[Comparison] = []
     for stage in options.stages:
         task, name, metrics = SHOWN[stage]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.core.artifacts.coco_json import write_dataset, write_results
+from stages.core.artifacts.evidence import ProposalEvidence, evidence_pools
 from stages.core.artifacts.manifest import Manifest, write_manifest
 from stages.core.artifacts.schemas import CAMS, PROMPTS, PROPOSALS
 from stages.core.artifacts.table import ImageRows, gather, write_table
@@ -129,4 +130,5 @@ def _proposal_rows(ground_truth: ImageGroundTruth) -> ImageRows:
     columns |= {"source": source, "class_index": np.full(n, -1), "mask_index": np.zeros(n)}
     columns |= {name: np.ones(n) for name in ("peak_score", "predicted_iou", "stability")}
     empty = [np.zeros(0, np.uint8)] * n
-    return ImageRows(columns, {"image_h": ground_truth.height, "image_w": ground_truth.width}, {"rle": empty})
+    pools = {"rle": empty} | evidence_pools(ProposalEvidence.empty(n))
+    return ImageRows(columns, {"image_h": ground_truth.height, "image_w": ground_truth.width}, pools)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from stages.core.artifacts.coco_json import write_dataset
+from stages.core.artifacts.evidence import ProposalEvidence, evidence_pools
 from stages.core.artifacts.schemas import PROPOSALS
 from stages.core.artifacts.table import ImageRows, gather, write_table
 from stages.core.backbones.timm_backbones import build_backbone
@@ -134,7 +135,8 @@ def write_inputs(root: Path) -> None:
         names = ("source", "class_index", "peak_score", "predicted_iou", "stability", "mask_index")
         columns |= dict.fromkeys(names, np.ones(9))
         empty = [np.zeros(0, np.uint8)] * 9
-        rows[image_id] = ImageRows(columns, {"image_h": height, "image_w": width}, {"rle": empty})
+        pools = {"rle": empty} | evidence_pools(ProposalEvidence.empty(9))
+        rows[image_id] = ImageRows(columns, {"image_h": height, "image_w": width}, pools)
         some = boxes[: 1 + number % 3]
         masks = np.zeros((len(some), height, width), bool)
         for mask, (x1, y1, x2, y2) in zip(masks, some.astype(int), strict=True):

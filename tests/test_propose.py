@@ -22,6 +22,7 @@ from stages.core.structures.rle import decode_masks
 from stages.propose.candidates import Candidates
 from stages.propose.config import ProposeConfig
 from stages.propose.decoding import BatchSize, decode_candidates
+from stages.propose.evidence import with_evidence
 from stages.propose.grid import grid_points
 from stages.propose.logits.mask_boxes import drawn_boxes
 from stages.propose.logits.mask_quality import stability_scores, usable
@@ -345,7 +346,7 @@ def test_propose__masks_fit_their_boxes(asked: int) -> None:
     plain = replace_config(min_side_px=6.0, refine_top_k=asked)
     without = Proposer(SamSegmenter("tiny", random_sam()), plain).propose(picture(), PEAKS)
     assert np.array_equal(boxes_of(rows), boxes_of(without))
-    gather(PROPOSALS, {"a": rows})  # every row has its pool item
+    gather(PROPOSALS, {"a": with_evidence(rows, None, "a")})  # every row has its pool item
     rles: list[Any] = [
         {"size": [48, 60], "counts": values.tobytes().decode("ascii")} for values in rows.pools["rle"]
     ]

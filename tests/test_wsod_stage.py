@@ -6,12 +6,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from stages.core.artifacts.coco_json import read_results
 from stages.core.artifacts.manifest import Manifest
+from stages.core.artifacts.schemas import PROPOSALS
+from stages.core.artifacts.table import read_table, write_table
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import InputError, PreemptedError, SchemaError, TrainingDivergedError
@@ -299,3 +302,50 @@ def test_wsod__wrong_checkpoint(tmp_path: Path) -> None:
         test.inputs = {**test.inputs, "checkpoint": path}
         with pytest.raises(SchemaError, match=r"wsod detector expected|made for classes|settings"):
             run(test)
+
+
+EVIDENCE = {
+    "evidence_prior": 0.5,
+    "evidence_seeding": 0.5,
+    "evidence_mining_power": 1.0,
+    "evidence_score_power": 1.0,
+}
+
+
+def test_wsod__with_map_evidence(tmp_path: Path) -> None:
+    train = context(tmp_path, "train")
+    counts = run(train, **EVIDENCE)
+    assert counts["images_without_evidence"] == 0
+    plain = context(tmp_path, "train", "plain")
+    run(plain)
+    weights = [load_file(at.out / "detector.safetensors") for at in (train, plain)]
+    assert not torch.equal(weights[0][FIRST], weights[1][FIRST])
+
+
+def test_wsod__proposals_without_evidence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    at = context(tmp_path, "train")
+    table = read_table(at.input("proposals"), PROPOSALS)
+    span = table.span(at.split.ids[0])
+    table.columns["evidence_count"][span] = table.columns["evidence_class_count"][span] = 0
+    write_table(at.input("proposals"), PROPOSALS, table)
+    assert run(at, **EVIDENCE)["images_without_evidence"] == 1
+    assert at.split.ids[0] in caplog.text
+    table.columns["evidence_count"][:] = table.columns["evidence_class_count"][:] = 0
+    write_table(at.input("proposals"), PROPOSALS, table)
+    with pytest.raises(InputError, match="no image has map evidence"):
+        run(context_of(at), **EVIDENCE)
+
+
+def context_of(at: StageContext) -> StageContext:
+    """The same once more, into a folder of its own."""
+    out = at.out.parent / "again"
+    out.mkdir()
+    return StageContext(split=at.split, run=at.run, out=out, inputs=at.inputs)
+
+
+def test_wsod__proposals_of_an_older_version(tmp_path: Path) -> None:
+    at = context(tmp_path, "train")
+    with h5py.File(at.input("proposals"), "r+") as file:
+        file.attrs["schema_version"] = 1
+    with pytest.raises(SchemaError, match=r"(?s)schema version 1, this weaksam reads 2.*run the stage"):
+        run(at)

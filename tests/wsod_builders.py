@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from stages.core.artifacts.evidence import ProposalEvidence, evidence_pools
 from stages.core.artifacts.schemas import PROPOSALS
 from stages.core.artifacts.table import ImageRows, gather, write_table
 from tests.datasets_builders import HEIGHT, WIDTH
@@ -32,6 +33,8 @@ def write_proposals(path: Path, counts: dict[str, int]) -> Path:
             ("source", "class_index", "peak_score", "predicted_iou", "stability", "mask_index"), ones
         )
         empty = [np.zeros(0, np.uint8)] * len(boxes)
-        rows[image_id] = ImageRows(columns, {"image_h": HEIGHT, "image_w": WIDTH}, {"rle": empty})
+        values = generator.uniform(0, 1, (len(boxes), 3, 3, 3)).astype(np.float32)
+        pools = {"rle": empty} | evidence_pools(ProposalEvidence(np.arange(3), values))
+        rows[image_id] = ImageRows(columns, {"image_h": HEIGHT, "image_w": WIDTH}, pools)
     write_table(path, PROPOSALS, gather(PROPOSALS, rows))
     return path

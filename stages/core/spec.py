@@ -42,6 +42,7 @@ class InputSpec:
         file_name: Name inside the producer's folder.
         split: ``own`` = the folder of the split at work, ``train`` = that of its train split.
         roles: Roles of the split for which the file is needed. An explicit path is used in any role.
+        optional: Whether the stage does without where the run folder has no such file.
     """
 
     name: str
@@ -49,6 +50,7 @@ class InputSpec:
     file_name: str
     split: Literal["own", "train"] = "own"
     roles: tuple[Role, ...] = BOTH
+    optional: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,10 @@ PROPOSALS_FILE = "proposals.h5"
 SPEC = StageSpec(
     name="propose",
     summary="Prompt SAM with a grid and the points; write class-agnostic boxes.",
-    inputs=(InputSpec("prompts", "prompt", "prompts.h5"),),
+    inputs=(
+        InputSpec("prompts", "prompt", "prompts.h5"),
+        InputSpec("cams", "cam", "cams.h5", optional=True),
+    ),
     outputs=(OutputSpec(PROPOSALS_FILE, "proposals"),),
     shardable=BOTH,
 )

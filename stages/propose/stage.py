@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.core.artifacts.schemas import PROMPTS, PROPOSALS, SOURCE_BITS
+from stages.core.artifacts.schemas import CAMS, PROMPTS, PROPOSALS, SOURCE_BITS
 from stages.core.artifacts.table import ImageRows, Table, read_split_table, read_table, write_table
 from stages.core.errors import ConfigError, StaleInputError
 from stages.core.runtime.device import Precision
@@ -59,8 +59,8 @@ class ProposeStage:
         """
         prompts = read_split_table(context.input("prompts"), PROMPTS, context.split.name, context.split.ids)
         factory = _Factory(
-            config, context.input("prompts"), context.device, context.precision, context.split.ids,
-            {i: context.split.image_path(i) for i in context.split.ids},
+            config, context.input("prompts"), context.inputs.get("cams"), context.device, context.precision,
+            context.split.ids, {i: context.split.image_path(i) for i in context.split.ids},
         )  # fmt: skip
         table = map_images(context, PROPOSALS, factory, "images", {"segmenter": config.segmenter})
         if table is None:
@@ -84,6 +84,7 @@ class _Factory:
 
     config: ProposeConfig
     prompts: Path
+    cams: Path | None
     device: str
     precision: Precision
     ids: tuple[str, ...]
@@ -92,6 +93,7 @@ class _Factory:
     def __call__(self) -> ImageFunction:
         from stages.core.datasets.images import load_image
         from stages.core.segmenters.loading import load_segmenter
+        from stages.propose.evidence import with_evidence
         from stages.propose.prefetch import Prefetcher
         from stages.propose.proposer import Proposer
 
@@ -102,6 +104,7 @@ class _Factory:
             _compile(segmenter)
         proposer = Proposer(segmenter, config, self.device, self.precision, logging.getLogger("weaksam"))
         table = read_table(self.prompts, PROMPTS)
+        cams = None if self.cams is None else read_table(self.cams, CAMS)
         # On a CPU the cores are taken by one process each; a second thread would only disturb them.
         ahead = IMAGES_AHEAD if self.device.startswith("cuda") else 0
         images = Prefetcher(self.ids, lambda image_id: load_image(self.paths[image_id]), ahead)
@@ -109,7 +112,8 @@ class _Factory:
         def propose_one(image_id: str) -> ImageRows:
             image = images.get(image_id)
             _check_size(table, image_id, (image.shape[0], image.shape[1]), self.prompts)
-            return proposer.propose(image, table.rows(image_id))
+            found = proposer.propose(image, table.rows(image_id))
+            return with_evidence(found, cams, image_id, self.device)
 
         return propose_one
 

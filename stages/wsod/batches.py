@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
+from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
 from stages.core.detectors.tta import View, mirror_boxes
 from stages.core.errors import InputError
@@ -20,6 +21,7 @@ from stages.core.spec import FailureLog
 from stages.core.training.readable_images import ReadableImages
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags
+from stages.wsod.evidence import FLOOR, class_scores
 from stages.wsod.proposals import ProposalSource
 
 PAD_MULTIPLE = 32
@@ -45,7 +47,9 @@ class WsodBatch:
             return [part.to(device, non_blocking=True) for part in parts]
 
         return WsodBatch(
-            self.ids, moved(self.images), Bags(moved(self.bags.boxes_xyxy), moved(self.bags.tags))
+            self.ids,
+            moved(self.images),
+            Bags(moved(self.bags.boxes_xyxy), moved(self.bags.tags), moved(self.bags.evidence)),
         )
 
 
@@ -77,13 +81,15 @@ class WeakData:
                 where="--proposals",
                 hint="look at the proposals, or lower wsod.min_side_px",
             )
+        self.corrected: dict[str, NDArray[np.float32]] = {}
+        self.without_evidence = self._without_evidence() if config.learns_from_evidence else []
         self._images = ReadableImages(split, self.ids, failures)
         strength = config.color_jitter
         self._jitter = v2.ColorJitter(0.4 * strength, 0.4 * strength, 0.4 * strength, 0.1 * strength)
 
     def load(self, ids: Sequence[str], epoch: int) -> WsodBatch:
         """Read and augment the images of a step; what is drawn depends on (seed, epoch, id) alone."""
-        names, images, boxes, tags = [], [], [], []
+        names, images, boxes, tags, evidence = [], [], [], [], []
         for wanted in ids:
             used, pixels_HW3 = self._images.read(wanted)
             pixels_CHW = torch.from_numpy(pixels_HW3.copy()).permute(2, 0, 1)
@@ -92,7 +98,29 @@ class WeakData:
             images.append(image)
             boxes.append(own)
             tags.append(torch.tensor(self.split.tags(used)))
-        return WsodBatch(names, [pad_image(image) for image in images], Bags(boxes, tags))
+            if self.config.learns_from_evidence:
+                evidence.append(torch.from_numpy(self.evidence(used)))
+        return WsodBatch(names, [pad_image(image) for image in images], Bags(boxes, tags, evidence))
+
+    def plain(self, image_id: str, size: int) -> tuple[Tensor, Tensor]:
+        """An image as it is, (3, h, w) uint8 with short side `size`, and its proposals in the same pixels.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        pixels_CHW = torch.from_numpy(load_image(self.split.image_path(image_id)).copy()).permute(2, 0, 1)
+        boxes = torch.from_numpy(self.proposals.boxes(image_id))
+        return render(pixels_CHW, boxes, View(size, False), self.config.max_size)
+
+    def _without_evidence(self) -> list[str]:
+        """Images with a tag that has no usable map, or no proposal that fits its map."""
+        return [i for i in self.ids if (self.evidence(i).max(axis=0) <= FLOOR).any()]
+
+    def evidence(self, image_id: str) -> NDArray[np.float32]:
+        """Map evidence of an image's proposals for its tags, (n, p) in [0, 1]; corrected, if it has been."""
+        if image_id in self.corrected:
+            return self.corrected[image_id]
+        return class_scores(self.proposals.evidence(image_id), self.split.tags(image_id))
 
     def _augment(self, image_id: str, pixels_CHW: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         generator = numpy_generator(self.seed, "augment", epoch, image_id)

@@ -185,6 +185,39 @@ class WsodConfig(
         True,
         description="A proposal mined for two classes takes that of the higher score; false: the first (published)",
     )
+    # Evidence of the class maps, from `proposals.h5`; 0 everywhere = published.
+    evidence_folds: int = Field(
+        0,
+        description="Folds of multi-fold learning, which corrects map evidence by the looks of other images' boxes "
+        "before the training; 0 = the maps alone",
+        ge=0,
+        le=100,
+    )
+    evidence_prior: float = Field(
+        0.0,
+        description="Weight of the logarithm of map evidence in the logits of the detection stream; 0 = published",
+        ge=0,
+        le=10,
+    )
+    evidence_seeding: Annotated[float, REFINED] = Field(
+        0.0,
+        description="Fraction of the training, from its start, in which branch 1 learns the box of best map evidence "
+        "of each tag and not the seeds of the two streams; 0 = published",
+        ge=0,
+        le=1,
+    )
+    evidence_mining_power: Annotated[float, REFINED] = Field(
+        0.0,
+        description="Scores that rank seeds are multiplied by map evidence to this power; 0 = published",
+        ge=0,
+        le=10,
+    )
+    evidence_score_power: float = Field(
+        0.0,
+        description="Scores of detections are multiplied by map evidence to this power; 0 = published",
+        ge=0,
+        le=10,
+    )
     bce_reduction: Literal["sum", "mean"] = Field(
         "mean", description="Image loss over classes: sum (OICR) or mean (MIST)"
     )
@@ -241,9 +274,19 @@ class WsodConfig(
             )
         if self.fused_channels == 0 and len(self.out_strides) != 1:
             raise ValueError("fused_channels 0 keeps one map as it is, but out_strides names several")
+        if self.evidence_folds == 1 or (self.evidence_folds and not self.learns_from_evidence):
+            raise ValueError(
+                "evidence_folds is 0 or at least 2, and corrects what evidence_prior, evidence_seeding or "
+                "evidence_mining_power then use: set one of them"
+            )
         return self
 
     @property
     def uses_regression(self) -> bool:
         """Whether boxes are regressed: a part of MIST."""
         return self.method == "mist" and self.mist.regression
+
+    @property
+    def learns_from_evidence(self) -> bool:
+        """Whether training looks at what the maps say of proposals."""
+        return self.evidence_prior > 0 or self.evidence_seeding > 0 or self.evidence_mining_power > 0

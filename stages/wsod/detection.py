@@ -19,6 +19,7 @@ from stages.core.structures.columns import Column, Columns
 from stages.core.structures.detections import Detections
 from stages.core.structures.instances import Instances
 from stages.wsod.criterion import DELTA_WEIGHTS
+from stages.wsod.evidence import FLOOR
 from stages.wsod.model.detector import ProposalOutputs
 
 
@@ -70,6 +71,15 @@ def weigh(scored: ScoredProposals, quality_N: Tensor, power: float) -> ScoredPro
     end at real borders, but not which matter. The product wants both.
     """
     return replace(scored, scores_NC=scored.scores_NC * quality_N[:, None] ** power)
+
+
+def weigh_by_evidence(scored: ScoredProposals, evidence_NC: Tensor, power: float) -> ScoredProposals:
+    """Scores times map evidence ** power, boxes as they are; power 0 changes nothing.
+
+    evidence_NC: evidence of the proposals for all classes, in [0, 1]. A class without maps, one that the classifier
+    does not see in the image, counts as the least evidence.
+    """
+    return ScoredProposals(scored.scores_NC * evidence_NC.clamp(min=FLOOR) ** power, scored.boxes_NC4)
 
 
 def detect(

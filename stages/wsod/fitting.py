@@ -20,6 +20,7 @@ from stages.core.training.schedule import build_schedule
 from stages.core.weights.checkpoints import load_weights, read_metadata, save_weights
 from stages.wsod.batches import WeakData, WsodBatch
 from stages.wsod.config import WsodConfig
+from stages.wsod.correcting import corrected_evidence
 from stages.wsod.criterion import wsod_losses
 from stages.wsod.model.detector import WsodDetector
 
@@ -37,14 +38,18 @@ def fit_detector(config: WsodConfig, data: WeakData, context: StageContext) -> W
     Raises:
         TrainingDivergedError: a loss is not finite; names the step and the images.
     """
+    if config.evidence_folds:
+        data.corrected = corrected_evidence(data, config, context)
     torch.manual_seed(context.seed)  # fresh layers
     model = WsodDetector(config, len(context.split.classes)).to(context.device)
+
+    steps = optimiser_steps(config, len(data.ids))
 
     def batch_losses(batch: WsodBatch, number: int) -> dict[str, Tensor]:
         on_device = batch.to(context.device)
         with autocast(context.device, context.precision):
             outputs = model(on_device.images, on_device.bags.boxes_xyxy)
-        return wsod_losses(outputs, on_device.bags, config)
+        return wsod_losses(outputs, on_device.bags, config, progress=number / steps)
 
     with torch_threads(config.num_threads):
         trainer = Trainer(
@@ -53,7 +58,7 @@ def fit_detector(config: WsodConfig, data: WeakData, context: StageContext) -> W
             optimizer=make_optimizer(model, config),
             schedule=build_schedule(
                 config.schedule,
-                optimiser_steps(config, len(data.ids)),
+                steps,
                 config.warmup_fraction,
                 warmup_factor=config.warmup_factor,
                 milestone_fractions=config.milestones,

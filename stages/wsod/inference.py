@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stages.core.artifacts.detection_rows import DETECTION_ROWS, from_table, to_rows
+from stages.core.artifacts.evidence import ProposalEvidence
 from stages.core.artifacts.table import ImageRows
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
@@ -21,15 +22,16 @@ from stages.core.spec import StageContext
 from stages.core.structures.detections import Detections
 from stages.wsod.batches import pad_image, render, unrender_boxes
 from stages.wsod.config import WsodConfig
-from stages.wsod.detection import ScoredProposals, detect, score_proposals, weigh
+from stages.wsod.detection import ScoredProposals, detect, score_proposals, weigh, weigh_by_evidence
+from stages.wsod.evidence import class_scores
 from stages.wsod.fitting import load_detector
 from stages.wsod.model.detector import WsodDetector
 from stages.wsod.proposals import Proposals, ProposalSource
 from stages.wsod.tta import average
 
 OF_THE_RUN = (
-    "test_short_side", "max_size", "quality_power", "nms_thresh", "score_thresh", "detections_per_image", "min_side_px",
-    "dedup_grid_px", "max_proposals",
+    "test_short_side", "max_size", "quality_power", "evidence_score_power", "nms_thresh", "score_thresh",
+    "detections_per_image", "min_side_px", "dedup_grid_px", "max_proposals",
 )  # fmt: skip
 """Settings of detection: this run's count, whatever the checkpoint was trained with."""
 OF_THE_CHECKPOINT = (
@@ -68,8 +70,11 @@ def detect_image(
     config: WsodConfig,
     device: str,
     precision: Precision,
+    evidence: ProposalEvidence | None = None,
 ) -> Detections:
     """Detections of one uint8 image from its proposals (original pixels, at least one).
+
+    evidence: what the maps say of the proposals, for `evidence_score_power`.
 
     Raises:
         EnvironmentFault: see `score_views`.
@@ -78,8 +83,12 @@ def detect_image(
     scored = score_views(model, pixels_CHW, boxes_xyxy, config, device, precision)
     height, width = pixels_CHW.shape[-2:]
     quality = torch.from_numpy(proposals.quality).to(device)
+    weighed = weigh(average(scored), quality, config.quality_power)
+    if evidence is not None and config.evidence_score_power > 0:
+        evidence_NC = torch.from_numpy(class_scores(evidence, range(model.num_classes))).to(device)
+        weighed = weigh_by_evidence(weighed, evidence_NC, config.evidence_score_power)
     return detect(
-        weigh(average(scored), quality, config.quality_power),
+        weighed,
         height,
         width,
         config.nms_thresh,
@@ -157,7 +166,8 @@ class DetectFactory:
             if not len(proposals):
                 raise InputError("no usable proposal")
             pixels = torch.from_numpy(load_image(self.split.image_path(image_id)).copy()).permute(2, 0, 1)
-            found = detect_image(model, pixels, proposals, self.config, self.device, self.precision)
+            evidence = source.evidence(image_id) if self.config.evidence_score_power > 0 else None
+            found = detect_image(model, pixels, proposals, self.config, self.device, self.precision, evidence)
             return to_rows(found, pixels.shape[1], pixels.shape[2])
 
         return rows

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.core.artifacts.evidence import ProposalEvidence, stored_evidence
 from stages.core.artifacts.schemas import PROPOSALS, rows_to_boxes
 from stages.core.artifacts.table import read_table
 from stages.core.structures.columns import Column, Columns
@@ -56,19 +57,31 @@ class ProposalSource:
             return Proposals(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
         rows, image = self.table.rows(image_id), self.table.image_row(image_id)
         boxes = rows_to_boxes(rows)
-        keep = clean(
-            boxes,
-            rows["predicted_iou"],
-            (image["image_h"], image["image_w"]),
-            self.config.min_side_px,
-            self.config.dedup_grid_px,
-            self.config.max_proposals,
-        )
+        keep = self._kept(image_id)
         limit = np.array([image["image_w"], image["image_h"]] * 2, np.float32)
         quality = np.nan_to_num(rows["predicted_iou"][keep] * rows["stability"][keep], nan=1.0)
         return Proposals(
             np.asarray(np.clip(boxes[keep], 0, limit), dtype=np.float32),
             np.asarray(np.clip(quality, 0, 1), dtype=np.float32),
+        )
+
+    def evidence(self, image_id: str) -> ProposalEvidence:
+        """What the maps say of the boxes of `proposals`, in the same order."""
+        if image_id not in self.table:
+            return ProposalEvidence.empty(0)
+        found = stored_evidence(self.table, image_id)
+        return ProposalEvidence(found.classes, found.values[self._kept(image_id)])
+
+    def _kept(self, image_id: str) -> NDArray[np.int64]:
+        """Rows of the table that are used; the table holds the image."""
+        rows, image = self.table.rows(image_id), self.table.image_row(image_id)
+        return clean(
+            rows_to_boxes(rows),
+            rows["predicted_iou"],
+            (image["image_h"], image["image_w"]),
+            self.config.min_side_px,
+            self.config.dedup_grid_px,
+            self.config.max_proposals,
         )
 
 

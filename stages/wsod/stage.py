@@ -8,6 +8,7 @@ from __future__ import annotations
 from stages.core.artifacts.coco_json import write_results
 from stages.core.artifacts.schemas import PROPOSALS
 from stages.core.artifacts.table import read_table
+from stages.core.errors import InputError
 from stages.core.runtime.processes import is_main
 from stages.core.spec import Counts, Plan, StageContext
 from stages.wsod.batches import WeakData
@@ -16,6 +17,9 @@ from stages.wsod.fitting import fit_detector, load_detector, optimiser_steps, sa
 from stages.wsod.inference import detect_split, other_settings
 from stages.wsod.proposals import ProposalSource
 from stages.wsod.spec import CHECKPOINT, DETECTIONS, SPEC
+
+NAMED = 10
+"""Images that a warning names."""
 
 
 class WsodStage:
@@ -46,6 +50,9 @@ class WsodStage:
             source = ProposalSource(context.input("proposals"), config)
             data = WeakData(context.split, source, config, context.seed, context.failures)
             counts["training_images"] = len(data.ids)
+            if config.learns_from_evidence:
+                counts["images_without_evidence"] = len(data.without_evidence)
+                _warn_without_evidence(data, context)
             if not (context.resume and checkpoint.is_file()):
                 model = fit_detector(config, data, context)
                 save_detector(checkpoint, model, config, context.split.classes)
@@ -59,6 +66,22 @@ class WsodStage:
             write_results(context.out / DETECTIONS, context.split, detections)
             counts["detections"] = sum(len(found) for found in detections.values())
         return counts
+
+
+def _warn_without_evidence(data: WeakData, context: StageContext) -> None:
+    """Name the images that are trained on with the scores alone."""
+    missing = data.without_evidence
+    if len(missing) == len(data.ids):
+        raise InputError(
+            "no image has map evidence of all its tags, but settings of evidence ask for it",
+            where=context.input("proposals"),
+            hint="run propose again with the maps (--cams), or set wsod.evidence_* to 0",
+        )
+    if missing and is_main():
+        shown = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
+        context.log.warning(
+            "%d images have a tag without a usable map, or no proposal that fits it: %s", len(missing), shown
+        )
 
 
 STAGE = WsodStage()

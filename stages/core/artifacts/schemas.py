@@ -59,9 +59,12 @@ PROMPTS = TableSchema(
     image_columns=IMAGE_SIZE,
 )
 
+EVIDENCE_VALUES = ("mass", "density", "ring")
+"""What is stored of a map in a box; see `stages.core.ops.map_evidence`."""
+
 PROPOSALS = TableSchema(
     name="proposals",
-    version=1,
+    version=2,  # 1 had no map evidence
     columns={
         **BOX_COLUMNS,
         "source": "int8",  # OR of SOURCE_BITS
@@ -71,9 +74,19 @@ PROPOSALS = TableSchema(
         "stability": "float32",
         "mask_index": "int8",  # which of SAM's three masks
         **RLE_COLUMNS,
+        "evidence_start": "int64",
+        "evidence_count": "int64",  # 0 for an image without maps
+        "evidence_class_start": "int64",
+        "evidence_class_count": "int64",
     },
     image_columns=IMAGE_SIZE,
-    pools=RLE_POOL,
+    pools={
+        **RLE_POOL,
+        # Per box the classes with maps, ascending, and for each of them MAP_KINDS x EVIDENCE_VALUES values in [0, 1];
+        # nan for a kind without a map, or with one that is flat or not finite.
+        "evidence_class": ("int32", "evidence_class_start", "evidence_class_count"),
+        "evidence": ("float16", "evidence_start", "evidence_count"),
+    },
 )
 
 SCHEMAS = {schema.name: schema for schema in (CAMS, PROMPTS, PROPOSALS)}

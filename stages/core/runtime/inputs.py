@@ -30,7 +30,9 @@ def find_inputs(stage: StageSpec, split: WeakSplit, request: Request) -> dict[st
             inputs[needed.name] = request.overrides[needed.name]
         elif split.role in needed.roles:
             maker = split.train_split if needed.split == "train" else request.split
-            inputs[needed.name] = stage_folder(request.run, needed.producer, maker) / needed.file_name
+            path = stage_folder(request.run, needed.producer, maker) / needed.file_name
+            if path.is_file() or not needed.optional:
+                inputs[needed.name] = path
     return inputs
 
 
