@@ -82,10 +82,10 @@ def map_rule(proposals: Table, images: Sequence[str]) -> dict[str, Detections]:
     return chosen
 
 
-def oracle(proposals: Table, truth: Mapping[str, ImageGroundTruth], num_classes: int) -> Floats:
+def oracle(proposals: Table, ground_truth: Mapping[str, ImageGroundTruth], num_classes: int) -> Floats:
     """Fraction of the images of each class in which some proposal is right, (C,); nan without an image."""
     hits, images = np.zeros(num_classes), np.zeros(num_classes)
-    for image_id, true in truth.items():
+    for image_id, true in ground_truth.items():
         rows = proposals.rows(image_id)
         boxes = rows_to_boxes(rows).astype(np.float64)
         for label, objects in objects_by_class(true):
@@ -102,14 +102,14 @@ def objects_by_class(true: ImageGroundTruth) -> Iterator[tuple[int, Floats]]:
 
 
 def error_kinds(
-    detections: Mapping[str, Detections], truth: Mapping[str, ImageGroundTruth], num_classes: int
+    detections: Mapping[str, Detections], ground_truth: Mapping[str, ImageGroundTruth], num_classes: int
 ) -> dict[str, Floats]:
     """What the best box of each image and class is, as fractions of the images of the class, (C,) per kind.
 
     An image without a box of the class counts as elsewhere.
     """
     counts = {kind: np.zeros(num_classes) for kind in KINDS}
-    for image_id, true in truth.items():
+    for image_id, true in ground_truth.items():
         found = detections.get(image_id, Detections.empty())
         for label, objects in objects_by_class(true):
             members = np.flatnonzero(found.classes == label)

@@ -34,7 +34,7 @@ def test_kind_of(box: tuple[float, ...], kind: str) -> None:
     assert kind_of(np.array(box, np.float32), OBJECTS) == kind
 
 
-def truth(difficult: bool = False) -> dict[str, ImageGroundTruth]:
+def ground_truth(difficult: bool = False) -> dict[str, ImageGroundTruth]:
     """Two objects of class 1; the second may be difficult."""
     flags = np.array([False, difficult])
     return {"a": ImageGroundTruth(120, 120, OBJECTS, np.array([1, 1]), flags, np.zeros(2, bool))}
@@ -47,12 +47,12 @@ def detections(*boxes: tuple[float, ...]) -> dict[str, Detections]:
 
 
 def test_error_kinds__of_the_best_box() -> None:
-    found = error_kinds(detections((10, 10, 25, 50), (10, 10, 50, 50)), truth(), 3)
+    found = error_kinds(detections((10, 10, 25, 50), (10, 10, 50, 50)), ground_truth(), 3)
     assert found["part"][1] == 1
     assert found["right"][1] == 0
     assert np.isnan(found["part"][[0, 2]]).all()
-    assert error_kinds({}, truth(), 3)["elsewhere"][1] == 1
-    assert error_kinds(detections((60, 60, 100, 100)), truth(difficult=True), 3)["elsewhere"][1] == 1
+    assert error_kinds({}, ground_truth(), 3)["elsewhere"][1] == 1
+    assert error_kinds(detections((60, 60, 100, 100)), ground_truth(difficult=True), 3)["elsewhere"][1] == 1
 
 
 def proposals() -> Table:
@@ -77,8 +77,8 @@ def test_map_rule__takes_the_box_of_best_evidence() -> None:
 
 
 def test_oracle__any_proposal_counts() -> None:
-    assert oracle(proposals(), truth(), 3)[1] == 1
-    elsewhere = {"absent": truth()["a"]}
+    assert oracle(proposals(), ground_truth(), 3)[1] == 1
+    elsewhere = {"absent": ground_truth()["a"]}
     assert oracle(proposals(), elsewhere, 3)[1] == 0
 
 
