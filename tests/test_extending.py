@@ -68,7 +68,7 @@ def test_backbone__registered_with_timm_is_known_by_its_name() -> None:
         (1, 8, 16, 8),
         (1, 16, 8, 4),
     ]
-    backbone.freeze_to(4)
+    backbone.freeze_through(4)
     assert {name for name, p in backbone.named_parameters() if not p.requires_grad} == {
         "body.model.layers.0.weight",
         "body.model.layers.0.bias",
@@ -164,8 +164,10 @@ def scan_lines(name: str, root: Path) -> layouts.Dataset | None:
 def test_data_format__with_a_scanner_and_a_reader_gives_splits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(layouts.SCANNERS, "jsonl", scan_lines)  # type: ignore[arg-type]
-    monkeypatch.setitem(catalog.READERS, "jsonl", read_lines)  # type: ignore[arg-type]
+    scanners: dict[Any, Any] = layouts.SCANNERS
+    readers: dict[Any, Any] = catalog.READERS
+    monkeypatch.setitem(scanners, "jsonl", scan_lines)
+    monkeypatch.setitem(readers, "jsonl", read_lines)
     images = tmp_path / "pets" / "images"
     images.mkdir(parents=True)
     cv2.imwrite(str(images / "a.png"), np.zeros((4, 5, 3), np.uint8))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.propose_speed import generator_boxes, matched_share
+from benchmarks.propose_speed import generator_boxes, matched_fraction
 from stages.core.config import load_recipe
 from stages.core.datasets.shapes.scenes import draw_scene
 from stages.core.segmenters.loading import load_segmenter
@@ -48,13 +48,13 @@ def test_propose__grid_equals_the_library_generator(
         {**load_recipe("paper")["propose"], "points_per_side": 8, "prompt_sources": (), **thresholds}
     )
     proposer = Proposer(segmenter, config)
-    shares, counts = [], 0
+    fractions, counts = [], 0
     for seed in range(3):
         image = draw_scene(np.random.default_rng(seed)).image
         theirs = generator_boxes(segmenter.sam, image, config)
         mine = torch.from_numpy(boxes_of(proposer.propose(image, prompt_rows())))
         assert abs(len(mine) - len(theirs)) <= 1
-        shares += [matched_share(theirs, mine)] * len(theirs)
+        fractions += [matched_fraction(theirs, mine)] * len(theirs)
         counts += len(theirs)
     assert counts >= 3
-    assert np.mean(shares) >= 0.99
+    assert np.mean(fractions) >= 0.99
