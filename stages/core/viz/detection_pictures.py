@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
 from stages.core.structures.detections import Detections
-from stages.core.viz.drawing import draw_boxes, enlarged, save_png
+from stages.core.viz.drawing import Picture, draw_boxes
 from stages.core.viz.palette import class_color
+from stages.core.viz.stage_pictures import draw_each
 
 
 def draw_detections(
@@ -28,15 +28,14 @@ def draw_detections(
         folder: Where the pictures go.
         shown: Chooses among them, and labels then carry scores; None shows all, without scores.
     """
-    paths = []
-    for image_id in ids:
+
+    def render(image_id: str, picture: Picture, factor: float) -> Picture:
         found = boxes.get(image_id, Detections.empty())
         found = found if shown is None else shown(found)
-        picture, factor = enlarged(load_image(split.image_path(image_id)))
         classes = found.classes.tolist()
         scores = [""] * len(found) if shown is None else [f" {s:.2f}" for s in found.scores.tolist()]
         labels = [split.classes[c] + score for c, score in zip(classes, scores, strict=True)]
         colors = [class_color(c) for c in classes]
-        paths.append(folder / f"{image_id}.png")
-        save_png(paths[-1], draw_boxes(picture, found.boxes_xyxy * factor, colors, labels))
-    return paths
+        return draw_boxes(picture, found.boxes_xyxy * factor, colors, labels)
+
+    return draw_each(split, ids, folder, render)

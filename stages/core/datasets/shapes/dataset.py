@@ -23,6 +23,7 @@ from PIL import Image
 from stages.core.artifacts.files import disk_faults
 from stages.core.datasets.shapes.scenes import CLASSES, DrawnObject, Scene, draw_scene
 from stages.core.errors import OutputExistsError
+from stages.core.ops.mask_boxes import mask_to_box
 from stages.core.structures.rle import encode_mask
 
 NAME = "shapes"
@@ -175,12 +176,6 @@ def _write_palette_png(path: Path, indices: NDArray[np.uint8]) -> None:
     picture.save(path)
 
 
-def _bounds(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """Return the tight half-open xyxy bounds of a non-empty mask."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
 def _voc_xml(stem: str, scene: Scene) -> str:
     height, width, depth = scene.image.shape
     lines = [
@@ -197,7 +192,7 @@ def _voc_xml(stem: str, scene: Scene) -> str:
 def _voc_objects(objects: Iterable[DrawnObject]) -> list[str]:
     lines: list[str] = []
     for thing in objects:
-        x0, y0, x1, y1 = _bounds(thing.mask)
+        x0, y0, x1, y1 = (int(side) for side in mask_to_box(thing.mask))
         # VOC counts pixels from 1 and includes the last one.
         corners = f"<xmin>{x0 + 1}</xmin><ymin>{y0 + 1}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax>"
         lines += [
@@ -213,7 +208,7 @@ def _voc_objects(objects: Iterable[DrawnObject]) -> list[str]:
 
 
 def _coco_annotation(annotation_id: int, image_id: int, thing: DrawnObject) -> dict[str, Any]:
-    x0, y0, x1, y1 = _bounds(thing.mask)
+    x0, y0, x1, y1 = (int(side) for side in mask_to_box(thing.mask))
     return {
         "id": annotation_id,
         "image_id": image_id,
