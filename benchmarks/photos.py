@@ -10,7 +10,7 @@ rows of the table, each per class and as mean over the classes:
 
 * pointing: the maximum of the fine map lies on an object; train split
 * oracle: some proposal overlaps an object with IoU >= .5; train split
-* no training: so does the proposal of best map evidence (`stages.wsod.evidence`)
+* no training: so does the proposal of best map evidence (`stages.wsod.evidence.class_scores`)
 * wsod: CorLoc (train) and AP50 (test), and what its best box per tag is: right (IoU >= .5), a part (most of it lies in
   an object), too large (most of an object lies in it), or elsewhere
 * pgt: precision and recall of pseudo boxes; retrain: CorLoc (train) and AP50 (test); bound: AP50 of the same detector
@@ -44,7 +44,7 @@ from stages.core.evaluation.tasks import LabeledSplit, load_labeled_split, measu
 from stages.core.formatting import format_number
 from stages.core.ops.boxes import pairwise_containment
 from stages.core.structures.detections import Detections
-from stages.wsod.evidence import class_scores
+from stages.wsod.evidence.class_scores import class_scores
 
 Floats = NDArray[np.float64]
 RIGHT = 0.5

@@ -47,7 +47,8 @@ def shown_commands(program: str) -> list[tuple[str, str]]:
     for page in PAGES:
         text = text_of(page)
         blocks = [block for language, block in FENCE.findall(text) if language in ("bash", "sh", "")]
-        for line in [*"\n".join(blocks).splitlines(), *INDENTED.findall(text)]:
+        joined = "\n".join(blocks).replace("\\\n", " ")  # a command may go on in the next line
+        for line in [*joined.splitlines(), *INDENTED.findall(text)]:
             words = shlex.split(line, comments=True)
             while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
                 words = words[1:]

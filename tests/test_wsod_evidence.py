@@ -10,7 +10,7 @@ from stages.core.artifacts.evidence import ProposalEvidence
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags, map_seeds, wsod_losses
 from stages.wsod.detection import ScoredProposals, weigh_by_evidence
-from stages.wsod.evidence import FLOOR, class_scores, factors
+from stages.wsod.evidence.class_scores import FLOOR, class_scores, factors
 from stages.wsod.model.detector import ProposalOutputs
 
 NAN = float("nan")

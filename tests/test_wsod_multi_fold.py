@@ -9,8 +9,8 @@ from torch import Tensor
 
 from stages.core.backbones.timm_backbones import build_backbone
 from stages.wsod.config import WsodConfig
-from stages.wsod.frozen_features import STRIDES, FrozenFeatures, principal_components
-from stages.wsod.multi_fold import Bag, correct
+from stages.wsod.evidence.frozen_features import STRIDES, FrozenFeatures, principal_components
+from stages.wsod.evidence.multi_fold import Bag, correct
 
 BOXES = torch.tensor([[0.0, 0, 10, 10], [0.0, 0, 40, 40], [60.0, 60, 90, 90]])
 """A part, the whole, something else."""

@@ -21,7 +21,7 @@ from stages.core.spec import FailureLog
 from stages.core.training.readable_images import ReadableImages
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags
-from stages.wsod.evidence import FLOOR, class_scores
+from stages.wsod.evidence.class_scores import FLOOR, class_scores
 from stages.wsod.proposals import ProposalSource
 
 PAD_MULTIPLE = 32

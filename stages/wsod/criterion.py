@@ -14,7 +14,7 @@ from torch import Tensor
 from stages.core.ops.boxes import encode_deltas
 from stages.core.ops.mil import bag_index, bag_sum, image_scores, two_stream_scores
 from stages.wsod.config import WsodConfig
-from stages.wsod.evidence import FLOOR, factors
+from stages.wsod.evidence.class_scores import FLOOR, factors
 from stages.wsod.losses import image_bce, refinement_loss, regression_loss, row_shares
 from stages.wsod.miners.mist import multi_instance
 from stages.wsod.miners.oicr import near_top, top1

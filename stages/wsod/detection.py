@@ -19,7 +19,7 @@ from stages.core.structures.columns import Column, Columns
 from stages.core.structures.detections import Detections
 from stages.core.structures.instances import Instances
 from stages.wsod.criterion import DELTA_WEIGHTS
-from stages.wsod.evidence import FLOOR
+from stages.wsod.evidence.class_scores import FLOOR
 from stages.wsod.model.detector import ProposalOutputs
 
 

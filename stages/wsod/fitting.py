@@ -20,8 +20,8 @@ from stages.core.training.schedule import build_schedule
 from stages.core.weights.checkpoints import load_weights, read_metadata, save_weights
 from stages.wsod.batches import WeakData, WsodBatch
 from stages.wsod.config import WsodConfig
-from stages.wsod.correcting import corrected_evidence
 from stages.wsod.criterion import wsod_losses
+from stages.wsod.evidence_correction import corrected_evidence
 from stages.wsod.model.detector import WsodDetector
 
 KIND = "wsod"

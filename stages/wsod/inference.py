@@ -23,7 +23,7 @@ from stages.core.structures.detections import Detections
 from stages.wsod.batches import pad_image, render, unrender_boxes
 from stages.wsod.config import WsodConfig
 from stages.wsod.detection import ScoredProposals, detect, score_proposals, weigh, weigh_by_evidence
-from stages.wsod.evidence import class_scores
+from stages.wsod.evidence.class_scores import class_scores
 from stages.wsod.fitting import load_detector
 from stages.wsod.model.detector import WsodDetector
 from stages.wsod.proposals import Proposals, ProposalSource

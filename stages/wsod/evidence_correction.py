@@ -15,8 +15,8 @@ from stages.core.runtime.device import torch_threads
 from stages.core.spec import StageContext
 from stages.wsod.batches import WeakData, pad_image
 from stages.wsod.config import WsodConfig
-from stages.wsod.frozen_features import STRIDES, FrozenFeatures
-from stages.wsod.multi_fold import Bag, correct
+from stages.wsod.evidence.frozen_features import STRIDES, FrozenFeatures
+from stages.wsod.evidence.multi_fold import Bag, correct
 
 
 def corrected_evidence(

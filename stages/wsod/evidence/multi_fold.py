@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from stages.core.ops.boxes import pairwise_iou
-from stages.wsod.evidence import FLOOR
+from stages.wsod.evidence.class_scores import FLOOR
 
 REGRESSED_IOU = 0.3
 """Overlaps with the chosen box below this count as none."""
