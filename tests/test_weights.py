@@ -195,7 +195,7 @@ def test_fetch__does_not_append_to_another_file(server: Server, change: str) -> 
     assert fetch(line(server, content=expected)).path.read_bytes() == expected
 
 
-def test_fetch__part_as_long_as_the_file_starts_anew(server: Server) -> None:
+def test_fetch__part_as_long_as_the_file_starts_from_scratch(server: Server) -> None:
     entry = line(server)
     part = file_path(entry).with_name("sam.pth.part")
     part.parent.mkdir(parents=True)

@@ -46,7 +46,7 @@ def demo(
 ) -> None:
     """Run all seven stages on the embedded data set, evaluate, and write report.html.
 
-    Goes on where an earlier demo stopped; what changed is done anew.
+    Goes on where an earlier demo stopped; what changed is done again.
     """
     from stages.core.config import config_class
     from stages.core.runtime.execute import execute

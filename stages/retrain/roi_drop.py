@@ -128,7 +128,7 @@ class DropMeter:
         return KeepWeights(kept.cls_R[rows].to(cls_losses_R), kept.reg_R[rows].to(cls_losses_R))
 
     def pop_counts(self) -> tuple[Tensor, Tensor]:
-        """Return how many RoIs were dropped since the last call, and of how many in the foreground; count anew."""
+        """Return dropped and foreground RoIs since the last call, and reset both counts."""
         if self._foreground is None or self._dropped is None:
             return torch.zeros(()), torch.zeros(())
         counts = self._dropped, self._foreground

@@ -22,7 +22,9 @@ def parse_xml(path: Path, root_tag: str) -> Element:
     try:
         root: Element = DefusedElementTree.fromstring(path.read_bytes())
     except ParseError as error:
-        raise SchemaError(f"not well-formed XML ({error})", where=path, hint="write the file anew") from error
+        raise SchemaError(
+            f"not well-formed XML ({error})", where=path, hint="write the file again"
+        ) from error
     except DefusedXmlException as error:
         raise SchemaError(
             f"refused: the XML declares entities or refers to other files ({type(error).__name__})",

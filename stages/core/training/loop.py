@@ -304,7 +304,7 @@ class Trainer(Generic[BatchT]):
         raise TrainingDivergedError(
             f"loss {names or 'total'} is not finite at step {self.done} of {self.settings.label} (images {images})",
             where=self.state_path,
-            hint="look at these images, or start anew (--overwrite) with a lower learning rate; "
+            hint="look at these images, or start from scratch (--overwrite) with a lower learning rate; "
             "the state before this step is saved",
         )
 
@@ -315,7 +315,7 @@ class Trainer(Generic[BatchT]):
         raise TrainingDivergedError(
             f"weights are not finite after the last step of {self.settings.label}",
             where=self.context.out,
-            hint="start anew (--overwrite) with a lower learning rate",
+            hint="start from scratch (--overwrite) with a lower learning rate",
         )
 
     def _report(self, seen: Sequence[_MicroBatch], factor: float, epoch: int) -> None:
@@ -364,7 +364,7 @@ class Trainer(Generic[BatchT]):
             raise OutputExistsError(
                 f"cannot resume in {self.context.precision}: this training began in {precision}",
                 where=self.state_path,
-                hint=f"add --precision {precision}, or use --overwrite to start anew",
+                hint=f"add --precision {precision}, or use --overwrite to start from scratch",
             )
         self.done = state["done"]
         self.model.load_state_dict(state["model"])

@@ -135,7 +135,7 @@ def load_state(path: Path) -> dict[str, Any]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file
         raise SchemaError(
-            f"training state is damaged ({error})", where=path, hint="--overwrite to start anew"
+            f"training state is damaged ({error})", where=path, hint="--overwrite to start from scratch"
         ) from error
     assert isinstance(loaded, dict)
     return loaded

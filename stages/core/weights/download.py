@@ -2,7 +2,7 @@
 
 The bytes go into ``<file>.part``; beside it ``<file>.part.json`` remembers the address and the server's
 validator (ETag or Last-Modified). A later attempt asks for the rest with ``Range`` and ``If-Range``, so that a
-file that has changed meanwhile starts anew. Size and checksum are compared before the file takes its name.
+file that has changed meanwhile starts from scratch. Size and checksum are compared before the file takes its name.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def _refuse_web_page(entry: Weights, response: Any) -> None:
 
 
 def _resumable(entry: Weights, part: Path) -> tuple[int, str]:
-    """Bytes to keep, and the validator they belong to; (0, '') to start anew."""
+    """Bytes to keep, and the validator they belong to; (0, '') to start from scratch."""
     try:
         memo = json.loads(_memo(part).read_text(encoding="utf-8"))
     except (OSError, ValueError):

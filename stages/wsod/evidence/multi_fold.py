@@ -1,7 +1,7 @@
 """Multi-fold multiple-instance learning: map evidence corrected by how the boxes of other images look.
 
 Cinbis, Verbeek and Schmid, "Weakly supervised object localization with multi-fold multiple instance learning", PAMI
-2017. A linear model of a class learns from the boxes chosen in some images and chooses anew in the others: choosing in
+2017. A linear model of a class learns from the boxes chosen in some images and chooses again in the others: choosing in
 the images that it learned from, it would find its own choice confirmed. Here the first choice is that of the maps, the
 model a ridge regression of the overlap with the chosen box on frozen features of a box and its surroundings, and both
 opinions are multiplied. A part looks like a part: its surroundings are those of no whole object elsewhere.
@@ -25,7 +25,7 @@ NEGATIVES = 20
 RIDGE = 1.0
 """Strength of the regularization, multiple of the features' mean variance."""
 ROUNDS = 2
-"""How often boxes are chosen anew."""
+"""Rounds of choosing boxes again."""
 SHARPNESS = 5.0
 """How much a predicted overlap counts beside map evidence: evidence * exp(SHARPNESS * overlap)."""
 
@@ -60,13 +60,13 @@ def correct(bags: Sequence[Bag], folds: int) -> list[dict[int, Tensor]]:
     for label in sorted({label for bag in bags for label in bag.evidence}):
         current = {i: bag.evidence[label] for i, bag in enumerate(bags) if label in bag.evidence}
         for _ in range(ROUNDS):
-            current |= dict(_chosen_anew(bags, label, current, folds))
+            current |= dict(_chosen_again(bags, label, current, folds))
         for i, evidence_N in current.items():
             corrected[i][label] = evidence_N
     return corrected
 
 
-def _chosen_anew(
+def _chosen_again(
     bags: Sequence[Bag], label: int, current: Mapping[int, Tensor], folds: int
 ) -> Iterator[tuple[int, Tensor]]:
     """Corrected evidence of the class in every image that other folds can say something about."""

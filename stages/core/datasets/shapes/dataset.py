@@ -28,14 +28,14 @@ from stages.core.structures.rle import encode_mask
 
 NAME = "shapes"
 VERSION = 1
-"""Raised whenever the pictures change, so that old copies are drawn anew."""
+"""Raised whenever the pictures change, so that old copies are drawn again."""
 SUBSETS = ("train", "val", "test")
 DEFAULT_COUNTS: Mapping[str, int] = {"train": 600, "val": 100, "test": 200}
 DEFAULT_SEED = 0
 JPEG_QUALITY = 92
 STAMP_FILE = "shapes.json"
 DATASET_YAML = f"""\
-# Drawn by weaksam (stages/core/datasets/shapes/dataset.py); deleting the folder is safe, it is drawn anew.
+# Drawn by weaksam (stages/core/datasets/shapes/dataset.py); deleting the folder is safe, it is drawn again.
 format: voc
 classes: [{", ".join(CLASSES)}]
 subsets:
