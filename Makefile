@@ -21,7 +21,7 @@ STEPS   := $(or $(shell $(PYTHON) -m stages.core.registry),$(error PYTHON must b
 STAGES  := $(patsubst %/train,%,$(filter %/train,$(foreach s,$(STEPS),$(firstword $(subst :, ,$(s))))))
 WHAT     = --run $(RUN) --recipe $(RECIPE) --seed $(SEED) $(foreach s,$(SET),--set $(s))
 
-.PHONY: help venv demo architecture test lint types contracts unit chain wheel clean ablation ablation-proposals $(STAGES) evaluate report FORCE
+.PHONY: help venv demo architecture test lint types contracts unit chain wheel clean ablation ablation-proposals photos $(STAGES) evaluate report FORCE
 
 help: ## this list
 	@grep -hE '^[a-z][a-z -]*:.*##' $(firstword $(MAKEFILE_LIST)) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -99,6 +99,17 @@ ablation-proposals: $(READY) $(CONTRIB)/.installed ## recall by source of prompt
 	  --out $(ABLATION)/classic.json $(if $(EDGE_MODEL),--edge-model $(EDGE_MODEL))
 	$(BIN)/python -m benchmarks.proposals --split $(TEST) $(if $(LIMIT),--limit $(LIMIT)) \
 	  --run $(foreach s,$(SEEDS),$(ABLATION)/s$(s)) --classic $(ABLATION)/classic.json --plot $(ABLATION)/average_recall.png
+
+# --- real photographs: where a chain loses, over seeds, with its supervised bound ------------------------
+PHOTOS      ?= runs/photos
+TRAIN_LIMIT ?=
+TEST_LIMIT  ?=
+CLASSES     ?= bus car cat train
+PHOTO_FLAGS ?=
+
+photos: $(READY) ## VOC07 photos over SEEDS, and their bound (TRAIN_LIMIT= TEST_LIMIT= CLASSES= PHOTO_FLAGS='--set ...')
+	$(BIN)/python -m benchmarks.photo_runs --out $(PHOTOS) --seeds $(SEEDS) --classes $(CLASSES) \
+	  $(if $(TRAIN_LIMIT),--train-limit $(TRAIN_LIMIT)) $(if $(TEST_LIMIT),--test-limit $(TEST_LIMIT)) $(PHOTO_FLAGS)
 
 clean: ## remove caches and build products (never runs/ or data/)
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

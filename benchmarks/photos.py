@@ -3,8 +3,10 @@
 Measures finished runs of one data set, several seeds at once, on a few classes. Ground truth is for this table alone:
 it enters no stage. Stages that a run lacks are left out.
 
-    python -m benchmarks.photos --runs runs/photos-s0 runs/photos-s1 runs/photos-s2 \
-        --train voc07_trainval --test voc07_test --classes bus car cat train --bound runs/photos-s0-supervised
+    python -m benchmarks.photos --runs runs/photos/default/s0 runs/photos/default/s1 --proposals runs/photos/proposals \
+        --bounds runs/photos/bound/s0 runs/photos/bound/s1 --classes bus car cat train
+
+`benchmarks.photo_runs` makes such runs.
 
 rows of the table, each per class and as mean over the classes:
 
@@ -130,8 +132,11 @@ def kind_of(box_xyxy: NDArray[np.floating], objects_xyxy: Floats) -> str:
     return "too large" if pairwise_containment(objects, box).max() >= MOST else "elsewhere"
 
 
-def measure_run(run: Path, train: str, test: str, data: Path, bound: Path | None) -> list[Row]:
-    """All rows of one run, of the stages it has."""
+def measure_run(
+    run: Path, train: str, test: str, data: Path, bound: Path | None, proposals_run: Path | None = None
+) -> list[Row]:
+    """All rows of one run, of the stages it has; maps and proposals may be those of another run."""
+    shared = proposals_run or run
     rows: list[Row] = []
     at = ground_of(run, train, data)
     classes = len(at.split.classes)
@@ -141,8 +146,8 @@ def measure_run(run: Path, train: str, test: str, data: Path, bound: Path | None
             per_class = measure(task, file, ground_of(run, split, data)).per_class
             rows.append(Row(name, split, np.array([per_class[c][key] for c in at.split.classes])))
 
-    figure("pointing, fine map", train, "cams", run / "cam" / train / "cams.h5", "pointing_fine")
-    proposals_file = run / "propose" / train / "proposals.h5"
+    figure("pointing, fine map", train, "cams", shared / "cam" / train / "cams.h5", "pointing_fine")
+    proposals_file = shared / "propose" / train / "proposals.h5"
     if proposals_file.is_file():
         proposals = read_table(proposals_file, PROPOSALS)
         rows.append(Row("oracle", train, oracle(proposals, at.images, classes)))
@@ -210,14 +215,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--train", default="voc07_trainval", help="split trained on")
     parser.add_argument("--test", default="voc07_test", help="split measured on")
     parser.add_argument("--classes", nargs="*", default=[], help="classes to show; default all")
-    parser.add_argument("--bound", type=Path, help="run of benchmarks.supervised_bound")
+    parser.add_argument("--proposals", type=Path, help="run of maps and proposals, if all runs share one")
+    parser.add_argument(
+        "--bounds", type=Path, nargs="*", default=[], help="bounds, one per run or one for all"
+    )
     parser.add_argument("--data", type=Path, help="folder of data sets; default $WEAKSAM_DATA, else ./data")
     parser.add_argument("--json", type=Path, help="also write the values here")
     given = parser.parse_args(arguments)
     data = data_root(given.data)
     names = load_labeled_split(given.train, data, 1).split.classes
     classes = chosen_classes(given.classes, names)
-    rows = over_runs([measure_run(run, given.train, given.test, data, given.bound) for run in given.runs])
+    bounds = (
+        given.bounds * len(given.runs) if len(given.bounds) == 1 else given.bounds or [None] * len(given.runs)
+    )
+    if len(bounds) != len(given.runs):
+        raise UsageError(
+            f"{len(bounds)} bounds of {len(given.runs)} runs",
+            where="--bounds",
+            hint="give one, or one per run",
+        )
+    rows = over_runs(
+        [
+            measure_run(run, given.train, given.test, data, bound, given.proposals)
+            for run, bound in zip(given.runs, bounds, strict=True)
+        ]
+    )
     print(as_text(rows, classes, names))
     if given.json is not None:
         values = [
