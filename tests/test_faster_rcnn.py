@@ -155,6 +155,8 @@ def test_build_detector__frozen_layers_stay_and_others_learn(kind: Kind) -> None
     late = [name for name in gradients if "layer3" in name and "conv" in name]
     assert late
     assert all(gradients[name] is not None for name in late)
+    learnt = [parameter for parameter in model.pretrained_backbone.parameters() if parameter.requires_grad]
+    assert all(parameter.ndim == 4 for parameter in learnt)  # no shift of a frozen normalisation
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,15 @@ def test_fit__no_resume_in_another_precision(tmp_path: Path) -> None:
         trainer(tmp_path, resume=True, precision="fp16").fit()
 
 
+def test_fit__no_resume_of_another_network(tmp_path: Path) -> None:
+    with pytest.raises(PreemptedError):
+        trainer(tmp_path, 3).fit()
+    changed = trainer(tmp_path, resume=True)
+    changed.model.add_module("extra", nn.Linear(1, 1))  # as if another version had trained it
+    with pytest.raises(OutputExistsError, match=r"another network(.|\n)*--overwrite"):
+        changed.fit()
+
+
 @pytest.mark.parametrize("images", range(1, 12))
 @pytest.mark.parametrize("world", [1, 2, 3])
 @pytest.mark.parametrize("passes", [1, 2, 4])

@@ -127,6 +127,9 @@ def test_detector__frozen_stages_stay_and_the_rest_moves() -> None:
     assert not any("conv_stem" in name or "blocks.0." in name or "blocks.1." in name for name in moved)
     assert any("blocks.2." in name for name in moved)
     assert any("blocks.4." in name for name in moved)
+    assert all(
+        p.ndim == 4 for p in model.backbone.parameters() if p.requires_grad
+    )  # no frozen shift is learnt
 
 
 @pytest.mark.parametrize("pool", ["roi_align", "roi_pool"])

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from stages.core.backbones.batch_norm_folding import fold_batch_norms
+from stages.core.backbones.batch_norm_folding import fold_for_inference, merge_batch_norms
 from stages.core.backbones.timm_backbones import build_backbone
 from stages.core.datasets.images import load_image
 from stages.core.errors import ConfigError, ImageError
@@ -37,7 +37,8 @@ def corrected_evidence(
             hint="use lite0-embedded or another backbone, or evidence_folds 0",
         )
     backbone = build_backbone(config.backbone, STRIDES, config.pretrained, frozen_bn=True)
-    fold_batch_norms(backbone)
+    merge_batch_norms(backbone)
+    fold_for_inference(backbone)
     ids = [image_id for image_id in data.ids if _can_be_read(data, image_id)]
 
     def load(image_id: str) -> tuple[Tensor, Tensor]:

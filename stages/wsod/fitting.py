@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from stages.core.backbones.batch_norm_folding import fold_for_inference
 from stages.core.errors import SchemaError
 from stages.core.runtime.device import autocast, torch_threads
 from stages.core.spec import StageContext
@@ -111,7 +112,8 @@ def build_adversary(model: WsodDetector, config: WsodConfig) -> Adversary | None
 
 
 def save_detector(path: Path, model: WsodDetector, config: WsodConfig, classes: Sequence[str]) -> None:
-    """Write `detector.safetensors` with the settings it is rebuilt from."""
+    """Fold the detector for inference, and write `detector.safetensors` with the settings it is rebuilt from."""
+    fold_for_inference(model)
     metadata = {"kind": KIND, "classes": list(classes), "config": config.model_dump(mode="json")}
     save_weights(path, model, metadata)
 
@@ -125,6 +127,7 @@ def load_detector(path: Path, classes: Sequence[str]) -> tuple[WsodDetector, Wso
     """
     config = trained_with(path)
     model = WsodDetector(config, len(classes), pretrained=False)
+    fold_for_inference(model)
     load_weights(path, model, {"kind": KIND, "classes": list(classes)})
     return model.eval(), config
 

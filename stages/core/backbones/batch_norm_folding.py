@@ -1,29 +1,64 @@
-"""Frozen batch normalisation folded into the convolution before it: the same function, a sixth less work on a CPU.
+"""Frozen batch normalisation merged with the convolution before it: the same function and gradients, less work.
 
-With fixed statistics, BN(conv(x)) is a convolution with scaled weights and a bias. Which convolution feeds which
-normalisation is observed on one forward pass, so it holds for any backbone.
+With fixed statistics, BN(conv(x)) is a convolution with weights s W and a shift. While a network is trained, W is what
+is learnt and s and the shift stay fixed, as if the layer were still there; the product is taken in each pass. For
+inference it is taken once (`fold_for_inference`). Which convolution feeds which normalisation is observed on one
+forward pass, so it holds for any backbone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.func import functional_call
 
 from stages.core.backbones.timm_backbones import Backbone, batch_norms
 
 
-def fold_batch_norms(backbone: Backbone) -> int:
-    """Fold every normalisation whose input is a convolution's output; trainability of the weights is kept.
+class NormedConv(nn.Module):
+    """A convolution with the frozen normalisation behind it: what is learnt is the convolution's own, unscaled.
 
-    timm's fused normalisation + activation leaves its activation behind. Call before any training: the weights
-    that are learnt afterwards are the folded ones.
+    Attributes:
+        conv: the convolution.
+        scale_C, shift_C: of the normalisation.
+    """
+
+    def __init__(self, conv: nn.Conv2d, scale_C: Tensor, shift_C: Tensor) -> None:
+        super().__init__()
+        self.conv = conv
+        self.register_buffer("scale_C", scale_C)
+        self.register_buffer("shift_C", shift_C)
+        self.scale_C: Tensor
+        self.shift_C: Tensor
+
+    def forward(self, feats_BCHW: Tensor) -> Tensor:
+        """Return the normalised output of the convolution."""
+        output: Tensor = functional_call(self.conv, self._folded(), (feats_BCHW,))
+        return output
+
+    @torch.no_grad()
+    def fold(self) -> nn.Conv2d:
+        """Return the convolution with scale and shift in its weights; as trainable as it was, its bias too."""
+        for name, values in self._folded().items():
+            setattr(self.conv, name, nn.Parameter(values, self.conv.weight.requires_grad))
+        return self.conv
+
+    def _folded(self) -> dict[str, Tensor]:
+        bias_C = self.shift_C if self.conv.bias is None else self.conv.bias * self.scale_C + self.shift_C
+        return {"weight": self.conv.weight * self.scale_C[:, None, None, None], "bias": bias_C}
+
+
+def merge_batch_norms(backbone: Backbone) -> int:
+    """Merge every frozen normalisation whose input is a convolution's output with that convolution.
+
+    Function, trainable parameters and their gradients stay those of the backbone with its normalisations. timm's fused
+    normalisation + activation leaves its activation behind. Call after `Backbone.freeze_through`: a convolution that
+    does not learn is folded for good.
 
     Returns:
-        Number of normalisations folded.
+        Number of normalisations merged.
 
     Raises:
         ConfigError: see `Backbone.probe`.
@@ -53,21 +88,36 @@ def fold_batch_norms(backbone: Backbone) -> int:
     owners = {
         id(child): (parent, name) for parent in backbone.modules() for name, child in parent.named_children()
     }
+
+    def replace(layer: nn.Module, by: nn.Module) -> None:
+        parent, name = owners[id(layer)]
+        setattr(parent, name, by)
+
     for conv, norm in pairs:
-        _fold(conv, norm)
-        parent, name = owners[id(norm)]
-        setattr(parent, name, _what_is_left(norm))
+        merged = _merge(conv, norm)
+        replace(conv, merged if any(own.requires_grad for own in conv.parameters()) else merged.fold())
+        replace(norm, _what_is_left(norm))
     return len(pairs)
 
 
-def _fold(conv: nn.Conv2d, norm: Any) -> None:
-    trainable = conv.weight.requires_grad
-    fuse: Callable[..., tuple[nn.Parameter, nn.Parameter]] = fuse_conv_bn_weights
-    weight, bias = fuse(
-        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-    )
-    conv.weight = nn.Parameter(weight.detach().contiguous(memory_format=torch.channels_last), trainable)
-    conv.bias = nn.Parameter(bias.detach(), trainable)
+def fold_for_inference(network: nn.Module) -> None:
+    """Turn each merged convolution of `network` into a plain one of the same function, in place.
+
+    Weights are stored in this form. A network that was folded should not be trained: its scales would be learnt.
+    """
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, NormedConv):
+                setattr(parent, name, child.fold())
+
+
+@torch.no_grad()
+def _merge(conv: nn.Conv2d, norm: Any) -> NormedConv:
+    scale_C = torch.rsqrt(norm.running_var + norm.eps)
+    shift_C = -norm.running_mean * scale_C
+    if norm.affine:
+        scale_C, shift_C = scale_C * norm.weight, shift_C * norm.weight + norm.bias
+    return NormedConv(conv, scale_C, shift_C)
 
 
 def _what_is_left(norm: nn.Module) -> nn.Module:

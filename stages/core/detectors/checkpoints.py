@@ -11,6 +11,7 @@ from typing import Any, Self
 from pydantic import ValidationError
 
 from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
+from stages.core.backbones.batch_norm_folding import fold_for_inference
 from stages.core.detectors.detr import Detr, build_detr
 from stages.core.detectors.spec import AnyKind, DetectorSpec, DetrSpec, Kind
 from stages.core.detectors.two_stage.faster_rcnn import Detector, build_detector
@@ -117,6 +118,7 @@ class DetectorFile:
         """
         if self._model is None:
             model = build(self.spec, self.classes, pretrained=False)
+            fold_for_inference(model)
             load_tensors(self.path, model)
             self._model = model.eval()
         return self._model

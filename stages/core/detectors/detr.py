@@ -20,7 +20,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import batched_nms, box_convert, clip_boxes_to_image
 
-from stages.core.backbones.batch_norm_folding import fold_batch_norms
+from stages.core.backbones.batch_norm_folding import merge_batch_norms
 from stages.core.backbones.timm_backbones import Backbone, build_backbone
 from stages.core.detectors.detr_losses import LayerOutput, SetCosts, SetOutput, SetTargets, set_losses
 from stages.core.detectors.spec import DetrSpec
@@ -175,7 +175,7 @@ def build_detr(spec: DetrSpec, classes: Sequence[str], pretrained: bool | Path =
     library = require_transformers()
     backbone = build_backbone(spec.backbone, spec.out_strides, pretrained=pretrained, frozen_bn=True)
     backbone.freeze_through(spec.freeze_through_stride)
-    fold_batch_norms(backbone)
+    merge_batch_norms(backbone)
     build = _rt_detr if spec.kind == "rt-detr" else _deformable_detr
     return Detr(spec, build(library, spec, backbone.channels, len(classes)), backbone, classes)
 

@@ -174,7 +174,7 @@ class Trainer(Generic[BatchT]):
         Raises:
             TrainingDivergedError: a loss is not finite in some process, with step and image ids, or the weights
                 are not in the end.
-            OutputExistsError: the state to resume from was trained in another precision.
+            OutputExistsError: the state to resume from was trained in another precision, or is another network's.
             PreemptedError, InterruptedRunError: asked to stop; the state is saved.
         """
         label = self.settings.label
@@ -367,8 +367,15 @@ class Trainer(Generic[BatchT]):
                 hint=f"add --precision {precision}, or use --overwrite to start from scratch",
             )
         self.done = state["done"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise OutputExistsError(
+                f"cannot resume: another version trained another network ({str(error).splitlines()[0]})",
+                where=self.state_path,
+                hint="use --overwrite to start from scratch",
+            ) from error
         self.scaler.load_state_dict(state["scaler"])
         if self.adversary is not None:
             self.adversary.optimizer.load_state_dict(state["adversary"])

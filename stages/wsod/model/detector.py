@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_pool
 
 from stages.core.backbones import vgg
-from stages.core.backbones.batch_norm_folding import fold_batch_norms
+from stages.core.backbones.batch_norm_folding import merge_batch_norms
 from stages.core.backbones.lateral_fusion import LateralFusion
 from stages.core.backbones.timm_backbones import Backbone, build_backbone
 from stages.core.ops.roi_align import roi_align
@@ -52,7 +52,6 @@ class WsodDetector(nn.Module):
         self.num_classes = num_classes
         self.pooler_type, self.pooler_resolution = config.pooler_type, config.pooler_resolution
         self.backbone, fc_state = _build_backbone(config, pretrained)
-        self.backbone.freeze_through(config.freeze_through_stride, "wsod.freeze_through_stride")
         self.stride = self.backbone.strides[0]
         fuse = config.fused_channels > 0
         self.fuse = LateralFusion(self.backbone.channels, config.fused_channels, "finest") if fuse else None
@@ -147,14 +146,17 @@ def same_size(images: Tensor | Sequence[Tensor]) -> list[list[int]]:
 
 def _build_backbone(config: WsodConfig, pretrained: bool) -> tuple[Backbone, dict[str, Tensor]]:
     source = config.backbone_source() if pretrained else False
+    fc_state: dict[str, Tensor] = {}
     if config.backbone == vgg.NAME:
-        return vgg.build_vgg16_d8(source, config.final_relu)
-    backbone = build_backbone(config.backbone, config.out_strides, source, frozen_bn=config.freeze_bn)
-    if config.freeze_bn:
-        fold_batch_norms(backbone)
+        backbone, fc_state = vgg.build_vgg16_d8(source, config.final_relu)
+    else:
+        backbone = build_backbone(config.backbone, config.out_strides, source, frozen_bn=config.freeze_bn)
+    backbone.freeze_through(config.freeze_through_stride, "wsod.freeze_through_stride")
+    if config.freeze_bn:  # VGG16 has none
+        merge_batch_norms(backbone)
     else:
         backbone.probe()
-    return backbone, {}
+    return backbone, fc_state
 
 
 def _load_fc(neck: nn.Sequential, state: dict[str, Tensor]) -> None:

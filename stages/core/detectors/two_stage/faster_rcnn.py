@@ -27,7 +27,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from stages.core.backbones.batch_norm_folding import fold_batch_norms
+from stages.core.backbones.batch_norm_folding import fold_for_inference, merge_batch_norms
 from stages.core.backbones.feature_pyramid import PyramidBackbone
 from stages.core.backbones.timm_backbones import build_backbone
 from stages.core.detectors.spec import DetectorSpec, DetrSpec
@@ -101,7 +101,7 @@ def build_detector(spec: DetectorSpec, classes: Sequence[str], pretrained: bool 
     extra_level = _check_levels(spec)
     bottom_up = build_backbone(spec.backbone, spec.out_strides, pretrained=pretrained, frozen_bn=True)
     bottom_up.freeze_through(spec.freeze_through_stride)
-    fold_batch_norms(bottom_up)
+    merge_batch_norms(bottom_up)
     norm = group_norm if spec.heads == "v2" else None
     backbone = PyramidBackbone(bottom_up, spec.fpn_channels, extra_level, norm)
     transform = GeneralizedRCNNTransform(
@@ -184,7 +184,8 @@ def _build_heads(spec: DetectorSpec, outputs: int) -> WeightedRoIHeads:
 def save_detector(
     path: Path, model: nn.Module, spec: DetectorSpec | DetrSpec, classes: Sequence[str]
 ) -> None:
-    """Write weights, specification and class names as one safetensors file."""
+    """Fold the detector for inference, and write weights, specification and class names as one safetensors file."""
+    fold_for_inference(model)
     metadata: dict[str, Any] = {
         "model": spec.kind,
         "classes": list(classes),
