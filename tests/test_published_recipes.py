@@ -21,7 +21,8 @@ from stages.core.errors import ConfigError
 from tests.datasets_builders import HEIGHT, WIDTH, make_voc
 from tests.propose_builders import prompt_rows
 from weaksam_cli import main as entry_point
-from weaksam_cli.stage_command import resolve_settings
+from weaksam_cli.options import Options
+from weaksam_cli.stage_command import resolve_settings, stage_request
 
 RECIPES = ("voc07", "voc12", "coco14")
 
@@ -218,6 +219,25 @@ def test_recipe__dino_table() -> None:
     assert list(found["milestones"]) == pytest.approx([epoch / 14 for epoch in (8, 10, 12)], abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("words", "precision"),
+    [
+        (["--recipe", "voc07"], "fp32"),
+        (["--recipe", "coco14"], "fp32"),
+        (["--recipe", "paper_detr"], "fp32"),
+        (["--recipe", "voc12", "--precision", "bf16"], "bf16"),
+        (["--recipe", "shapes"], "auto"),
+        ([], "auto"),
+    ],
+)
+def test_recipe__published_ones_run_in_float32(words: list[str], precision: str) -> None:
+    options = dict(zip(words[::2], words[1::2], strict=True))
+    asked = Options(
+        split="voc07_train", recipe=options.get("--recipe"), precision=options.get("--precision", "auto")
+    )
+    assert stage_request(asked, {}).precision == precision
+
+
 def test_recipe__voc07_is_another_name_of_paper() -> None:
     assert load_recipe("voc07") == load_recipe("paper")
 
@@ -266,6 +286,7 @@ def test_load_recipe__base_is_overridden_key_by_key(tmp_path: Path) -> None:
         ("base: [voc07]", "base must be the name or the path"),
         ("base: ./sub/../mine.yaml", "in a circle"),
         ("base: voc07\nretrian: {}", "unknown section 'retrian'"),
+        ("precision: single", r"'single' is not a precision(.|\n)*fp32"),
     ],
 )
 def test_load_recipe__wrong_base(tmp_path: Path, text: str, message: str) -> None:

@@ -98,9 +98,10 @@ class Options:
         str,
         Shown("Device: auto, cpu, cuda or cuda:N.", env="WEAKSAM_DEVICE", complete=completion.devices),
     ] = "auto"
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Shown("Precision of the networks.")] = (
-        "auto"
-    )
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16", "fp16"],
+        Shown("Precision of the networks; auto: the recipe's, else bf16 on a GPU that has it."),
+    ] = "auto"
     workers: Annotated[
         int | None, Shown("Processes for work per image; default all cores on a CPU, else 0.", low=0)
     ] = None

@@ -80,6 +80,11 @@ def stage_request(options: Options, overrides: dict[str, Path]) -> Request:
     from stages.core.runtime.parts import parse_shard
     from stages.core.runtime.request import Request
 
+    precision: str = options.precision
+    if precision == "auto" and options.recipe:
+        from stages.core.config.sources import recipe_precision
+
+        precision = recipe_precision(options.recipe)
     return Request(
         split=options.split,
         run=run_folder(options.run, options.split.rpartition("_")[0] or options.split),
@@ -94,7 +99,7 @@ def stage_request(options: Options, overrides: dict[str, Path]) -> Request:
         log_every=options.log_every,
         dry_run=options.dry_run,
         device=options.device,
-        precision=options.precision,
+        precision=precision,
         seed=options.seed,
         workers=options.workers,
         max_failures=options.max_failures,

@@ -2,13 +2,15 @@
 
 Recipes and config files are YAML with one section per stage, so that one file describes a whole chain; unknown
 sections are errors with close matches. A recipe may say ``base: NAME`` and then states only what differs from that
-recipe. Values stay the text that was written: what it means is decided by the setting's type (``values``).
+recipe, and ``precision: fp32`` for all its stages. Values stay the text that was written: what it means is decided by
+the setting's type (``values``).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,18 @@ from stages.core.registry import CHAIN
 
 ENV_PREFIX = "WEAKSAM_"
 
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
 Section = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """One file of a recipe and those it is based on."""
+
+    name: str
+    sections: dict[str, Section]
+    precision: str | None
 
 
 class _TextLoader(yaml.SafeLoader):
@@ -57,7 +70,17 @@ def recipe_layers(name_or_path: str) -> list[tuple[str, dict[str, Section]]]:
     Raises:
         ConfigError, MissingInputError: as :func:`load_recipe`.
     """
-    return _inherited(name_or_path, ())
+    return [(recipe.name, recipe.sections) for recipe in _inherited(name_or_path, ())]
+
+
+def recipe_precision(name_or_path: str) -> str:
+    """Return the precision that a recipe, or one that it is based on, asks for; ``auto`` if none does.
+
+    Raises:
+        ConfigError, MissingInputError: as :func:`load_recipe`.
+    """
+    said = [recipe.precision for recipe in _inherited(name_or_path, ()) if recipe.precision is not None]
+    return said[-1] if said else "auto"
 
 
 def merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,7 +92,7 @@ def merged(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]
     return both
 
 
-def _inherited(name_or_path: str, descendants: tuple[str, ...]) -> list[tuple[str, dict[str, Section]]]:
+def _inherited(name_or_path: str, descendants: tuple[str, ...]) -> list[_Recipe]:
     is_path = name_or_path.endswith((".yaml", ".yml"))
     if is_path:
         name_or_path = os.path.normpath(name_or_path)
@@ -88,9 +111,14 @@ def _inherited(name_or_path: str, descendants: tuple[str, ...]) -> list[tuple[st
         shipped = resources.files("stages") / "recipes" / f"{name_or_path}.yaml"
         text, where = shipped.read_text(encoding="utf-8"), f"recipe {name_or_path}"
     content = _parse_mapping(text, where)
-    base = content.pop("base", None)
-    own = _checked_sections(content, where)
-    layer = (f"recipe {name_or_path}", own)
+    base, precision = content.pop("base", None), content.pop("precision", None)
+    if precision not in (None, *PRECISIONS):
+        raise ConfigError(
+            f"'{precision}' is not a precision",
+            where=f"precision of {where}",
+            hint=f"use one of {', '.join(PRECISIONS)}",
+        )
+    layer = _Recipe(f"recipe {name_or_path}", _checked_sections(content, where), precision)
     if base is None:
         return [layer]
     if not isinstance(base, str):
