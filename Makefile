@@ -14,8 +14,8 @@ RUN     ?= runs/$(DATASET)
 SEED    ?= 0
 SET     ?=
 FLAGS   ?=
-# A recipe of its own for the data sets that have one; coco17 is trained like coco14.
-RECIPE  ?= $(or $(filter shapes voc07 voc12 coco14,$(DATASET)),$(if $(filter coco17,$(DATASET)),coco14,offline))
+# A recipe of its own for the data sets that have one.
+RECIPE  ?= $(or $(filter shapes voc07 voc12 coco14 coco17,$(DATASET)),offline)
 # Steps of the chain as the stages declare them, `stage/role:needed,needed`.
 STEPS   := $(or $(shell $(PYTHON) -m stages.core.registry),$(error PYTHON must be Python 3.11 or later))
 STAGES  := $(patsubst %/train,%,$(filter %/train,$(foreach s,$(STEPS),$(firstword $(subst :, ,$(s))))))

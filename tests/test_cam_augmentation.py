@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from stages.cam.augmentation import CropAugmentation, random_crop
+from stages.cam.augmentation import CropAugmentation, _image_part, _square_part, random_crop
 from stages.cam.config import CamConfig
 from stages.core.config import load_recipe
 from stages.core.errors import ConfigError
@@ -26,6 +26,24 @@ def crop(seed: int = 1, **changes: object) -> Tensor:
 def test_augmentation__nothing_by_default() -> None:
     plain = random_crop(PIXELS, CamConfig(train_crop_size=32), np.random.default_rng(1))
     assert torch.equal(crop(), plain)
+
+
+@pytest.mark.parametrize(
+    ("aspect", "quantiles"), [("image", [1.16, 1.50, 1.95]), ("square", [0.78, 1.04, 1.30])]
+)
+def test_random_part__aspect_ratios_of_a_wide_image(aspect: str, quantiles: list[float]) -> None:
+    draw, rng = {"image": _image_part, "square": _square_part}[aspect], np.random.default_rng(0)
+    parts = [draw(333, 500, 0.08, rng) for _ in range(4000)]
+    ratios = [(c.stop - c.start) / (r.stop - r.start) for r, c in parts]
+    assert np.quantile(ratios, [0.05, 0.5, 0.95]) == pytest.approx(quantiles, abs=0.03)
+    assert all(r.stop <= 333 and c.stop <= 500 for r, c in parts)
+    areas = [(c.stop - c.start) * (r.stop - r.start) / (333 * 500) for r, c in parts]
+    assert 0.07 < min(areas) < 0.1
+
+
+def test_square_part__a_thin_image_gives_its_centre() -> None:
+    rows, columns = _square_part(10, 1000, 0.5, np.random.default_rng(0))
+    assert (rows, columns) == (slice(0, 10), slice(493, 506))
 
 
 def test_augmentation__depends_on_its_generator_alone() -> None:

@@ -288,6 +288,26 @@ def test_build_vit__families_of_transformers(name: str, side: int, heads: int, p
     assert maps.cross.shape[:3] == (1, 1, heads)
 
 
+@pytest.mark.parametrize("interpolation", ["antialias", "offset"])
+def test_vit_body__positions_at_another_grid(interpolation: str) -> None:
+    config = CamConfig.model_validate(
+        {
+            "architecture": "vit",
+            "backbone": "deit_tiny_patch16_224",
+            "pretrained": False,
+            "pos_embed_interpolation": interpolation,
+        }
+    )
+    body: Any = build_classifier(config, 2, pretrained=False).body  # type: ignore[union-attr]
+    positions = torch.randn(1, 196, body.dim)
+    found = body._resampled(positions, (20, 31))
+    grid = positions.transpose(1, 2).reshape(1, body.dim, 14, 14)
+    published = torch.nn.functional.interpolate(grid, scale_factor=(20.1 / 14, 31.1 / 14), mode="bicubic")
+    equal = torch.allclose(found, published.flatten(2).transpose(1, 2), atol=1e-5)
+    assert found.shape == (1, 620, body.dim)
+    assert equal == (interpolation == "offset")
+
+
 def test_build_vit__rotary_positions_belong_to_patches() -> None:
     """A picture's two halves exchanged give other tokens; class tokens are passed over by the rotation."""
     config = CamConfig(

@@ -28,7 +28,9 @@ from stages.retrain.roi_drop import DropMeter, DropRule
 pytest.importorskip("transformers")
 CLASSES = ("cat", "dog", "owl")
 MASKS: tuple[AnyKind, ...] = ("mask-rcnn",)
-KINDS: tuple[DetrKind, ...] = ("rt-detr", "deformable-detr")
+KINDS: tuple[DetrKind, ...] = ("rt-detr", "deformable-detr", "dino")
+WHOLE: tuple[DetrKind, ...] = ("rt-detr", "deformable-detr")
+"""What the library has as a whole, with its loss."""
 TINY = DetrSpec(
     backbone="resnet10t", out_strides=(8, 16), freeze_through_stride=8, d_model=32, num_heads=4, dim_feedforward=16,
     num_encoder_layers=1, num_decoder_layers=2, num_queries=9, num_denoising=6, test_short_side=64, max_size=96,
@@ -81,7 +83,7 @@ def total(losses: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(losses.values())).sum()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WHOLE)
 def test_set_losses__without_drop_equal_the_librarys(kind: DetrKind) -> None:
     model = tiny(kind).train()
     pixels, mask, wanted = prepared(model)
@@ -99,6 +101,92 @@ def test_set_losses__without_drop_equal_the_librarys(kind: DetrKind) -> None:
     # A rule that drops nothing changes nothing.
     meter = DropMeter(DropRule("paper", 1e9, 1e9))
     torch.testing.assert_close(total(set_losses(output, wanted, COSTS[kind], meter)), total(ours))
+
+
+def test_set_losses__of_dino_equal_the_librarys() -> None:
+    """Its losses are those of Deformable DETR, for chosen cells and restored targets, too."""
+    from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatcher, DeformableDetrImageLoss
+
+    model = tiny("dino").train()
+    pixels, mask, wanted = prepared(model)
+    output = model.answers(pixels, mask, wanted)
+    criterion = DeformableDetrImageLoss(DeformableDetrHungarianMatcher(2, 5, 2), 3, 0.25, ["labels", "boxes"])
+
+    def weighted(layer: LayerOutput, matches: Any = None) -> Tensor:
+        outputs = {"logits": layer.logits_BQC, "pred_boxes": layer.boxes_BQ4}
+        matches, count = (
+            (criterion.matcher(outputs, wanted), 3) if matches is None else (matches, 3 * output.groups)
+        )
+        losses: dict[str, Tensor] = {}
+        for name in ("labels", "boxes"):
+            losses |= criterion.get_loss(name, outputs, wanted, matches, count)
+        return losses["loss_ce"] + 5 * losses["loss_bbox"] + 2 * losses["loss_giou"]
+
+    assert output.proposals is not None
+    ours = set_losses(output, wanted, COSTS["dino"])
+    theirs = torch.stack([weighted(layer) for layer in (*output.layers, output.proposals)]).sum()
+    noisy = torch.stack([weighted(layer, output.restored) for layer in output.denoising]).sum()
+    assert output.groups == 3
+    torch.testing.assert_close(total(ours), theirs + noisy, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours["loss_denoising"], noisy, rtol=1e-5, atol=1e-5)
+
+
+def test_dino__noise_does_not_change_the_matching_queries() -> None:
+    model = tiny("dino").train()
+    pixels, mask, wanted = prepared(model)
+    outputs = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        outputs.append(model.answers(pixels, mask, wanted))
+    for one, other in zip(outputs[0].layers, outputs[1].layers, strict=True):
+        torch.testing.assert_close(one.boxes_BQ4, other.boxes_BQ4)
+        torch.testing.assert_close(one.logits_BQC, other.logits_BQC)
+    assert not torch.allclose(outputs[0].denoising[0].boxes_BQ4, outputs[1].denoising[0].boxes_BQ4)
+    quiet = tiny("dino", num_denoising=0).train()
+    quiet.load_state_dict(model.state_dict())
+    alone = quiet.answers(pixels, mask, wanted)
+    assert not alone.denoising
+    torch.testing.assert_close(alone.layers[-1].boxes_BQ4, outputs[0].layers[-1].boxes_BQ4)
+
+
+@pytest.mark.parametrize("twice", [True, False])
+def test_dino__a_layer_learns_from_the_next_one(twice: bool) -> None:
+    model = tiny("dino", look_forward_twice=twice).train()
+    output = model.answers(*prepared(model))
+    slope = torch.autograd.grad(
+        output.layers[1].boxes_BQ4.sum(), model.network.bbox_embed[0].layers[-1].weight, allow_unused=True
+    )[0]
+    assert (slope is not None and bool(slope.abs().sum() > 0)) == twice
+
+
+def test_dino__queries_start_at_the_cells_of_the_best_class() -> None:
+    model = tiny("dino").eval()
+    pixels, mask, _ = prepared(model)
+    memory = model.network.model.encode(pixels, mask)
+    scores_BSC = torch.zeros(2, memory.states_BSD.shape[1], 3)
+    scores_BSC[:, 5, 2], scores_BSC[:, 6, 0], scores_BSC[:, 7, :] = 3.0, 2.0, -4.0
+    model.network.class_embed[-1] = Constant(scores_BSC)
+    chosen = model.network._choose(memory)
+    assert chosen.logits_BQC[:, :2].tolist() == [[[0, 0, 3], [2, 0, 0]]] * 2
+    assert (chosen.logits_BQC >= 0).all()
+
+
+class Constant(torch.nn.Module):
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.values = values
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.values
+
+
+def test_dino__four_scales_of_a_resnet50_have_47_7_million_parameters() -> None:
+    spec = DetrSpec(
+        kind="dino", backbone="resnet50-fpn", dim_feedforward=2048, num_encoder_layers=6, num_queries=900
+    )
+    with torch.device("meta"):
+        model = build_detr(spec, [str(number) for number in range(80)])
+    assert sum(values.numel() for values in model.parameters()) == pytest.approx(47.7e6, rel=2e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -204,7 +292,7 @@ def slow_losses(
     return sums
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", WHOLE)
 @pytest.mark.parametrize("seed", range(6))
 def test_layer_losses__drop_equals_a_slow_recomputation(kind: DetrKind, seed: int) -> None:
     layer, targets = random_layer(seed, images=3)
@@ -428,7 +516,7 @@ def test_detector_file__same_detections_after_a_round_trip(kind: DetrKind, tmp_p
     save_detector(second, model, wider, CLASSES)
     with pytest.raises(SchemaError, match="tensors do not fit"):
         DetectorFile.open(second).model()
-    other: DetrKind = "rt-detr" if kind == "deformable-detr" else "deformable-detr"
+    other: DetrKind = "deformable-detr" if kind == "rt-detr" else "rt-detr"
     save_detector(second, model, model.spec.model_copy(update={"kind": other}), CLASSES)
     with pytest.raises(SchemaError, match="tensors do not fit"):
         DetectorFile.open(second).model()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -166,6 +167,28 @@ def test_build_detector__frozen_layers_stay_and_others_learn(kind: Kind) -> None
 def test_build_detector__settings_that_do_not_fit(changes: dict[str, object], word: str) -> None:
     with pytest.raises(ConfigError, match=word):
         build_detector(TINY.model_copy(update=changes), CLASSES, pretrained=False)
+
+
+@pytest.mark.parametrize(("loss", "expected"), [("l1", 0.5), ("smooth-l1", 0.5 - 1 / 36)])
+def test_region_proposals__box_loss_by_hand(loss: str, expected: float) -> None:
+    rpn = build_detector(tiny(rpn_box_loss=loss), CLASSES, pretrained=False).rpn
+    deltas = torch.tensor(
+        [[1.0, 0, 0, 0], [9, 9, 9, 9], [9, 9, 9, 9]]
+    )  # a positive, a negative, one not sampled
+    labels = torch.tensor([1.0, 0, -1])
+    objectness, box = rpn.compute_loss(torch.zeros(3, 1), deltas, [labels], [torch.zeros(3, 4)])
+    assert float(box) == pytest.approx(expected)
+    assert float(objectness) == pytest.approx(math.log(2))
+
+
+def test_build_detector__predictors_start_as_published() -> None:
+    torch.manual_seed(0)
+    predictor = build_detector(
+        tiny(predictor_init="normal"), CLASSES, pretrained=False
+    ).roi_heads.box_predictor
+    assert float(predictor.cls_score.weight.std()) == pytest.approx(0.01, rel=0.3)
+    assert float(predictor.bbox_pred.weight.std()) == pytest.approx(0.001, rel=0.3)
+    assert not predictor.cls_score.bias.any()
 
 
 def test_build_detector__extra_anchor_size_adds_a_level() -> None:

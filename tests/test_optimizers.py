@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -95,3 +97,9 @@ def test_build_schedule__warm_up_starts_at_its_factor(name: ScheduleName) -> Non
 def test_build_schedule__milestones_are_fractions_of_the_training() -> None:
     factor = build_schedule("multistep", 100, 0.0, milestone_fractions=(0.5, 0.75))
     assert [factor(step) for step in (49, 50, 75)] == pytest.approx([1, 0.1, 0.01])
+
+
+def test_build_schedule__cosine_over_the_warm_up_to_a_least_rate() -> None:
+    factor = build_schedule("cosine", 60, 5 / 60, warmup_factor=0.02, min_lr_factor=0.2, warmup_prefix=False)
+    assert [factor(step) for step in (0, 30, 60)] == pytest.approx([0.02, 0.6, 0.2])
+    assert factor(5) == pytest.approx(0.2 + 0.4 * (1 + math.cos(math.pi / 12)))  # not 1: it began at step 0

@@ -86,6 +86,14 @@ def test_map_peaks__lie_on_the_bump_and_inside_the_image(config: PromptConfig) -
         assert (points < [128, 96]).all()
 
 
+def test_map_peaks__threshold_refers_to_the_enlarged_map() -> None:
+    values_HW = np.zeros((20, 30), np.float32)
+    values_HW[5, 6], values_HW[14, 20] = 1.0, 0.93  # between cells the enlarged map reaches 0.94 of them
+    points, values = map_peaks(values_HW, (320, 480), PAPER_CONFIG, cross=False)
+    assert values == pytest.approx([1.0, 0.93])
+    assert np.floor(points / 16).astype(int).tolist() == [[6, 5], [20, 14]]
+
+
 def test_image_points__sources_classes_and_clusters() -> None:
     table = cams(
         (1, 0, -1, -1, bump(3, 3)),

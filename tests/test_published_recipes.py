@@ -44,7 +44,9 @@ PROPOSAL_TABLE: dict[str, dict[str, Any]] = {
     "cam": {
         "architecture": "vit", "backbone": "deit_small_patch16_224", "pretrained": True, "train_crop_size": 224,
         "batch_size": 64, "epochs": 60,
-        "lr": 4e-4 * 64 / 512, "weight_decay": 0.05, "min_crop_area_fraction": 0.08, "attention_fusion": "mean",
+        "weight_decay": 0.03, "val_fraction": 0.0, "warmup_prefix": False, "crop_aspect": "square",
+        "train_interpolation": "bicubic", "pos_embed_interpolation": "offset",
+        "min_crop_area_fraction": 0.08, "attention_fusion": "mean",
         "affinity": "attention",
         "tta_scales": (1.0, 0.8, 1.2), "tta_hflip": True, "test_logit_thresh": -0.5,
         "cross_layers": tuple(range(4, 12)),
@@ -76,6 +78,9 @@ def test_recipe__classifier_warms_up_for_five_epochs(recipe: str) -> None:
     cam = settings("cam", recipe)
     assert cam["warmup_fraction"] * cam["epochs"] == pytest.approx(5, abs=0.05)
     assert "backbone_lr_factor" not in cam, "one rate for the whole transformer"
+    assert cam["lr"] == pytest.approx((2e-4 if recipe == "coco14" else 6e-4) * 64 / 512)
+    assert cam["lr"] * cam["warmup_factor"] == pytest.approx(1e-6, rel=1e-3)
+    assert cam["lr"] * cam["min_lr_factor"] == pytest.approx(1e-5, rel=1e-3)
     assert (cam["randaugment"], cam["random_erase_prob"]) == ("rand-m9-mstd0.5-inc1", 0.25)
 
 
@@ -100,10 +105,11 @@ DROPPER_LR = {"voc07": 1e-5, "voc12": 1e-5, "coco14": 1e-3}
 DETECTOR_TABLE: dict[str, Any] = {
     "backbone": "resnet50-fpn", "freeze_through_stride": 4, "optimizer": "sgd", "weight_decay": 1e-4, "hflip_prob": 0.5,
     "batch_size": 16, "lr_base_size": 16, "nms_thresh": 0.5, "score_thresh": 0.05, "detections_per_image": 100,
+    "decay_biases": True,
 }  # fmt: skip
 TWO_STAGE_TABLE: dict[str, Any] = {
     "anchor_sizes": (32, 64, 128, 256, 512), "aspect_ratios": (0.5, 1.0, 2.0), "box_batch_size_per_image": 512,
-    "matcher": "iou",
+    "matcher": "iou", "rpn_box_loss": "l1", "sampling_ratio": 0, "predictor_init": "normal",
 }  # fmt: skip
 TTA_SIZES = {
     "voc07": (480, 576, 688, 864, 1000, 1800),
@@ -132,7 +138,7 @@ class Schedule:
         assert found["warmup_fraction"] == pytest.approx(self.warmup / self.steps, rel=0.02)
 
 
-VOC07, VOC12, COCO14, VOC12_AUG = 5_011, 11_540, 82_783, 10_582
+VOC07, VOC12, COCO14, VOC12_AUG = 5_011, 11_540, 82_081, 10_582  # COCO14: those with objects
 MIST: dict[str, tuple[Schedule, float]] = {  # schedule, smallest proposal side
     "voc07": (Schedule(VOC07, 30_000, (20_000, 26_700), 200), 20.0),
     "voc12": (Schedule(VOC12, 32_000, (20_000, 26_700), 200), 20.0),
@@ -186,7 +192,7 @@ def test_recipe__retrain_table(recipe: str) -> None:
     found = settings("retrain", recipe)
     schedule, rest, first_drop = RETRAIN[recipe]
     agree(found, DETECTOR_TABLE | within("faster_rcnn", TWO_STAGE_TABLE) | rest)
-    assert not found["tta"]  # a flag away
+    assert found["tta"], "the published figures are with it"
     assert found["tta_short_sides"] == TTA_SIZES[recipe]
     schedule.check(found)
     assert found["roi_drop"] == ("off" if first_drop is None else "paper")
@@ -203,20 +209,76 @@ def test_recipe__wsis_table(recipe: str) -> None:
     MASKS[recipe].check(found)
 
 
-DINO_TABLE: dict[str, Any] = {
-    "architecture": "deformable-detr", "freeze_through_stride": 4, "test_short_side": 800, "max_size": 1333,
-    "optimizer": "adamw", "lr": 9e-5, "weight_decay": 1e-4, "backbone_lr_factor": 0.1, "clip_grad_norm": 0.1,
-    "batch_size": 16, "lr_base_size": 16, "epochs": 14 * 3, "train_short_sides": tuple(range(480, 801, 32)),
-    "tta_short_sides": (488, 576, 688, 864, 1200), "detections_per_image": 300, "nms_thresh": 1.0, "roi_drop": "off",
-    "deformable_detr.d_model": 256, "deformable_detr.dim_feedforward": 2048, "deformable_detr.num_encoder_layers": 6,
-    "deformable_detr.num_decoder_layers": 6, "deformable_detr.num_queries": 900,
+OICR_TABLE: dict[str, Any] = {
+    "method": "oicr", "backbone": "vgg16-d8", "pooler_type": "roi_pool", "fc_dim": 4096, "final_relu": True,
+    "background_class": False, "init_std": 0.01, "dropblock": False, "num_refinements": 3,
+    "refine_loss_weights": (1.0, 1.0, 1.0), "oicr.miner": "near_top", "oicr.min_score_ratio": 0.9,
+    "oicr.seed_nms_thresh": 0.5, "oicr.class_agnostic_nms": True, "fg_iou_thresh": 0.5, "ignore_iou_thresh": 0.0,
+    "seed_weights": "score", "bce_reduction": "sum", "optimizer": "adam", "refine_lr_factor": 10.0,
+    "bias_lr_factor": 2.0, "weight_decay": 5e-4, "batch_size": 4, "warmup_factor": 0.001, "max_size": 2000,
+    "hflip_prob": 0.5, "lighting_std": 0.0, "color_jitter": 0.0, "min_side_px": 20.0, "dedup_grid_px": 8.0,
+    "tta": True, "tta_hflip": False, "nms_thresh": 0.3, "score_thresh": 0.0, "detections_per_image": 100,
+    "quality_power": 0.0,
 }  # fmt: skip
+OICR: dict[str, dict[str, Any]] = {
+    "oicr-voc07": {"lr": 8e-6, "epochs": 50, "milestones": (36 / 50,)},
+    "oicr-voc12": {"lr": 8e-6, "epochs": 25, "milestones": (18 / 25,)},
+    "oicr-coco14": {"lr": 1e-5, "epochs": 12, "milestones": (8 / 12, 11 / 12)},
+}
+OICR_IMAGES = {"oicr-voc07": VOC07, "oicr-voc12": VOC12, "oicr-coco14": COCO14}
 
 
-def test_recipe__dino_table() -> None:
-    found = settings("retrain", "paper_detr")
-    agree(found, DINO_TABLE)
-    assert list(found["milestones"]) == pytest.approx([epoch / 14 for epoch in (8, 10, 12)], abs=1e-3)
+@pytest.mark.parametrize("recipe", OICR)
+def test_recipe__oicr_table(recipe: str) -> None:
+    found, table = settings("wsod", recipe), OICR[recipe]
+    sizes = (480, 576, 688, 864, 1000, 1200) if recipe == "oicr-coco14" else (488, 576, 688, 864, 1200)
+    agree(
+        found, OICR_TABLE | {"train_short_sides": sizes, "test_short_side": sizes[0], "tta_short_sides": ()}
+    )
+    assert (found["lr"], found["epochs"]) == (table["lr"], table["epochs"])
+    assert list(found["milestones"]) == pytest.approx(table["milestones"], abs=1e-3)
+    steps = table["epochs"] * (OICR_IMAGES[recipe] // 4)
+    assert found["warmup_fraction"] * steps == pytest.approx(500, rel=0.02)
+    data_set = recipe.removeprefix("oicr-")
+    for stage in ("cam", "prompt", "propose", "pgt", "retrain", "wsis"):
+        assert settings(stage, recipe) == settings(stage, data_set), stage
+
+
+DINO_TABLE: dict[str, Any] = {
+    "architecture": "dino", "backbone": "resnet50-fpn", "out_strides": (8, 16, 32), "freeze_through_stride": 4,
+    "test_short_side": 800, "max_size": 1333, "optimizer": "adamw", "backbone_lr_factor": 0.1, "clip_grad_norm": 0.1,
+    "batch_size": 16, "lr_base_size": 16, "tta_short_sides": (488, 576, 688, 864, 1200), "detections_per_image": 300,
+    "nms_thresh": 1.0, "score_thresh": 0.0, "color_jitter": 0.0, "ema_decay": 0.0, "dino.d_model": 256,
+    "dino.num_heads": 8, "dino.dim_feedforward": 2048, "dino.num_encoder_layers": 6, "dino.num_decoder_layers": 6,
+    "dino.num_queries": 900, "dino.num_denoising": 100, "dino.look_forward_twice": True,
+}  # fmt: skip
+VOC_DINO = {"train_short_sides": tuple(range(480, 801, 32)), "min_box_side_px": 32.0}
+DINO: dict[str, tuple[dict[str, Any], list[float]]] = {
+    "dino-voc07": (
+        {"lr": 9e-5, "weight_decay": 1e-4, "epochs": 14 * 3} | VOC_DINO,
+        [8 / 14, 10 / 14, 12 / 14],
+    ),
+    "dino-voc12": ({"lr": 8e-5, "weight_decay": 3e-4, "epochs": 12 * 3} | VOC_DINO, [8 / 12, 10 / 12]),
+    "dino-coco14": (
+        {"lr": 1e-4, "weight_decay": 1e-4, "epochs": 12, "train_short_sides": (800,), "min_box_side_px": 0.0},
+        [8 / 12, 11 / 12],
+    ),
+}
+
+
+@pytest.mark.parametrize("recipe", DINO)
+def test_recipe__dino_table(recipe: str) -> None:
+    found = settings("retrain", recipe)
+    table, milestones = DINO[recipe]
+    agree(found, DINO_TABLE | table)
+    assert list(found["milestones"]) == pytest.approx(milestones, abs=1e-3)
+    data_set = recipe.removeprefix("dino-")
+    for stage in ("cam", "prompt", "propose", "wsod", "pgt", "wsis"):
+        assert settings(stage, recipe) == settings(stage, data_set), stage
+
+
+def test_recipe__masks_on_coco17_have_the_published_steps() -> None:
+    Schedule(118_287, 90_000, (60_000, 80_000), 1_000).check(settings("wsis", "coco17"))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +286,7 @@ def test_recipe__dino_table() -> None:
     [
         (["--recipe", "voc07"], "fp32"),
         (["--recipe", "coco14"], "fp32"),
-        (["--recipe", "paper_detr"], "fp32"),
+        (["--recipe", "dino-voc12"], "fp32"),
         (["--recipe", "voc12", "--precision", "bf16"], "bf16"),
         (["--recipe", "shapes"], "auto"),
         ([], "auto"),

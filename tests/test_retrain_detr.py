@@ -20,7 +20,11 @@ SIZES: dict[str, Any] = {
     "d_model": 32, "num_heads": 4, "dim_feedforward": 16, "num_encoder_layers": 1, "num_decoder_layers": 2,
     "num_queries": 5,
 }  # fmt: skip
-GROUPS = {"rt-detr": {"rt_detr": SIZES | {"num_denoising": 4}}, "deformable-detr": {"deformable_detr": SIZES}}
+GROUPS = {
+    "rt-detr": {"rt_detr": SIZES | {"num_denoising": 4}},
+    "deformable-detr": {"deformable_detr": SIZES},
+    "dino": {"dino": SIZES | {"num_denoising": 4}},
+}
 
 
 def settings(architecture: str, **changes: Any) -> RetrainConfig:
@@ -28,7 +32,7 @@ def settings(architecture: str, **changes: Any) -> RetrainConfig:
     return RetrainConfig.model_validate(values | changes)
 
 
-DETRS = ("rt-detr", "deformable-detr")
+DETRS = ("rt-detr", "deformable-detr", "dino")
 
 
 @pytest.mark.parametrize("architecture", DETRS)

@@ -22,7 +22,7 @@ from stages.core.spec import StageContext
 from stages.core.structures.detections import Detections
 from stages.retrain.config import RetrainConfig
 from stages.retrain.roi_drop import DropMeter
-from stages.retrain.stage import RetrainStage
+from stages.retrain.stage import RetrainStage, large_enough
 from stages.wsis.config import WsisConfig
 from stages.wsis.stage import WsisStage
 from tests.datasets_builders import HEIGHT, SCENES, WIDTH, make_voc
@@ -359,3 +359,12 @@ def test_second_round__from_the_command_line(
     finished(first / "pgt" / "tiny_train", "pgt", ("pgt.json",))
     assert command("-q", "pgt", "--split", "tiny_train", *second, "--detections", detections, *again) == 3
     assert "has changed since" in capsys.readouterr().err
+
+
+def test_large_enough__both_sides_count() -> None:
+    boxes = np.array([[0, 0, 32, 40], [5, 5, 36.9, 60], [1, 1, 50, 20]], np.float32)
+    found = Detections(boxes, np.array([0, 1, 2]), np.ones(3, np.float32))
+    kept = large_enough({"a": found, "b": Detections.empty()}, 32.0)
+    assert kept["a"].classes.tolist() == [0]
+    assert len(kept["b"]) == 0
+    assert large_enough({"a": found}, 0.0)["a"].classes.tolist() == [0, 1, 2]

@@ -9,7 +9,7 @@ from torchvision.ops import roi_align as reference
 from stages.core.ops.roi_align import roi_align
 
 
-@pytest.mark.parametrize("sampling", [1, 2, 3])
+@pytest.mark.parametrize("sampling", [0, 1, 2, 3])
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_roi_align__matches_torchvision(sampling: int, size: int) -> None:
     generator = torch.Generator().manual_seed(size * 10 + sampling)

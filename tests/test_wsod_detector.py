@@ -14,14 +14,15 @@ from stages.core.backbones import vgg
 from stages.core.detectors import tta
 from stages.core.detectors.tta import View, mirror_boxes, views
 from stages.core.errors import ConfigError, EnvironmentFault
+from stages.core.ops.padding import pad_to_multiple
 from stages.core.runtime.device import autocast
 from stages.core.runtime.image_generators import image_streams
 from stages.wsod import inference
-from stages.wsod.batches import pad_image, render, shift_lighting, unrender_boxes
+from stages.wsod.batches import render, shift_lighting, unrender_boxes
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags, wsod_losses
 from stages.wsod.detection import ScoredProposals, detect, score_proposals, weigh
-from stages.wsod.fitting import make_optimizer
+from stages.wsod.fitting import build_adversary, make_optimizer
 from stages.wsod.model import detector
 from stages.wsod.model.detector import ProposalOutputs, WsodDetector
 from stages.wsod.proposals import Proposals, clean
@@ -164,6 +165,34 @@ def test_detector__pooling_in_mixed_precision_is_that_of_float_boxes(pool: str) 
     with autocast("cpu", "bf16"):
         found = model.pooled(feats, boxes)
     torch.testing.assert_close(found.float(), model.pooled(feats.float(), boxes), rtol=0.005, atol=0.005)
+
+
+def test_detector__roi_pool_gets_the_last_pixel_of_a_box() -> None:
+    model = WsodDetector(small(pooler_type="roi_pool"), 3)
+    feats, side = torch.randn(1, 8, 20, 20), 6.5 * model.stride  # ends in the seventh cell, not in the eighth
+    (found,) = model.pooled(feats, [torch.tensor([[0.0, 0, side, side]])])
+    assert torch.equal(found.amax(dim=(0, 1)), feats[0, :, :7, :7].amax(dim=(1, 2)))
+
+
+def test_detector__pads_with_the_mean_colour() -> None:
+    model = WsodDetector(small(), 3)
+    padded = model._normalised(torch.full((3, 40, 50), 7, dtype=torch.uint8))
+    assert padded.shape == (3, 64, 64)
+    assert (padded[:, :40, :50] < -1).all()
+    assert not padded[:, 40:].any()
+    assert not padded[:, :, 50:].any()
+
+
+def test_build_adversary__decay_and_rates_are_the_published() -> None:
+    config = small(dropblock=True, dropblock_form="two_step", method="mist", lr=1e-5, dropblock_lr_factor=3.0)
+    model = WsodDetector(config, 3)
+    adversary = build_adversary(model, config)
+    assert adversary is not None
+    of = {id(p): (g["lr"], g["weight_decay"]) for g in adversary.optimizer.param_groups for p in g["params"]}
+    assert model.dropblock is not None
+    rates = {name: of[id(p)] for name, p in model.dropblock.named_parameters()}
+    assert rates["shortcut.weight"] == rates["residual.1.weight"] == (pytest.approx(3e-5), 5e-4)
+    assert rates["residual.1.bias"] == rates["residual.4.bias"] == (pytest.approx(6e-5), 0.0)
 
 
 @pytest.mark.parametrize("frozen_bn", [True, False])
@@ -421,12 +450,12 @@ def test_detector__fully_connected_layers_start_as_vggs_where_they_fit(
         assert torch.equal(second.bias, state["3.bias"])
 
 
-def test_pad_image__right_and_bottom() -> None:
+def test_pad_to_multiple__right_and_bottom() -> None:
     for size, padded in (((10, 33), (32, 64)), ((64, 32), (64, 32))):
         image = torch.ones(3, *size, dtype=torch.uint8)
-        assert pad_image(image).shape == (3, *padded)
-        assert torch.equal(pad_image(image)[:, : size[0], : size[1]], image)
-        assert pad_image(image).sum() == image.sum()
+        assert pad_to_multiple(image).shape == (3, *padded)
+        assert torch.equal(pad_to_multiple(image)[:, : size[0], : size[1]], image)
+        assert pad_to_multiple(image).sum() == image.sum()
 
 
 @pytest.mark.parametrize(

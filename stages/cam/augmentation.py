@@ -25,6 +25,8 @@ from stages.core.runtime.seeding import global_generators
 
 ASPECT: Final = 0.15
 """Largest factor on rows and its inverse on columns, in logarithms: aspect ratios of 3/4 to 4/3."""
+CROP_TRIALS: Final = 10
+"""Draws of a crop that fits into the image, as in torchvision and timm."""
 
 
 class CropAugmentation:
@@ -74,15 +76,37 @@ class CropAugmentation:
 
 def random_crop(pixels_HW3: NDArray[np.uint8], config: CamConfig, rng: np.random.Generator) -> Tensor:
     """Return a random part of the image, resized to the training square and perhaps mirrored, [1, 3, S, S]."""
-    height, width = pixels_HW3.shape[:2]
-    side, aspect = (
-        math.sqrt(rng.uniform(config.min_crop_area_fraction, 1.0)),
-        math.exp(rng.uniform(-ASPECT, ASPECT)),
-    )
+    draw = _square_part if config.crop_aspect == "square" else _image_part
+    rows, columns = draw(*pixels_HW3.shape[:2], config.min_crop_area_fraction, rng)
+    part = torch.from_numpy(pixels_HW3[rows, columns].copy()).permute(2, 0, 1)[None]
+    size = (config.train_crop_size, config.train_crop_size)
+    crop = F.interpolate(
+        part.float() / 255.0, size, mode=config.train_interpolation, antialias=True, align_corners=False
+    ).clamp(0, 1)
+    return crop.flip(-1) if rng.random() < config.hflip_prob else crop
+
+
+def _image_part(height: int, width: int, least: float, rng: np.random.Generator) -> tuple[slice, slice]:
+    """Rows and columns of a part with about the image's own aspect ratio; `least` of its area at least."""
+    side, aspect = math.sqrt(rng.uniform(least, 1.0)), math.exp(rng.uniform(-ASPECT, ASPECT))
     rows = max(1, min(height, round(height * side * aspect)))
     columns = max(1, min(width, round(width * side / aspect)))
-    top, left = int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1))
-    part = torch.from_numpy(pixels_HW3[top : top + rows, left : left + columns].copy()).permute(2, 0, 1)[None]
-    size = (config.train_crop_size, config.train_crop_size)
-    crop = F.interpolate(part.float() / 255.0, size, mode="bilinear", antialias=True, align_corners=False)
-    return crop.flip(-1) if rng.random() < config.hflip_prob else crop
+    return _placed(rows, height, rng), _placed(columns, width, rng)
+
+
+def _square_part(height: int, width: int, least: float, rng: np.random.Generator) -> tuple[slice, slice]:
+    """The same of a nearly square part, as `RandomResizedCrop` of torchvision and timm draws it."""
+    low, high = math.log(3 / 4), math.log(4 / 3)
+    for _ in range(CROP_TRIALS):
+        area, ratio = height * width * rng.uniform(least, 1.0), math.exp(rng.uniform(low, high))
+        rows, columns = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < rows <= height and 0 < columns <= width:
+            return _placed(rows, height, rng), _placed(columns, width, rng)
+    rows, columns = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return slice(top, top + rows), slice(left, left + columns)
+
+
+def _placed(length: int, of: int, rng: np.random.Generator) -> slice:
+    start = int(rng.integers(of - length + 1))
+    return slice(start, start + length)

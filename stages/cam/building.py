@@ -15,7 +15,7 @@ from stages.core.errors import ConfigError, SchemaError
 from stages.core.weights.checkpoints import load_weights, read_metadata, save_weights
 
 KIND = "multi-class-token classifier"
-ARCHITECTURE = ("architecture", "backbone", "hybrid", "attention_fusion")
+ARCHITECTURE = ("architecture", "backbone", "hybrid", "attention_fusion", "pos_embed_interpolation")
 """Settings from which the model of a checkpoint is rebuilt."""
 
 
@@ -34,7 +34,9 @@ def build_classifier(config: CamConfig, num_classes: int, pretrained: bool | Pat
     if config.architecture == "cnn":
         return build_conv(num_classes, config.backbone, pretrained)
     if config.architecture == "vit":
-        model = build_vit(num_classes, config.backbone, pretrained, config.attention_fusion)
+        model = build_vit(
+            num_classes, config.backbone, pretrained, config.attention_fusion, config.pos_embed_interpolation
+        )
     else:
         model = build_hybrid(num_classes, config, pretrained)
     depth = len(model.encoder.blocks)

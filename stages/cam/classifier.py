@@ -18,9 +18,10 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.eva import Eva
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from stages.cam.attention import RecordedBlocks, locality_bias
-from stages.cam.config import CamConfig
+from stages.cam.config import CamConfig, PosEmbedInterpolation
 from stages.cam.fusion import AttentionFusion, FineLogits, Fusion
 from stages.core.backbones.lateral_fusion import LateralFusion
 from stages.core.backbones.timm_backbones import Backbone, build_backbone
@@ -85,8 +86,9 @@ class ViTBody(nn.Module):
 
     pos_embed: nn.Parameter | None
 
-    def __init__(self, vit: Any) -> None:
+    def __init__(self, vit: Any, interpolation: PosEmbedInterpolation = "antialias") -> None:
         super().__init__()
+        self.interpolation = interpolation
         self.projection: nn.Module = vit.patch_embed.proj
         self.pos_embed = vit.pos_embed
         self.rotary: Any = getattr(vit, "rope", None)
@@ -104,10 +106,19 @@ class ViTBody(nn.Module):
             return tokens_BDHW
         positions = self.pos_embed[:, self.prefix :]
         if tuple(grid) != self.native_grid:
-            positions = resample_abs_pos_embed(
-                positions, list(grid), old_size=list(self.native_grid), num_prefix_tokens=0
-            )
+            positions = self._resampled(positions, grid)
         return tokens_BDHW + positions.transpose(1, 2).reshape(1, self.dim, *grid)
+
+    def _resampled(self, positions_1PD: Tensor, grid: Sequence[int]) -> Tensor:
+        """Position embeddings at another grid, [1, h w, D]; `offset` is DINO's (Caron et al., 2021)."""
+        if self.interpolation == "antialias":
+            resampled: Tensor = resample_abs_pos_embed(
+                positions_1PD, list(grid), old_size=list(self.native_grid), num_prefix_tokens=0
+            )
+            return resampled
+        positions_1DHW = positions_1PD.transpose(1, 2).unflatten(2, self.native_grid)
+        factors = [(size + 0.1) / own for size, own in zip(grid, self.native_grid, strict=True)]
+        return F.interpolate(positions_1DHW, scale_factor=factors, mode="bicubic").flatten(2).transpose(1, 2)
 
     def attention_bias(self, grid: tuple[int, int], num_classes: int) -> Tensor | None:
         """Return None: a pretrained transformer keeps the attention it learned."""
@@ -232,7 +243,12 @@ def build_hybrid(
 
 
 def build_vit(
-    num_classes: int, name: str, pretrained: bool | Path, fusion: Fusion, drop_path: float = 0.1
+    num_classes: int,
+    name: str,
+    pretrained: bool | Path,
+    fusion: Fusion,
+    interpolation: PosEmbedInterpolation = "antialias",
+    drop_path: float = 0.1,
 ) -> MultiClassTokenClassifier:
     """Build a multi-class-token version of a timm vision transformer, e.g. `deit_small_patch16_224`.
 
@@ -261,7 +277,9 @@ def build_vit(
         if hasattr(block.attn, "num_prefix_tokens"):  # tokens that rotary positions pass over
             block.attn.num_prefix_tokens = num_classes
     tokens_CD = token_D.detach().expand(num_classes, -1)
-    return MultiClassTokenClassifier(ViTBody(vit), list(vit.blocks), tokens_CD, fusion, registers)
+    return MultiClassTokenClassifier(
+        ViTBody(vit, interpolation), list(vit.blocks), tokens_CD, fusion, registers
+    )
 
 
 def _create(name: str, pretrained: bool | Path, drop_path: float) -> Any:

@@ -19,9 +19,11 @@ from stages.core.settings import (
     MaxSize,
     OutStrides,
     TrainingSettings,
+    WarmupFactor,
     WarmupFraction,
 )
 
+PosEmbedInterpolation = Literal["antialias", "offset"]
 WITH_ATTENTION = OnlyWith("architecture", ("hybrid", "vit"))
 
 
@@ -88,15 +90,36 @@ class CamConfig(TrainingSettings, BackboneSettings, StageConfig):
         " the paper's adaptive one is provably a mean",
     )
 
+    pos_embed_interpolation: Annotated[PosEmbedInterpolation, OnlyWith("architecture", ("vit",))] = Field(
+        "antialias",
+        description="Position embeddings at other sizes than the pretrained: antialias is timm's; offset, as published,"
+        " enlarges them by a factor 0.1 cells too large",
+    )
+
     epochs: Epochs = 6
     batch_size: BatchSize = 16
     backbone_lr_factor: Annotated[BackboneLrFactor, OnlyWith("architecture", ("hybrid", "cnn"))] = 0.5
     warmup_fraction: WarmupFraction = 0.1
+    warmup_factor: WarmupFactor = 0.001
+    warmup_prefix: bool = Field(
+        True, description="The cosine begins after the warm-up; false: it spans all steps, as published"
+    )
+    min_lr_factor: float = Field(
+        0.01, ge=0, le=1, description="Fraction of the rate at the end of the cosine"
+    )
     train_crop_size: int = Field(
         224, ge=32, le=10_000, description="Side of the square training crops, pixels"
     )
     min_crop_area_fraction: float = Field(
         0.5, gt=0, le=1, description="Smallest fraction of the image's area that a training crop covers"
+    )
+    crop_aspect: Literal["image", "square"] = Field(
+        "image",
+        description="Aspect ratio of a training crop, before it is resized to the square: 3/4 to 4/3 of the image's"
+        " own, or 3/4 to 4/3, as published",
+    )
+    train_interpolation: Literal["bilinear", "bicubic"] = Field(
+        "bilinear", description="How training crops are resized, antialiased; bicubic is published"
     )
     hflip_prob: HflipProb = 0.5
     randaugment: str = Field(

@@ -1,7 +1,7 @@
 """Training of the classifier on image tags, and the choice of its epoch without any box or mask.
 
-A tenth of the train split is held out; the epoch with the best mean average precision on it is kept. Average
-precision is per class, over images.
+A part of the train split may be held out (`val_fraction`); the epoch with the best mean average precision on it is
+kept. Average precision is per class, over images.
 """
 
 from __future__ import annotations
@@ -194,7 +194,14 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[TagClass
             context=context,
             model=model,
             optimizer=make_optimizer(model, config),
-            schedule=build_schedule("cosine", steps, config.warmup_fraction),
+            schedule=build_schedule(
+                "cosine",
+                steps,
+                config.warmup_fraction,
+                warmup_factor=config.warmup_factor,
+                min_lr_factor=config.min_lr_factor,
+                warmup_prefix=config.warmup_prefix,
+            ),
             items=data.ids,
             load=data.load,
             losses=batch_losses,

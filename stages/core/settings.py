@@ -60,6 +60,10 @@ WeightDecay = Annotated[
 WarmupFraction = Annotated[
     float, Field(ge=0, lt=1, description="Fraction of the training steps with a linear warm-up of the rate")
 ]
+WarmupFactor = Annotated[
+    float,
+    Field(ge=0, le=1, description="Warm-up starts at this fraction of the rate; published for MIST: 1/3"),
+]
 EmaDecay = Annotated[
     float,
     Field(
@@ -142,9 +146,7 @@ class OptimizerSettings(TrainingSettings):
     milestones: Annotated[
         tuple[Annotated[float, Field(gt=0, le=1)], ...], OnlyWith("schedule", ("multistep",))
     ] = Field((0.67, 0.89), description="Fractions of the training after which the rate falls to a tenth")
-    warmup_factor: float = Field(
-        0.001, ge=0, le=1, description="Warm-up starts at this fraction of the rate; published for MIST: 1/3"
-    )
+    warmup_factor: WarmupFactor = 0.001
     clip_grad_norm: float = Field(10.0, ge=0, description="Largest norm of the gradient; 0 does not clip")
     ema_decay: EmaDecay = 0.0
 

@@ -117,7 +117,10 @@ def map_peaks(values_HW: Map, size: tuple[int, int], config: PromptConfig, cross
         enlarged = np.asarray(
             cv2.resize(values_HW, (width, height), interpolation=cv2.INTER_LINEAR), np.float32
         )
-        return peaks(enlarged, window, threshold, config.max_peaks_per_map)
+        # Between cells a map does not reach the heights of its cells: the threshold refers to what is sought in.
+        low, high = enlarged.min(), enlarged.max()
+        normalised = (enlarged - low) / max(high - low, np.float32(np.finfo(np.float32).tiny))
+        return peaks(normalised, window, threshold, config.max_peaks_per_map)
     rows, columns = values_HW.shape
     cell_x, cell_y = width / columns, height / rows
     # The largest odd number of cells that the window in pixels holds, one neighbour on each side at least.

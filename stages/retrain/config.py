@@ -36,6 +36,14 @@ class RtDetrSettings(DetrSettings):
     )
 
 
+class DinoSettings(RtDetrSettings):
+    """DINO: boxes of queries from the encoder, learnt contents, denoising."""
+
+    look_forward_twice: bool = Field(
+        True, description="A decoder layer learns from the loss of the next one, too; false is an ablation"
+    )
+
+
 class RetrainConfig(DetectorSettings, StageConfig):
     """Retraining of an ordinary detector on pseudo ground truth, with RoI drop."""
 
@@ -55,8 +63,8 @@ class RetrainConfig(DetectorSettings, StageConfig):
         "train_score_thresh": "RoI drop and a second round",
     }
 
-    architecture: Literal["faster-rcnn", "rt-detr", "deformable-detr"] = Field(
-        "faster-rcnn", description="faster-rcnn; rt-detr (v2) and deformable-detr need the extra hf"
+    architecture: Literal["faster-rcnn", "rt-detr", "deformable-detr", "dino"] = Field(
+        "faster-rcnn", description="faster-rcnn; rt-detr (v2), deformable-detr and dino need the extra hf"
     )
     faster_rcnn: Annotated[TwoStageSettings, OnlyWith("architecture", ("faster-rcnn",))] = Field(
         TwoStageSettings(), description="Faster R-CNN behind the backbone"
@@ -66,6 +74,15 @@ class RetrainConfig(DetectorSettings, StageConfig):
     )
     deformable_detr: Annotated[DetrSettings, OnlyWith("architecture", ("deformable-detr",))] = Field(
         DetrSettings(), description="Deformable DETR behind the backbone"
+    )
+    dino: Annotated[DinoSettings, OnlyWith("architecture", ("dino",))] = Field(
+        DinoSettings(), description="DINO behind the backbone"
+    )
+    min_box_side_px: float = Field(
+        0.0,
+        ge=0,
+        le=10_000,
+        description="Pseudo boxes with a shorter side, original pixels, do not teach; published for DINO on VOC: 32",
     )
     train_score_thresh: float = Field(
         0.001,
@@ -104,5 +121,7 @@ class RetrainConfig(DetectorSettings, StageConfig):
         """The part that a checkpoint is rebuilt from."""
         if self.architecture == "faster-rcnn":
             return DetectorSpec(kind="faster-rcnn", **spec_values(DetectorSpec, self, self.faster_rcnn))
-        own = self.rt_detr if self.architecture == "rt-detr" else self.deformable_detr
+        own = {"rt-detr": self.rt_detr, "deformable-detr": self.deformable_detr, "dino": self.dino}[
+            self.architecture
+        ]
         return DetrSpec(kind=self.architecture, **spec_values(DetrSpec, self, own))

@@ -42,7 +42,7 @@ class RetrainStage:
         if isinstance(spec, DetrSpec):
             check_detr(spec)
             require_transformers()
-        pgt = read_dataset(context.input("pgt"), context.split)
+        pgt = large_enough(read_dataset(context.input("pgt"), context.split), config.min_box_side_px)
         usable = sum(len(boxes) > 0 for boxes in pgt.values())
         steps = total_steps(config, usable)
         return Plan(len(context.split.ids), (f"{usable} images with pseudo boxes, {steps} steps",))
@@ -68,7 +68,7 @@ class RetrainStage:
         return counts
 
     def _fit(self, config: RetrainConfig, context: StageContext) -> Counts:
-        pgt = read_dataset(context.input("pgt"), context.split)
+        pgt = large_enough(read_dataset(context.input("pgt"), context.split), config.min_box_side_px)
         data = PseudoGroundTruthData(
             context.split,
             pgt,
@@ -113,6 +113,12 @@ def with_dropped_share(values: Mapping[str, Any]) -> dict[str, Any]:
     line = dict(values)
     dropped, foreground = line.pop("dropped"), line.pop("foreground")
     return line | {"dropped_share": dropped / foreground if foreground else 0.0}
+
+
+def large_enough(pgt: Mapping[str, Detections], least_px: float) -> dict[str, Detections]:
+    """Leave out the boxes with a side shorter than `least_px`, original pixels."""
+    sides = {image_id: own.boxes_xyxy[:, 2:] - own.boxes_xyxy[:, :2] for image_id, own in pgt.items()}
+    return {image_id: own[(sides[image_id] >= least_px).all(axis=1)] for image_id, own in pgt.items()}
 
 
 def warn_of_untaught(pgt: Mapping[str, Detections], context: StageContext) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
@@ -24,7 +23,6 @@ from stages.wsod.criterion import Bags
 from stages.wsod.evidence.class_scores import FLOOR, class_scores
 from stages.wsod.proposals import ProposalSource
 
-PAD_MULTIPLE = 32
 PCA_DEVIATIONS = np.array((0.2175, 0.0188, 0.0045))
 PCA_VECTORS = np.array(((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203)))
 """Principal components of ImageNet's RGB values in [0, 1], one per column, and the spread along each."""
@@ -100,7 +98,7 @@ class WeakData:
             tags.append(torch.tensor(self.split.tags(used)))
             if self.config.learns_from_evidence:
                 evidence.append(torch.from_numpy(self.evidence(used)))
-        return WsodBatch(names, [pad_image(image) for image in images], Bags(boxes, tags, evidence))
+        return WsodBatch(names, images, Bags(boxes, tags, evidence))
 
     def plain(self, image_id: str, size: int) -> tuple[Tensor, Tensor]:
         """An image as it is, (3, h, w) uint8 with short side `size`, and its proposals in the same pixels.
@@ -170,9 +168,3 @@ def unrender_boxes(boxes: Tensor, view: View, image_CHW: Tensor, size_hw: tuple[
     if view.flip:
         boxes = mirror_boxes(boxes, width)
     return boxes * boxes.new_tensor((size_hw[1] / width, size_hw[0] / height) * 2)
-
-
-def pad_image(image_CHW: Tensor) -> Tensor:
-    """Zero-pad a (3, H, W) image at right and bottom to multiples of 32."""
-    height, width = image_CHW.shape[-2:]
-    return F.pad(image_CHW, (0, -width % PAD_MULTIPLE, 0, -height % PAD_MULTIPLE))

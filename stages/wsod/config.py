@@ -263,6 +263,7 @@ class WsodConfig(
         ge=0,
         le=10,
     )
+    tta_hflip: bool = Field(True, description="tta: mirrored views, too; published for OICR: false")
     nms_thresh: NmsThresh = 0.3
     score_thresh: ScoreThresh = 0.0
 

@@ -13,7 +13,7 @@ from stages.core.datasets.images import load_image
 from stages.core.errors import ConfigError, ImageError
 from stages.core.runtime.device import torch_threads
 from stages.core.spec import StageContext
-from stages.wsod.batches import WeakData, pad_image
+from stages.wsod.batches import WeakData
 from stages.wsod.config import WsodConfig
 from stages.wsod.evidence.frozen_features import STRIDES, FrozenFeatures
 from stages.wsod.evidence.multi_fold import Bag, correct
@@ -42,8 +42,7 @@ def corrected_evidence(
     ids = [image_id for image_id in data.ids if _can_be_read(data, image_id)]
 
     def load(image_id: str) -> tuple[Tensor, Tensor]:
-        image, boxes = data.plain(image_id, config.test_short_side)
-        return pad_image(image), boxes
+        return data.plain(image_id, config.test_short_side)
 
     with torch_threads(config.num_threads):
         features = FrozenFeatures(backbone.eval(), ids, load, context.device)

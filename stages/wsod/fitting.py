@@ -98,14 +98,24 @@ def make_optimizer(model: WsodDetector, config: WsodConfig) -> torch.optim.Optim
 
 
 def build_adversary(model: WsodDetector, config: WsodConfig) -> Adversary | None:
-    """The dropper as a player of its own, in the two-step form of Concrete DropBlock; Adam, as published."""
+    """The dropper as a player of its own, in the two-step form of Concrete DropBlock, with Adam.
+
+    As published, its biases learn faster and without weight decay, and all its weights decay.
+    """
     block = model.dropblock
     if block is None or config.dropblock_form != "two_step":
         return None
+    groups = param_groups(
+        block,
+        lr=config.lr * config.dropblock_lr_factor,
+        weight_decay=config.weight_decay,
+        bias_lr_factor=config.bias_lr_factor,
+        decay="weights",
+    )
     parameters: list[Tensor] = list(block.parameters())
     return Adversary(
         parameters,
-        torch.optim.Adam(parameters, lr=config.lr * config.dropblock_lr_factor),
+        build_optimizer("adam", groups),
         config.dropblock_weight,
         block.own_turn,
     )

@@ -20,7 +20,7 @@ from stages.core.runtime.device import Precision, autocast
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import StageContext
 from stages.core.structures.detections import Detections
-from stages.wsod.batches import pad_image, render, unrender_boxes
+from stages.wsod.batches import render, unrender_boxes
 from stages.wsod.config import WsodConfig
 from stages.wsod.detection import ScoredProposals, detect, score_proposals, weigh, weigh_by_evidence
 from stages.wsod.evidence.class_scores import class_scores
@@ -56,7 +56,9 @@ def other_settings(config: WsodConfig, trained: WsodConfig) -> str:
             if ours[name] != theirs[name]
         )
 
-    used = named((*OF_THE_RUN, *(("tta_short_sides", "train_short_sides") if config.tta else ())))
+    used = named(
+        (*OF_THE_RUN, *(("tta_short_sides", "train_short_sides", "tta_hflip") if config.tta else ()))
+    )
     unused = named(OF_THE_CHECKPOINT)
     parts = [f"in use: {used}" if used else "", f"not in use: {unused}" if unused else ""]
     return "; ".join(part for part in parts if part)
@@ -113,7 +115,12 @@ def score_views(
         EnvironmentFault: memory cannot hold the plain view either.
     """
     scored = run_views(
-        views(config.test_short_side, config.tta_short_sides or config.train_short_sides, config.tta),
+        views(
+            config.test_short_side,
+            config.tta_short_sides or config.train_short_sides,
+            config.tta,
+            config.tta_hflip,
+        ),
         device,
         lambda view: _score_view(model, pixels_CHW, boxes_xyxy, view, config.max_size, device, precision),
     )
@@ -138,7 +145,7 @@ def _score_view(
     image, boxes = render(pixels_CHW, boxes_xyxy, view, max_size)
     boxes = boxes.to(device)
     with autocast(device, precision):
-        outputs = model([pad_image(image).to(device)], [boxes])
+        outputs = model([image.to(device)], [boxes])
     (scored,) = score_proposals(outputs, [boxes], model.num_classes)
     size_hw = (pixels_CHW.shape[-2], pixels_CHW.shape[-1])
     return replace(scored, boxes_NC4=unrender_boxes(scored.boxes_NC4, view, image, size_hw))

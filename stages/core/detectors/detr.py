@@ -1,7 +1,7 @@
 """Detection transformers from the library `transformers` on any backbone, called like torchvision's detectors.
 
-RT-DETRv2 (Lv et al., 2024) and Deformable DETR with box refinement (Zhu et al., 2021). Encoder, decoder and
-denoising are the library's, built from a configuration without any download; backbone, losses, resizing and the
+RT-DETRv2 (Lv et al., 2024), Deformable DETR with box refinement (Zhu et al., 2021) and DINO (`dino`). Encoder, decoder
+and denoising are the library's, built from a configuration without any download; backbone, losses, resizing and the
 hook of RoI drop are ours, so that `retrain` trains them as it trains Faster R-CNN.
 """
 
@@ -23,6 +23,7 @@ from torchvision.ops import batched_nms, box_convert, clip_boxes_to_image
 from stages.core.backbones.batch_norm_folding import merge_batch_norms
 from stages.core.backbones.timm_backbones import Backbone, build_backbone
 from stages.core.detectors.detr_losses import LayerOutput, SetCosts, SetOutput, SetTargets, set_losses
+from stages.core.detectors.dino import DinoNetwork
 from stages.core.detectors.spec import DetrSpec
 from stages.core.detectors.two_stage.roi_heads import RoiWeights
 from stages.core.errors import ConfigError, EnvironmentFault
@@ -30,7 +31,10 @@ from stages.core.errors import ConfigError, EnvironmentFault
 COSTS = {
     "rt-detr": SetCosts("varifocal", alpha=0.75),
     "deformable-detr": SetCosts("focal", alpha=0.25),
+    "dino": SetCosts("focal", alpha=0.25),
 }
+CHOOSE_CELLS = ("rt-detr", "dino")
+"""Kinds whose encoder chooses the cells that queries start from; they learn to restore noisy targets, too."""
 PADDING = 32
 """Sides of a batch are multiples of this many pixels."""
 
@@ -100,7 +104,7 @@ class Detr(nn.Module):
             wanted = relative_targets(targets, frames_B4)
             output = self.answers(pixels, mask_BHW, wanted)
             losses = set_losses(output, wanted, COSTS[self.spec.kind], self.roi_weights)
-            if self.spec.kind == "rt-detr" and self.spec.num_denoising:
+            if self.spec.kind in CHOOSE_CELLS and self.spec.num_denoising:
                 # A batch without a target has nothing to restore; every step has the same losses all the same.
                 losses.setdefault("loss_denoising", output.layers[-1].logits_BQC.float().sum() * 0)
             return losses
@@ -117,6 +121,9 @@ class Detr(nn.Module):
         """What the network says about a batch of normalised, padded images; all layers in training."""
         if self.spec.kind == "rt-detr":
             return _rt_detr_answers(self.network, pixels, mask_BHW, targets)
+        if self.spec.kind == "dino":
+            output: SetOutput = self.network(pixels, mask_BHW, targets)
+            return output
         return _deformable_answers(self.network, pixels, mask_BHW)
 
     def _large_enough(self, pixels: Tensor) -> Tensor:
@@ -128,7 +135,7 @@ class Detr(nn.Module):
     def _frames(self, batch: ImageList, pixels: Tensor) -> Tensor:
         """Pixels [B, 4] (w, h, w, h) that relative boxes refer to.
 
-        Deformable DETR knows from its mask where the image ends, RT-DETR sees the padded canvas.
+        Deformable DETR and DINO know from their mask where the image ends, RT-DETR sees the padded canvas.
         """
         canvas = [tuple(pixels.shape[-2:])] * len(batch.image_sizes)
         sizes = canvas if self.spec.kind == "rt-detr" else batch.image_sizes
@@ -167,7 +174,7 @@ def build_detr(spec: DetrSpec, classes: Sequence[str], pretrained: bool | Path =
     """Build a detection transformer, its backbone with ImageNet weights (`pretrained`), a file's, or none (False).
 
     Raises:
-        ConfigError: widths and heads do not fit, or RT-DETR has more queries than cells.
+        ConfigError: widths and heads do not fit, or there are more queries than cells to choose from.
         EnvironmentFault: the extra `hf` is not installed, or weights cannot be fetched.
         ConfigError, SchemaError: see `build_backbone`.
     """
@@ -176,7 +183,7 @@ def build_detr(spec: DetrSpec, classes: Sequence[str], pretrained: bool | Path =
     backbone = build_backbone(spec.backbone, spec.out_strides, pretrained=pretrained, frozen_bn=True)
     backbone.freeze_through(spec.freeze_through_stride)
     merge_batch_norms(backbone)
-    build = _rt_detr if spec.kind == "rt-detr" else _deformable_detr
+    build = {"rt-detr": _rt_detr, "deformable-detr": _deformable_detr, "dino": _dino}[spec.kind]
     return Detr(spec, build(library, spec, backbone.channels, len(classes)), backbone, classes)
 
 
@@ -205,7 +212,7 @@ def check_detr(spec: DetrSpec) -> None:
     Raises:
         ConfigError: names the setting.
     """
-    step = math.lcm(spec.num_heads, 32 if spec.kind == "deformable-detr" else 4)
+    step = math.lcm(spec.num_heads, 4 if spec.kind == "rt-detr" else 32)
     if spec.d_model % step:
         raise ConfigError(
             f"{spec.d_model} channels for {spec.num_heads} heads of {spec.kind}",
@@ -229,11 +236,11 @@ def check_detr(spec: DetrSpec) -> None:
 def least_side(spec: DetrSpec) -> int:
     """Smallest side of a square, a multiple of `PADDING` pixels, with a cell for every query.
 
-    Only RT-DETR's queries are cells that its encoder chooses; those of Deformable DETR are learnt.
+    Queries of RT-DETR and DINO begin at cells that the encoder chooses; those of Deformable DETR are learnt.
     """
     side = PADDING
     while (
-        spec.kind == "rt-detr"
+        spec.kind in CHOOSE_CELLS
         and sum((side // stride) ** 2 for stride in spec.out_strides) < spec.num_queries
     ):
         side += PADDING
@@ -313,27 +320,36 @@ def _layers(logits_BLQC: Tensor, boxes_BLQ4: Tensor) -> list[LayerOutput]:
     ]
 
 
+def _dino(library: Any, spec: DetrSpec, channels: Sequence[int], classes: int) -> nn.Module:
+    return DinoNetwork(_deformable_config(library, spec, channels, classes), spec, channels, classes)
+
+
+def _deformable_config(library: Any, spec: DetrSpec, channels: Sequence[int], classes: int) -> Any:
+    return library.DeformableDetrConfig(
+        backbone_config=_placeholder(library, channels),
+        num_labels=classes,
+        d_model=spec.d_model,
+        num_queries=spec.num_queries,
+        encoder_layers=spec.num_encoder_layers,
+        encoder_ffn_dim=spec.dim_feedforward,
+        encoder_attention_heads=spec.num_heads,
+        decoder_layers=spec.num_decoder_layers,
+        decoder_ffn_dim=spec.dim_feedforward,
+        decoder_attention_heads=spec.num_heads,
+        num_feature_levels=len(spec.out_strides) + 1,
+        with_box_refine=True,
+        auxiliary_loss=True,
+        class_cost=2,
+        dropout=0.0,
+        # Every layer has its own heads; the decoder refines with the box heads (tied by hand below).
+        tie_word_embeddings=False,
+        attn_implementation="sdpa",  # takes masks of booleans, whatever the precision
+    )
+
+
 def _deformable_detr(library: Any, spec: DetrSpec, channels: Sequence[int], classes: int) -> nn.Module:
     network: Any = library.DeformableDetrForObjectDetection(
-        library.DeformableDetrConfig(
-            backbone_config=_placeholder(library, channels),
-            num_labels=classes,
-            d_model=spec.d_model,
-            num_queries=spec.num_queries,
-            encoder_layers=spec.num_encoder_layers,
-            encoder_ffn_dim=spec.dim_feedforward,
-            encoder_attention_heads=spec.num_heads,
-            decoder_layers=spec.num_decoder_layers,
-            decoder_ffn_dim=spec.dim_feedforward,
-            decoder_attention_heads=spec.num_heads,
-            num_feature_levels=len(spec.out_strides) + 1,
-            with_box_refine=True,
-            auxiliary_loss=True,
-            class_cost=2,
-            dropout=0.0,
-            # Every layer has its own heads; the decoder refines with the box heads (tied by hand below).
-            tie_word_embeddings=False,
-        )
+        _deformable_config(library, spec, channels, classes)
     )
     network.model.decoder.bbox_embed = network.bbox_embed
     for class_head, box_head in zip(network.class_embed, network.bbox_embed, strict=True):

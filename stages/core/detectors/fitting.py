@@ -97,12 +97,13 @@ def train_detector(
 
 
 def make_optimizer(model: AnyDetector, settings: DetectorSettings) -> torch.optim.Optimizer:
-    """The backbone at its own rate, the rest at the rate of a step's images; biases and norms without weight decay."""
+    """The backbone at its own rate, the rest at the rate of a step's images; norms have no weight decay."""
     lr = settings.lr * settings.batch_size * settings.grad_accum_steps / settings.lr_base_size
     groups = param_groups(
         model,
         lr=lr,
         weight_decay=settings.weight_decay,
         module_lrs={model.pretrained_backbone: lr * settings.backbone_lr_factor},
+        decay="matrices-and-biases" if settings.decay_biases else "matrices",
     )
     return build_optimizer(settings.optimizer, groups)

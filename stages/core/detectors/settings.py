@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from stages.core.config import OnlyWith, Settings
-from stages.core.detectors.spec import BoxLoss, Heads
+from stages.core.detectors.spec import BoxLoss, Heads, PredictorInit
 from stages.core.settings import (
     BackboneSettings,
     ColorJitter,
@@ -83,6 +83,20 @@ class TwoStageSettings(Settings):
     match_top_k: Annotated[int, OnlyWith("matcher", ("top-k",))] = Field(
         3, ge=1, le=1000, description="Positive RoIs per box"
     )
+    rpn_box_loss: BoxLoss = Field(
+        "smooth-l1",
+        description="Regression loss of region proposals: smooth-l1 with beta 1/9, or l1 (published)",
+    )
+    sampling_ratio: int = Field(
+        2,
+        ge=0,
+        le=100,
+        description="RoIAlign samples per bin and side; 0: one per cell of the box (published)",
+    )
+    predictor_init: PredictorInit = Field(
+        "uniform",
+        description="First weights of the box predictor: uniform, as torch's; normal, as published",
+    )
 
 
 class MaskRcnnSettings(TwoStageSettings):
@@ -105,6 +119,7 @@ class DetectorSettings(DetectionSettings, TtaSettings, ImageSettings, OptimizerS
     lr_base_size: int = Field(
         4, ge=1, le=1_000_000, description="Images per step that lr is meant for; lr is scaled linearly"
     )
+    decay_biases: bool = Field(False, description="Weight decay of biases, too (published for Faster R-CNN)")
     ema_decay: EmaDecay = 0.995
 
     def view_sizes(self, trained_at: tuple[int, ...] = ()) -> tuple[int, ...]:

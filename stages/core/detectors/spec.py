@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict
 
 BoxLoss = Literal["l1", "smooth-l1"]
 Kind = Literal["faster-rcnn", "mask-rcnn"]
-DetrKind = Literal["rt-detr", "deformable-detr"]
-AnyKind = Literal["faster-rcnn", "mask-rcnn", "rt-detr", "deformable-detr"]
+DetrKind = Literal["rt-detr", "deformable-detr", "dino"]
+AnyKind = Literal["faster-rcnn", "mask-rcnn", "rt-detr", "deformable-detr", "dino"]
 Heads = Literal["v1", "v2"]
+PredictorInit = Literal["uniform", "normal"]
 
 
 class DetectorSpec(BaseModel):
@@ -33,6 +34,9 @@ class DetectorSpec(BaseModel):
         fc_dim: units of the two fully connected layers.
         mask_channels: channels of the four mask convolutions.
         box_loss, matcher, match_top_k: see `roi_heads`.
+        rpn_box_loss: regression loss of the region proposal network; smooth-l1 has a beta of 1/9.
+        sampling_ratio: samples of RoIAlign per bin and side; 0: as many as cells.
+        predictor_init: `uniform` as torch's linear layers, or `normal` with deviation 0.01 (classes) and 0.001 (boxes).
         score_thresh, nms_thresh, detections_per_image: what leaves the detector, per image.
     """
 
@@ -55,6 +59,9 @@ class DetectorSpec(BaseModel):
     box_loss: BoxLoss = "l1"
     matcher: Literal["iou", "top-k"] = "iou"
     match_top_k: int = 3
+    rpn_box_loss: BoxLoss = "smooth-l1"
+    sampling_ratio: int = 2
+    predictor_init: PredictorInit = "uniform"
     score_thresh: float = 0.05
     nms_thresh: float = 0.5
     detections_per_image: int = 100
@@ -64,16 +71,18 @@ class DetrSpec(BaseModel):
     """Everything a detection transformer is built from, except its class names.
 
     Attributes:
-        kind: `rt-detr` (RT-DETRv2: queries chosen by the encoder, denoising, varifocal loss) or
-            `deformable-detr` (learnt queries, box refinement, focal loss).
+        kind: `rt-detr` (RT-DETRv2: queries chosen by the encoder, denoising, varifocal loss),
+            `deformable-detr` (learnt queries, box refinement, focal loss) or `dino` (boxes of queries chosen by the
+            encoder, learnt contents, denoising, focal loss).
         backbone: name, as in `DetectorSpec`.
-        out_strides: maps of the backbone that the encoder sees, pixels per cell, ascending; `deformable-detr` adds a
-            coarser one.
+        out_strides: maps of the backbone that the encoder sees, pixels per cell, ascending; `deformable-detr` and
+            `dino` add a coarser one.
         freeze_through_stride: backbone layers up to this stride stay as pretrained; 0 trains all.
         d_model, num_heads, dim_feedforward: channels, heads and hidden units of every layer.
         num_encoder_layers, num_decoder_layers: depth.
         num_queries: boxes proposed per image.
-        num_denoising: noisy copies of the targets that the decoder learns to restore, per image (`rt-detr`); 0: none.
+        num_denoising: noisy targets per image that the decoder learns to restore (not `deformable-detr`); 0: none.
+        look_forward_twice: whether a layer of `dino` learns from the loss of the next one, too.
         test_short_side, max_size: short and long side at test, pixels.
         score_thresh, nms_thresh, detections_per_image: what leaves the detector, per image; an `nms_thresh` of 1
             leaves duplicates to the set loss, as published.
@@ -92,6 +101,7 @@ class DetrSpec(BaseModel):
     num_decoder_layers: int = 6
     num_queries: int = 300
     num_denoising: int = 100
+    look_forward_twice: bool = True
     test_short_side: int = 800
     max_size: int = 1333
     score_thresh: float = 0.05

@@ -36,11 +36,15 @@ class View:
     flip: bool = False
 
 
-def views(short_side: int, sizes: Sequence[int], enabled: bool) -> tuple[View, ...]:
-    """The plain view, or with augmentation every distinct size with and without flip."""
+def views(short_side: int, sizes: Sequence[int], enabled: bool, hflip: bool = True) -> tuple[View, ...]:
+    """The plain view, or with augmentation every distinct size, plain and, with `hflip`, mirrored."""
     if not enabled:
         return (View(short_side),)
-    return tuple(View(size, flip) for size in sorted({short_side, *sizes}) for flip in (False, True))
+    return tuple(
+        View(size, flip)
+        for size in sorted({short_side, *sizes})
+        for flip in ((False, True) if hflip else (False,))
+    )
 
 
 def mirror_boxes(boxes_xyxy: Tensor, width: float) -> Tensor:

@@ -27,12 +27,12 @@ def roi_align(
         boxes_xyxy: One (n_b, 4) tensor of half-open input pixels per image.
         size: Bins per side.
         stride: Input pixels per feature cell.
-        sampling: Sampling points per bin and side.
+        sampling: Sampling points per bin and side; 0: one per cell of the box.
     """
     if feats_BCHW.dtype in (torch.bfloat16, torch.float16):
         # bf16 tells no coordinate beyond 256 from its neighbour.
         return roi_align(feats_BCHW.float(), boxes_xyxy, size, stride, sampling).to(feats_BCHW.dtype)
-    if feats_BCHW.device.type != "cpu":
+    if feats_BCHW.device.type != "cpu" or sampling == 0:
         pooled_NCSS: Tensor = torchvision_roi_align(
             feats_BCHW, list(boxes_xyxy), size, 1.0 / stride, sampling, aligned=True
         )

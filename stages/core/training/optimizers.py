@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from stages.core.settings import OptimizerName
 
 ParamGroup = dict[str, Any]
+Decay = Literal["matrices", "weights", "matrices-and-biases"]
 SGD_MOMENTUM = 0.9
 
 
@@ -21,12 +22,13 @@ def param_groups(
     weight_decay: float,
     module_lrs: Mapping[nn.Module, float] | None = None,
     bias_lr_factor: float = 1.0,
+    decay: Decay = "matrices",
     no_decay: Sequence[nn.Parameter] = (),
     skip: Sequence[nn.Module] = (),
 ) -> list[ParamGroup]:
     """Sort the trainable parameters of a network into groups of one learning rate and one weight decay.
 
-    Parameters with one dimension (biases, norms) have no weight decay.
+    By default parameters with one dimension (biases, norms) have no weight decay.
 
     Args:
         model: The network; parameters that need no gradient are left out.
@@ -35,6 +37,8 @@ def param_groups(
         module_lrs: Learning rates of modules inside the network, which do not overlap. A module with rate 0 is left
             out: Adam would still carry state for it.
         bias_lr_factor: Factor on the learning rate of parameters without weight decay.
+        decay: What has weight decay: `matrices` (and kernels), `weights` (scales of norms, too), or
+            `matrices-and-biases`.
         no_decay: Further parameters without weight decay, such as tokens and positions.
         skip: Modules with an optimizer of their own.
 
@@ -49,10 +53,18 @@ def param_groups(
     skipped = _ids(parameter for module in skip for parameter in module.parameters())
     undecayed = _ids(no_decay)
     members: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
+    norms = {
+        id(parameter) for module in model.modules() if _is_norm(module) for parameter in module.parameters()
+    }
+    for name, parameter in model.named_parameters():
         own_lr = lr_of.get(id(parameter), lr)
         if parameter.requires_grad and own_lr > 0 and id(parameter) not in skipped:
-            decays = parameter.ndim > 1 and id(parameter) not in undecayed
+            bias = name.endswith("bias")
+            decays = parameter.ndim > 1 or (
+                (decay == "weights" and not bias)
+                or (decay == "matrices-and-biases" and bias and id(parameter) not in norms)
+            )
+            decays = decays and id(parameter) not in undecayed
             members.setdefault((own_lr, decays), []).append(parameter)
     return [
         {
@@ -73,3 +85,7 @@ def build_optimizer(name: OptimizerName, groups: Sequence[ParamGroup]) -> torch.
 
 def _ids(parameters: Iterable[nn.Parameter]) -> set[int]:
     return {id(parameter) for parameter in parameters}
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm)

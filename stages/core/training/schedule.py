@@ -16,6 +16,8 @@ def build_schedule(
     warmup_fraction: float,
     *,
     warmup_factor: float = 0.001,
+    min_lr_factor: float = 0.01,
+    warmup_prefix: bool = True,
     milestone_fractions: Sequence[float] = (),
 ) -> Schedule:
     """Build the schedule of a training of `total` steps.
@@ -25,22 +27,30 @@ def build_schedule(
         total: Optimizer steps.
         warmup_fraction: Fraction of the steps with a growing learning rate.
         warmup_factor: Factor at the first step.
+        min_lr_factor: Of `cosine`, the factor at the end.
+        warmup_prefix: Of `cosine`, whether it begins after the warm-up or, cut off by it, at the first step.
         milestone_fractions: Of `multistep`, fractions of the whole training.
     """
     warmup = round(warmup_fraction * total)
     if name == "cosine":
-        return warmup_cosine(total, warmup, warmup_factor)
+        return warmup_cosine(total, warmup, warmup_factor, min_lr_factor, warmup_prefix)
     milestones = [round(fraction * total) for fraction in milestone_fractions]
     return warmup_steps(milestones, warmup=warmup, warmup_factor=warmup_factor)
 
 
-def warmup_cosine(total: int, warmup: int = 0, warmup_factor: float = 0.001, final: float = 0.01) -> Schedule:
-    """Linear warm-up from ``warmup_factor`` to 1, then a half cosine to ``final`` at ``total`` steps."""
+def warmup_cosine(
+    total: int, warmup: int = 0, warmup_factor: float = 0.001, final: float = 0.01, prefix: bool = True
+) -> Schedule:
+    """Linear warm-up from ``warmup_factor`` to 1, then a half cosine to ``final`` at ``total`` steps.
+
+    Without ``prefix`` the cosine spans all steps, and the warm-up hides its beginning.
+    """
+    start = warmup if prefix else 0
 
     def factor(step: int) -> float:
         if step < warmup:
             return warmup_factor + (1 - warmup_factor) * step / warmup
-        progress = min(1.0, (step - warmup) / max(1, total - warmup))
+        progress = min(1.0, (step - start) / max(1, total - start))
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stages.core.backbones.timm_backbones import Backbone
 from stages.core.ops.map_evidence import scaled
+from stages.core.ops.padding import pad_to_multiple
 from stages.core.ops.roi_align import roi_align
 
 STRIDES = (16, 32)
@@ -95,7 +96,8 @@ class FrozenFeatures:
     def _maps(self, image_CHW: Tensor) -> list[Tensor]:
         """Maps (C, h, w) of an image."""
         mean, std = self.statistics
-        maps: list[Tensor] = self.backbone((image_CHW[None].to(self.device).float() / 255 - mean) / std)
+        normalised_1CHW = (image_CHW[None].to(self.device).float() / 255 - mean) / std
+        maps: list[Tensor] = self.backbone(pad_to_multiple(normalised_1CHW))
         return [own[0].float() for own in maps]
 
     def _pooled(self, image_CHW: Tensor, boxes_N4: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from stages.core.backbones import vgg
 from stages.core.backbones.batch_norm_folding import merge_batch_norms
 from stages.core.backbones.lateral_fusion import LateralFusion
 from stages.core.backbones.timm_backbones import Backbone, build_backbone
+from stages.core.ops.padding import pad_to_multiple
 from stages.core.ops.roi_align import roi_align
 from stages.core.runtime.image_generators import ImageDropout
 from stages.wsod.config import WsodConfig
@@ -80,25 +81,31 @@ class WsodDetector(nn.Module):
         self.refinement = RefinementHeads(
             config.fc_dim, num_classes, branches, config.uses_regression, config.init_std
         )
-        statistics = torch.tensor((self.backbone.mean, self.backbone.std)).reshape(2, 1, 3, 1, 1)
+        statistics = torch.tensor((self.backbone.mean, self.backbone.std)).reshape(2, 3, 1, 1)
         self.register_buffer("statistics", statistics, persistent=False)
         self.statistics: Tensor
 
     def features(self, images_BCHW: Tensor) -> Tensor:
-        """Feature map (B, channels, H / stride, W / stride) of uint8 or float images in [0, 255]."""
+        """Feature map (B, channels, H / stride, W / stride), H and W padded, of uint8 or float images in [0, 255]."""
+        return self._fused(self._normalised(images_BCHW))
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        """Images (..., 3, H, W) with the statistics of the backbone's weights; the padding has the mean colour."""
         mean, std = self.statistics
-        images = (images_BCHW.float() / 255 - mean) / std
-        maps: list[Tensor] = self.backbone(images)
+        return pad_to_multiple((images.float() / 255 - mean) / std)
+
+    def _fused(self, images_BCHW: Tensor) -> Tensor:
+        maps: list[Tensor] = self.backbone(images_BCHW)
         return maps[0] if self.fuse is None else F.relu(self.fuse(maps))
 
     def pooled(self, feats_BCHW: Tensor, boxes_xyxy: Sequence[Tensor]) -> Tensor:
         """RoI features (N, size, size, channels) for input-pixel boxes, one tensor per image."""
         if self.pooler_type == "roi_align":
             return roi_align(feats_BCHW, boxes_xyxy, self.pooler_resolution, self.stride)
+        # The operator counts the cells of both corners in: it wants the last pixel of a box, not the one behind it.
+        inclusive = [boxes_N4 - boxes_N4.new_tensor((0, 0, 1, 1)) for boxes_N4 in boxes_xyxy]
         # In float32, as `roi_align` does: half precision would round the boxes.
-        pooled: Tensor = roi_pool(
-            feats_BCHW.float(), list(boxes_xyxy), self.pooler_resolution, 1.0 / self.stride
-        )
+        pooled: Tensor = roi_pool(feats_BCHW.float(), inclusive, self.pooler_resolution, 1.0 / self.stride)
         return pooled.permute(0, 2, 3, 1).to(feats_BCHW.dtype)
 
     def heads(self, pooled_NSSC: Tensor, counts: Sequence[int]) -> ProposalOutputs:
@@ -123,12 +130,13 @@ class WsodDetector(nn.Module):
     def forward(self, images: Tensor | Sequence[Tensor], boxes_xyxy: Sequence[Tensor]) -> ProposalOutputs:
         """Score the boxes (n_b, 4), half-open input pixels, of each image.
 
-        images: (B, 3, H, W), or a list of (3, H, W), in [0, 255], RGB. Images of one size go through the backbone
-        together; none is padded to the size of another, so that what is said of an image depends on it alone.
+        images: (B, 3, H, W), or a list of (3, H, W), in [0, 255], RGB. Each is padded by itself; those of one padded
+        size go through the backbone together, so that what is said of an image depends on it alone.
         """
         parts: dict[int, Tensor] = {}
-        for rows in same_size(images):
-            feats_BCHW = self.features(torch.stack([images[row] for row in rows]))
+        normalised = [self._normalised(image) for image in images]
+        for rows in same_size(normalised):
+            feats_BCHW = self._fused(torch.stack([normalised[row] for row in rows]))
             boxes = [boxes_xyxy[row] for row in rows]
             pooled = torch.split(self.pooled(feats_BCHW, boxes), [len(own) for own in boxes])
             parts |= dict(zip(rows, pooled, strict=True))

@@ -130,7 +130,7 @@ def _check_levels(spec: DetectorSpec) -> bool:
     return anchors > levels
 
 
-def _build_rpn(spec: DetectorSpec) -> nn.Module:
+def _build_rpn(spec: DetectorSpec) -> ImageMeanRPN:
     anchors = AnchorGenerator(
         tuple((size,) for size in spec.anchor_sizes), (spec.aspect_ratios,) * len(spec.anchor_sizes)
     )
@@ -138,8 +138,9 @@ def _build_rpn(spec: DetectorSpec) -> nn.Module:
     head = RPNHead(spec.fpn_channels, len(spec.aspect_ratios), convolutions)
     half = max(1, spec.rpn_pre_nms_top_n // 2)
     before, after = {"training": spec.rpn_pre_nms_top_n, "testing": half}, {"training": half, "testing": half}
-    rpn: nn.Module = ImageMeanRPN(anchors, head, 0.7, 0.3, 256, 0.5, before, after, 0.7)
+    rpn = ImageMeanRPN(anchors, head, 0.7, 0.3, 256, 0.5, before, after, 0.7)
     rpn.fg_bg_sampler = ImageSampler(256, 0.5)
+    rpn.box_loss = spec.rpn_box_loss
     return rpn
 
 
@@ -154,16 +155,16 @@ def _build_heads(spec: DetectorSpec, outputs: int) -> WeightedRoIHeads:
     if spec.kind == "mask-rcnn":
         width = spec.mask_channels
         masks = {
-            "mask_roi_pool": PyramidRoIPool(spec.out_strides, 14),
+            "mask_roi_pool": PyramidRoIPool(spec.out_strides, 14, spec.sampling_ratio),
             "mask_head": MaskRCNNHeads(channels, (width,) * 4, 1, group_norm if second else None),
             "mask_predictor": MaskRCNNPredictor(width, width, outputs),
         }
     heads = WeightedRoIHeads(
-        PyramidRoIPool(spec.out_strides, 7),
+        PyramidRoIPool(spec.out_strides, 7, spec.sampling_ratio),
         FastRCNNConvFCHead((channels, 7, 7), [channels] * 4, [spec.fc_dim], group_norm)
         if second
         else TwoMLPHead(channels * 49, spec.fc_dim),
-        FastRCNNPredictor(spec.fc_dim, outputs),
+        _predictor(spec, outputs),
         0.5,
         0.5,
         spec.box_batch_size_per_image,
@@ -179,6 +180,15 @@ def _build_heads(spec: DetectorSpec, outputs: int) -> WeightedRoIHeads:
     if spec.matcher == "top-k":
         heads.proposal_matcher = TopKMatcher(spec.match_top_k)
     return heads
+
+
+def _predictor(spec: DetectorSpec, outputs: int) -> nn.Module:
+    predictor: Any = FastRCNNPredictor(spec.fc_dim, outputs)
+    if spec.predictor_init == "normal":
+        for layer, deviation in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=deviation)
+            nn.init.zeros_(layer.bias)
+    return predictor  # type: ignore[no-any-return]
 
 
 def save_detector(

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
+from stages.core.detectors.spec import BoxLoss
 from stages.core.runtime.image_generators import chosen_images, generators
 
 PAD_MULTIPLE = 32
@@ -45,7 +47,13 @@ class ImageSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]
 
 
 class ImageMeanRPN(RegionProposalNetwork):  # type: ignore[misc]
-    """torchvision's region proposal network with losses that are means over images."""
+    """torchvision's region proposal network with losses that are means over images.
+
+    Attributes:
+        box_loss: `smooth-l1` with beta 1/9 (torchvision's own), or `l1`.
+    """
+
+    box_loss: BoxLoss = "smooth-l1"
 
     def compute_loss(
         self,
@@ -61,11 +69,22 @@ class ImageMeanRPN(RegionProposalNetwork):  # type: ignore[misc]
             zip(torch.split(objectness, counts), torch.split(pred_bbox_deltas, counts), strict=True)
         ):
             with chosen_images([row]):
-                found.append(super().compute_loss(scores, deltas, [labels[row]], [regression_targets[row]]))
+                found.append(self._image_loss(scores, deltas, labels[row], regression_targets[row]))
         return (
             torch.stack([objectness for objectness, _ in found]).mean(),
             torch.stack([box for _, box in found]).mean(),
         )
+
+    def _image_loss(
+        self, scores_A1: Tensor, deltas_A4: Tensor, labels_A: Tensor, targets_A4: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if self.box_loss == "smooth-l1":
+            objectness, box = super().compute_loss(scores_A1, deltas_A4, [labels_A], [targets_A4])
+            return objectness, box
+        positive, negative = (torch.where(masks[0])[0] for masks in self.fg_bg_sampler([labels_A]))
+        chosen = torch.cat([positive, negative])
+        box = F.l1_loss(deltas_A4[positive], targets_A4[positive], reduction="sum") / max(len(chosen), 1)
+        return F.binary_cross_entropy_with_logits(scores_A1[chosen].flatten(), labels_A[chosen]), box
 
 
 def padded_groups(images: Sequence[Tensor]) -> list[list[int]]:
