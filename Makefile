@@ -130,6 +130,7 @@ $(error the settings above do not work)
 endif
 TRAIN_SPLIT ?= $(word 1,$(PLAN))
 TEST_SPLIT  ?= $(word 2,$(PLAN))
+SPLITS       = --train-split $(TRAIN_SPLIT) $(if $(TEST_SPLIT),--test-split $(TEST_SPLIT))
 
 # Lists that a user edits; a stage whose split is the same after all is done at once.
 DATA := $(or $(WEAKSAM_DATA),data)/$(DATASET)
@@ -156,9 +157,9 @@ $(MANIFESTS): $(RUN)/%/manifest.json: $(TAGS)
 	$(WEAKSAM) $(subst /, --split ,$*) $(WHAT) --resume --overwrite $(FLAGS)
 
 evaluate: $(MANIFESTS)
-	$(WEAKSAM) evaluate --dataset $(DATASET) --run $(RUN)
+	$(WEAKSAM) evaluate --dataset $(DATASET) --run $(RUN) $(SPLITS)
 
 report: evaluate
-	$(WEAKSAM) report --dataset $(DATASET) --run $(RUN)
+	$(WEAKSAM) report --dataset $(DATASET) --run $(RUN) $(SPLITS)
 
 endif

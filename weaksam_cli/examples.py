@@ -72,6 +72,16 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("weaksam evaluate detections.json --split shapes_test --expect 'AP50>=0.6'", "One file, as a gate"),
         ("weaksam evaluate --dataset shapes --run runs/demo --json", "For a program"),
     ),
+    "export": (
+        (
+            "weaksam export runs/voc12/retrain/voc12_test/detections.json --split voc12_test",
+            "comp4_det_test_<class>.txt for VOC's server",
+        ),
+        (
+            "weaksam export segmentations.json --split coco17_test-dev --name mine --out submission",
+            "A zip for COCO's server",
+        ),
+    ),
     "report": (("weaksam report --dataset shapes --run runs/demo", "Metrics and pictures on one page"),),
     "inspect": (
         ("weaksam inspect runs/demo/wsod/shapes_train", "How a stage ended, with its settings"),

@@ -1,4 +1,4 @@
-"""The tools beside the stages: demo, predict, evaluate, report, inspect, doctor, and what Make asks."""
+"""The tools beside the stages: demo, predict, evaluate, export, report, inspect, doctor, and what Make asks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from weaksam_cli import completion
 from weaksam_cli.chain import demo, evaluate_and_report
 from weaksam_cli.diagnosis import doctor
+from weaksam_cli.exporting import export, submissions_of
 from weaksam_cli.inspection import inspect_artifact
 from weaksam_cli.options import Options, use, with_options
 from weaksam_cli.prediction import predict
@@ -23,6 +24,23 @@ DatasetOption = Annotated[
         "--dataset",
         help="Measure a run: data set name, e.g. shapes.",
         autocompletion=completion.datasets,
+    ),
+]
+
+TrainSplitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--train-split",
+        help="Train split of the run; default the data set's.",
+        autocompletion=completion.splits,
+    ),
+]
+TestSplitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--test-split",
+        help="Test split of the run; default the data set's.",
+        autocompletion=completion.splits,
     ),
 ]
 
@@ -45,6 +63,8 @@ def evaluate(
         typer.Option("--task", help="What the file holds; default from the file."),
     ] = None,
     dataset: DatasetOption = None,
+    train_split: TrainSplitOption = None,
+    test_split: TestSplitOption = None,
     expect: Annotated[
         list[str] | None,
         typer.Option("--expect", metavar="'AP50>=0.6'", help="Exit 7 unless it holds; may be repeated."),
@@ -60,7 +80,7 @@ def evaluate(
             raise UsageError("give an ARTIFACT with --split, or --dataset for a whole run", where="evaluate")
         from stages.core.evaluation.suite import evaluate_run
 
-        train, test = dataset_splits(dataset, data_root(options.data))
+        train, test = dataset_splits(dataset, data_root(options.data), train_split, test_split)
         figures: dict[str, Any] = evaluate_run(
             run_folder(options.run, dataset), data_root(options.data), train, test
         )
@@ -69,6 +89,9 @@ def evaluate(
             typer.echo(json.dumps(figures))
         else:
             print_run_table(figures)
+        folder = run_folder(options.run, dataset)
+        for line in submissions_of(figures, folder, data_root(options.data)):
+            typer.echo(line, err=True)
     else:
         if not options.split:
             raise UsageError(
@@ -94,19 +117,24 @@ def report(
         str,
         typer.Option("--dataset", help="Data set name, e.g. shapes.", autocompletion=completion.datasets),
     ],
+    train_split: TrainSplitOption = None,
+    test_split: TestSplitOption = None,
 ) -> None:
     """Measure a run and write its self-contained report.html."""
     root, folder = data_root(options.data), run_folder(options.run, dataset)
-    train, test = dataset_splits(dataset, root)
+    train, test = dataset_splits(dataset, root, train_split, test_split)
     evaluate_and_report(folder, root, train, test)
     typer.echo(f"report: {folder / 'report.html'}")
 
 
-def dataset_splits(dataset: str, root: Path) -> tuple[str, str]:
-    """Train and test split of a data set as the catalog knows them; test is empty if there is none."""
+def dataset_splits(
+    dataset: str, root: Path, train: str | None = None, test: str | None = None
+) -> tuple[str, str]:
+    """Train and test split of a data set as given, else as the catalog knows them; test is empty if there is none."""
     from stages.core.datasets.catalog import main_splits
 
-    return main_splits(dataset, root)
+    known = main_splits(dataset, root)
+    return train or known[0], test or known[1]
 
 
 @with_options("run", "recipe", "config", "assignments", "data", "seed", panel=None)
@@ -138,6 +166,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "predict": predict,
     "evaluate": evaluate,
+    "export": export,
     "report": report,
     "inspect": inspect_artifact,
     "doctor": doctor,

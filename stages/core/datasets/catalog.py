@@ -23,6 +23,8 @@ from stages.core.errors import ConfigError, MissingInputError, UsageError, did_y
 READERS: dict[Layout, Callable[..., Listing]] = {"voc": read_voc, "coco": read_coco, "folder": read_folder}
 """Layout -> its reader of images and tags."""
 EMBEDDED = ("shapes",)
+PUBLISHED_TRAIN = {"voc12": "trainval"}
+"""Train subset that schedules are published for and that contains a test subset (val), which is then none."""
 DATA_VARIABLE = "WEAKSAM_DATA"
 DEFAULT_DATA_ROOT = Path("data")
 
@@ -125,7 +127,7 @@ def main_splits(dataset: str, data_root: Path) -> tuple[str, str]:
     """The train and the test split that a run on a whole data set uses.
 
     The test subset is the first of test, minival and val that exists, else any other test subset; the train
-    split is the one that goes with it.
+    split is the one that goes with it. VOC12 is trained on trainval, so that its test subset is test or none.
 
     Returns:
         names of both splits; the second is empty if the data set has no test subset.
@@ -142,6 +144,8 @@ def main_splits(dataset: str, data_root: Path) -> tuple[str, str]:
             hint=did_you_mean(dataset, [*EMBEDDED, *names]),
         )
     tests = [name for name, subset in found.subsets.items() if subset.role == "test"]
+    if PUBLISHED_TRAIN.get(dataset) in found.subsets:
+        tests = [name for name in tests if name == "test"]
     preferred = [
         *[n for kind in ("test", "minival", "val") for n in sorted(tests) if n.startswith(kind)],
         *sorted(tests),

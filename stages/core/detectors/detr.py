@@ -201,7 +201,7 @@ def require_transformers() -> Any:
         raise EnvironmentFault(
             f"detection transformers need the libraries transformers and scipy ({error})",
             where="architecture",
-            hint='pip install "weaksam[hf]", or use architecture = faster-rcnn',
+            hint='pip install "weaksam[hf]", or use architecture = faster-rcnn (wsis: mask-rcnn)',
         ) from error
     return library
 
@@ -262,7 +262,7 @@ def _rt_detr(library: Any, spec: DetrSpec, channels: Sequence[int], classes: int
     width, levels = spec.d_model, len(spec.out_strides)
     network: nn.Module = library.RTDetrV2ForObjectDetection(
         library.RTDetrV2Config(
-            backbone_config=_placeholder(library, channels),
+            backbone_config=placeholder_backbone(library, channels),
             num_labels=classes,
             feat_strides=list(spec.out_strides),
             encoder_in_channels=list(channels),
@@ -321,12 +321,14 @@ def _layers(logits_BLQC: Tensor, boxes_BLQ4: Tensor) -> list[LayerOutput]:
 
 
 def _dino(library: Any, spec: DetrSpec, channels: Sequence[int], classes: int) -> nn.Module:
-    return DinoNetwork(_deformable_config(library, spec, channels, classes), spec, channels, classes)
+    config = _deformable_config(library, spec, channels, classes)
+    config._attn_implementation = "sdpa"  # takes masks of booleans, whatever the precision
+    return DinoNetwork(config, spec, channels, classes)
 
 
 def _deformable_config(library: Any, spec: DetrSpec, channels: Sequence[int], classes: int) -> Any:
     return library.DeformableDetrConfig(
-        backbone_config=_placeholder(library, channels),
+        backbone_config=placeholder_backbone(library, channels),
         num_labels=classes,
         d_model=spec.d_model,
         num_queries=spec.num_queries,
@@ -343,7 +345,6 @@ def _deformable_config(library: Any, spec: DetrSpec, channels: Sequence[int], cl
         dropout=0.0,
         # Every layer has its own heads; the decoder refines with the box heads (tied by hand below).
         tie_word_embeddings=False,
-        attn_implementation="sdpa",  # takes masks of booleans, whatever the precision
     )
 
 
@@ -375,7 +376,7 @@ def _deformable_answers(network: Any, pixels: Tensor, mask_BHW: Tensor) -> SetOu
     return SetOutput(layers)
 
 
-def _placeholder(library: Any, channels: Sequence[int]) -> Any:
+def placeholder_backbone(library: Any, channels: Sequence[int]) -> Any:
     """A backbone of the library's own with the channels of ours, as cheap as can be: it is replaced."""
     count = len(channels)
     return library.ResNetConfig(
