@@ -7,8 +7,8 @@ Rules work on the detections of one class in one image, in descending score. `pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -52,6 +52,8 @@ class ClassSelection:
     detected: int
     above_threshold: int
     rows: Indices
+    uncertain: bool = False
+    """Had rows, but other images of the class are more certain (`keep_fraction`)."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,18 @@ class ImageSelection:
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """Tags that got no box, because no usable detection of the class exists."""
+        """Tags that got no box: no usable detection of the class exists, or it is uncertain."""
         return tuple(s.class_index for s in self.per_class if len(s.rows) == 0)
+
+    def without_classes(self, classes: Container[int]) -> ImageSelection:
+        """The same selection without the rows of some classes, which become uncertain."""
+        per_class = tuple(
+            replace(own, rows=own.rows[:0], uncertain=True)
+            if own.class_index in classes and len(own.rows)
+            else own
+            for own in self.per_class
+        )
+        return replace(self, per_class=per_class)
 
 
 def select(

@@ -25,6 +25,7 @@ class PgtConfig(StageConfig):
         "nms_thresh",
         "containment_policy",
         "top_k",
+        "keep_fraction",
     )
 
     mode: Literal["paper", "improved", "topk", "pgf"] = Field(
@@ -55,6 +56,14 @@ class PgtConfig(StageConfig):
     )
     exempt_classes: Annotated[tuple[str, ...], OnlyWith("mode", ("pgf",))] = Field(
         (), description="Class names without containment removal (instances that often overlap)"
+    )
+
+    keep_fraction: float = Field(
+        1.0,
+        description="Fraction of the images of each class that keep their boxes of it, the best-scoring ones; an image"
+        " left without any is not trained on; 1 = all (published)",
+        gt=0,
+        le=1,
     )
 
     def rule(self, classes: tuple[str, ...]) -> Rule:

@@ -7,8 +7,8 @@ from stages.core.datasets.images import image_size
 from stages.core.errors import ConfigError, ImageError, InputError, UsageError, did_you_mean
 from stages.core.runtime.processes import is_main
 from stages.core.spec import Counts, Plan, StageContext
-from stages.core.structures.detections import Detections
 from stages.pgt.adaptive import ImageSelection, select
+from stages.pgt.certainty import without_uncertain
 from stages.pgt.config import PgtConfig
 from stages.pgt.spec import PSEUDO_GROUND_TRUTH, SPEC
 from stages.pgt.statistics import class_statistics, missing_tags, reasons
@@ -45,7 +45,6 @@ class PgtStage:
         split, rule = context.split, config.rule(context.split.classes)
         found = read_results(context.input("detections"), split)
         selections: dict[str, ImageSelection] = {}
-        boxes: dict[str, Detections] = {}
         sizes: dict[str, tuple[int, int]] = {}
         for image_id in context.progress(split.ids, len(split.ids), "select"):
             context.interrupted()
@@ -55,9 +54,10 @@ class PgtStage:
                 context.failures.record(image_id, str(error))
                 continue
             own = found[image_id]
-            chosen = select(own.boxes_xyxy, own.scores, own.classes, split.tags(image_id), rule)
-            selections[image_id] = chosen
-            boxes[image_id] = own[chosen.rows].with_masks(None)
+            selections[image_id] = select(own.boxes_xyxy, own.scores, own.classes, split.tags(image_id), rule)
+        scores = {image_id: found[image_id].scores for image_id in selections}
+        selections = without_uncertain(selections, scores, config.keep_fraction)
+        boxes = {i: found[i][chosen.rows].with_masks(None) for i, chosen in selections.items()}
         # Not failures: nothing is wrong with these images, nothing was found in them.
         without, missing = reasons(selections, split.classes), missing_tags(selections, split.classes)
         statistics = [entry.as_dict() for entry in class_statistics(selections, split.classes)]

@@ -18,6 +18,7 @@ class ClassStatistics:
     detections: int = 0
     above_threshold: int = 0
     boxes: int = 0
+    uncertain_images: int = 0
 
     def as_dict(self) -> dict[str, int | float | str]:
         """For the metrics file and the `info` section of `pgt.json`."""
@@ -30,6 +31,7 @@ class ClassStatistics:
             "above_threshold": self.above_threshold,
             "boxes": self.boxes,
             "boxes_per_image": round(per_image, 3),
+            "uncertain_images": self.uncertain_images,
         }
 
 
@@ -46,6 +48,7 @@ def class_statistics(
             entry.detections += part.detected
             entry.above_threshold += part.above_threshold
             entry.boxes += len(part.rows)
+            entry.uncertain_images += part.uncertain
     return table
 
 
@@ -57,6 +60,11 @@ def reasons(selections: Mapping[str, ImageSelection], classes: Sequence[str]) ->
             continue
         if not selection.per_class:
             found[image_id] = "it has no tag"
+            continue
+        uncertain = [part.class_index for part in selection.per_class if part.uncertain]
+        if uncertain:
+            names = ", ".join(classes[c] for c in uncertain)
+            found[image_id] = f"less certain than other images of {names} (keep_fraction)"
             continue
         names = ", ".join(classes[c] for c in selection.missing)
         unusable = (
