@@ -10,6 +10,7 @@ RUN apt-get update \
 WORKDIR /opt/weaksam
 COPY constraints.txt pyproject.toml README.md LICENSE NOTICE ./
 RUN pip install --no-cache-dir --index-url "$TORCH_INDEX" torch torchvision -c constraints.txt
+COPY weaksam weaksam
 COPY weaksam_cli weaksam_cli
 COPY stages stages
 RUN pip install --no-cache-dir . -c constraints.txt

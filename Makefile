@@ -21,7 +21,7 @@ STEPS   := $(or $(shell $(PYTHON) -m stages.core.registry),$(error PYTHON must b
 STAGES  := $(patsubst %/train,%,$(filter %/train,$(foreach s,$(STEPS),$(firstword $(subst :, ,$(s))))))
 WHAT     = --run $(RUN) --recipe $(RECIPE) --seed $(SEED) $(foreach s,$(SET),--set $(s))
 
-.PHONY: help venv demo architecture test lint types contracts unit chain wheel clean ablation ablation-proposals photos $(STAGES) evaluate report FORCE
+.PHONY: help venv demo architecture test lint types contracts docs docs-serve unit chain wheel clean ablation ablation-proposals photos $(STAGES) evaluate report FORCE
 
 help: ## this list
 	@grep -hE '^[a-z][a-z -]*:.*##' $(firstword $(MAKEFILE_LIST)) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -43,7 +43,7 @@ demo: $(READY) ## all seven stages on drawn images, then runs/demo/report.html
 architecture: $(READY) ## the picture of docs/architecture.md, from runs/demo
 	$(BIN)/python -m benchmarks.architecture_picture --run runs/demo
 
-test: lint types contracts unit chain ## everything CI checks
+test: lint types contracts docs unit chain ## everything CI checks
 
 lint: $(READY) ## ruff
 	$(BIN)/ruff check .
@@ -54,6 +54,12 @@ types: $(READY) ## mypy --strict
 
 contracts: $(READY) ## import contracts
 	$(BIN)/lint-imports
+
+docs: $(READY) ## the documentation as a site in build/site, links checked
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+docs-serve: $(READY) ## the site while you write, on http://127.0.0.1:8000
+	$(BIN)/python -m mkdocs serve
 
 unit: $(READY) ## all tests but the chain
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not chain" -n 2

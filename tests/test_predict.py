@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,13 @@ SPEC = DetectorSpec(
 )  # fmt: skip
 
 
-def write_detector(path: Path, kind: Kind = "faster-rcnn", seed: int = 0) -> Path:
+def write_detector(
+    path: Path, kind: Kind = "faster-rcnn", seed: int = 0, classes: Sequence[str] = CLASSES
+) -> Path:
     torch.manual_seed(seed)
     spec = SPEC.model_copy(update={"kind": kind})
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_detector(path, build_detector(spec, CLASSES, pretrained=False), spec, CLASSES)
+    save_detector(path, build_detector(spec, classes, pretrained=False), spec, classes)
     return path
 
 

@@ -18,7 +18,6 @@ from stages.core.artifacts.table import ImageRows, Table
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
 from stages.core.detectors.checkpoints import DetectorFile
-from stages.core.detectors.inference import detect
 from stages.core.runtime.device import Precision
 from stages.core.runtime.environment import package_version
 from stages.core.runtime.parts import ImageFunction, map_images
@@ -26,7 +25,8 @@ from stages.core.spec import Counts, Plan, StageContext
 from stages.core.structures.detections import Detections
 from stages.core.viz.drawing import save_png
 from stages.predict.config import PredictConfig
-from stages.predict.masking import build_masker, needs_segmenter, open_segmenter
+from stages.predict.masking import needs_segmenter, open_segmenter
+from stages.predict.predictor import build_predictor
 from stages.predict.spec import PREDICTIONS, SPEC
 from stages.predict.viz import PICTURES, draw_detections, picture_names
 
@@ -84,19 +84,14 @@ class PredictFactory:
 
     def __call__(self) -> ImageFunction:
         """Load the models once and return image id -> rows; draws on the way."""
-        split, device, config = self.split, self.device, self.config
-        model = self.detector.model().to(device)
-        # Only ever lowered: above its own threshold, the detector's outputs stay what they were at its training.
-        if config.score_thresh < model.spec.score_thresh:
-            model.keep_from(config.score_thresh)
-        masked = build_masker(config, self.detector, device)
+        split = self.split
+        predict = build_predictor(self.detector, self.config, self.device, self.precision)
         pictures = picture_names(split.ids)
 
         def rows(image_id: str) -> ImageRows:
             pixels = load_image(split.image_path(image_id))
-            found = detect(model, pixels, device, self.precision, config.view_short_sides)
-            found = masked(pixels, found.reaching(config.score_thresh))
-            if config.pictures:
+            found = predict(pixels)
+            if self.config.pictures:
                 picture = draw_detections(pixels, found, split.classes)
                 save_png(self.out / PICTURES / pictures[image_id], picture)
             return to_rows(found, pixels.shape[0], pixels.shape[1])

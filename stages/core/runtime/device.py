@@ -107,6 +107,18 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def torch_threads_restored() -> Iterator[None]:
+    """Let a block set the number of torch's CPU threads, and set it back: a program that calls us keeps its own."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def peak_memory_mib(device: str) -> float:
     """Return the peak memory so far, MiB: of the CUDA allocator on a GPU, else the resident memory of this process."""
     if device.startswith("cuda"):

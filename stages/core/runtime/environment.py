@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -28,6 +29,19 @@ def package_version() -> str:
         return importlib.metadata.version("weaksam")
     except importlib.metadata.PackageNotFoundError:
         return "0+source"
+
+
+def command_line() -> list[str]:
+    """Return the command of this process: ``weaksam`` and its arguments, or the program that runs a stage itself.
+
+    A notebook or a prompt has no command of its own; what its kernel was started with says nothing.
+    """
+    program = Path(sys.argv[0])
+    if program.stem == "weaksam" or program.parent.name == "weaksam_cli":
+        return ["weaksam", *sys.argv[1:]]
+    if not program.name or program.name == "-c" or "ipykernel" in sys.modules:
+        return ["python"]
+    return [program.name, *sys.argv[1:]]
 
 
 @cache

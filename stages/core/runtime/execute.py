@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from stages.core.config import StageConfig
 from stages.core.errors import TooManyFailuresError, UsageError
 from stages.core.runtime import processes
 from stages.core.runtime.device import peak_memory_mib
-from stages.core.runtime.environment import environment_facts, git_state, package_version
+from stages.core.runtime.environment import command_line, environment_facts, git_state, package_version
 from stages.core.runtime.inputs import check_inputs, find_inputs
 from stages.core.runtime.interrupts import catch_interrupts
 from stages.core.runtime.output_guard import (
@@ -260,7 +259,7 @@ def _manifest(run: _Run, work: _Work) -> Manifest:
         seed=context.seed,
         version=package_version(),
         git=git_state(),
-        command=["weaksam", *sys.argv[1:]],
+        command=command_line(),
         inputs=run.inputs,
         split_fingerprint=context.split.fingerprint,
         outputs=dict.fromkeys(_expected_outputs(run), ""),

@@ -15,9 +15,14 @@ T = TypeVar("T")
 LINE_EVERY_SECONDS = 30.0
 
 
-def configure_logging(verbosity: int) -> logging.Logger:
-    """Send the package's log to stderr: -1 warnings, 0 info, 1 debug; of several processes only the main one logs."""
+def configure_logging(verbosity: int | None) -> logging.Logger:
+    """Send the package's log to stderr: -1 warnings, 0 info, 1 debug; of several processes only the main one logs.
+
+    None leaves the logger to the program that runs us.
+    """
     logger = logging.getLogger("weaksam")
+    if verbosity is None:
+        return logger
     level = {-1: logging.WARNING, 0: logging.INFO}.get(verbosity, logging.DEBUG)
     logger.setLevel(level if is_main() else logging.ERROR)
     logger.propagate = False

@@ -32,7 +32,7 @@ class Request:
         seed: Seed of everything random.
         workers: Processes for map-style work; 0 = in this process, None = all cores on a CPU.
         max_failures: Images that may fail: a count, or a percentage such as ``5%``.
-        verbosity: -1 warnings, 0 info, 1 debug.
+        verbosity: -1 warnings, 0 info, 1 debug; None: log as the calling program does.
         show_progress: Show how far the work is.
     """
 
@@ -53,7 +53,7 @@ class Request:
     seed: int = 0
     workers: int | None = 0
     max_failures: str = "5%"
-    verbosity: int = 0
+    verbosity: int | None = 0
     show_progress: bool = True
 
     @property
