@@ -134,7 +134,11 @@ def test_artifacts__masks_of_proposals(run: weaksam.Run, tmp_path: Path) -> None
     }
     columns |= {name: np.ones(1) for name in ("peak_score", "predicted_iou", "stability", "mask_index")}
     empty = [np.zeros(0)]
-    pools = {"rle": [np.frombuffer(coded, np.uint8)], "evidence": empty, "evidence_class": empty}
+    pools: dict[str, Any] = {
+        "rle": [np.frombuffer(coded, np.uint8)],
+        "evidence": empty,
+        "evidence_class": empty,
+    }
     rows = {"a": ImageRows(columns, {"image_h": 4, "image_w": 6}, pools)}
     write_table(tmp_path / "proposals.h5", PROPOSALS, gather(PROPOSALS, rows))
     stored = weaksam.Proposals.of_image(read_table(tmp_path / "proposals.h5", PROPOSALS), "a")
