@@ -170,7 +170,7 @@ def collect(
     detector.check(split.classes, ("faster-rcnn",))
     model = cast(Detector, detector.model()).to(device).train()
     plain = Augmentation((config.test_short_side,), config.max_size, hflip_prob=0.0)
-    pgt = read_dataset(run / "pgt" / split_name / "pgt.json", split)
+    pgt = read_dataset(run / "pgt" / split_name / "pgt.json", split).boxes
     pseudo = PseudoGroundTruthData(split, pgt, plain, 0, with_masks=False, failures=FailureLog())
     ground_truth = load_ground_truth(split_name, data).images
     ids: list[str] = []

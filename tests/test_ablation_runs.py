@@ -132,7 +132,7 @@ def test_main__a_limit_cuts_every_split_and_the_teacher(
         assert read_manifest(folder / "tiny_train").counts["training_images"] == 1
         assert read_manifest(folder / "tiny_test").limit == 1
     split = open_split("tiny_train", tmp_path / "data").limited(1)
-    assert len(read_dataset(tmp_path / "out" / "ground_truth" / "pgt.json", split)["img_1"]) == 2
+    assert len(read_dataset(tmp_path / "out" / "ground_truth" / "pgt.json", split).boxes["img_1"]) == 2
     assert (
         len(read_results(tmp_path / "out" / "teacher" / "tiny_train" / "detections.json", split)["img_1"])
         == 2

@@ -50,7 +50,7 @@ def test_write_dataset__coco_fields(tmp_path: Path) -> None:
     (annotation,) = raw["annotations"]
     assert (annotation["id"], annotation["area"], annotation["iscrowd"]) == (1, 200.0, 0)
     assert raw["categories"] == [{"id": 7, "name": "cat"}, {"id": 9, "name": "dog"}]
-    back = read_dataset(tmp_path / "d.json", SPLIT)
+    back = read_dataset(tmp_path / "d.json", SPLIT).boxes
     assert set(back) == {"a", "b"}
     assert back["a"].scores.tolist() == [0.5]
 
@@ -64,7 +64,7 @@ def test_write_dataset__masks_give_the_area(tmp_path: Path) -> None:
     rle: RLE = {"size": [8, 8], "counts": encoded["counts"].decode()}
     write_dataset(tmp_path / "d.json", SPLIT, {"a": boxes((1, 2, 6, 4, 0, 1.0), masks=[rle])}, {"a": (8, 8)})
     assert json.loads((tmp_path / "d.json").read_text())["annotations"][0]["area"] == 10
-    back = read_dataset(tmp_path / "d.json", SPLIT)["a"].masks
+    back = read_dataset(tmp_path / "d.json", SPLIT).boxes["a"].masks
     assert back == [rle]
 
 
@@ -121,7 +121,7 @@ def test_read_dataset__not_a_data_set(tmp_path: Path, broken: dict[str, Any]) ->
 def test_read_dataset__other_classes(tmp_path: Path) -> None:
     write_dataset(tmp_path / "d.json", SPLIT, {}, {"a": (1, 1)})
     with pytest.raises(SchemaError, match="classes"):
-        read_dataset(tmp_path / "d.json", FakeSplit(classes=("cat", "cow")))
+        read_dataset(tmp_path / "d.json", FakeSplit(classes=("sheep", "cow")))
 
 
 def data_set(**changes: Any) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def data_set(**changes: Any) -> dict[str, Any]:
 def read(tmp_path: Path, content: Any) -> Detections:
     path = tmp_path / "d.json"
     path.write_text(json.dumps(content))
-    return read_dataset(path, SPLIT)["a"]
+    return read_dataset(path, SPLIT).boxes["a"]
 
 
 @pytest.mark.parametrize(
@@ -179,12 +179,20 @@ def test_read_dataset__every_form_of_mask(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "annotation", "expected"),
     [
-        ({"categories": ["cat"]}, {}, "holds classes"),
-        ({"categories": [{"id": 9, "name": "dog"}]}, {}, "holds classes"),
+        ({"categories": ["cat"]}, {}, "category 0 is 'cat'"),
+        ({"categories": [{"id": 9, "name": "cow"}]}, {}, "holds classes"),
         ({"categories": {}}, {}, "lists of images, annotations, categories"),
-        ({"categories": [{"id": 9, "name": "dog"}, {"id": 9, "name": "cat"}]}, {}, "integer of its own"),
+        ({"categories": [{"id": 9, "name": "dog"}, {"id": 9, "name": "cat"}]}, {}, "integer id of its own"),
         ({"images": ["a"]}, {}, "image 0 is not"),
-        ({"images": [{"id": 1}]}, {"segmentation": [[0, 0, 4, 0, 4, 4]]}, "annotation 0 .* height and width"),
+        ({"images": [{"id": 1}]}, {}, "image 0 .id 1. has file_name None"),
+        ({"images": [{"id": 1, "file_name": "z.jpg"}]}, {}, "none of its 1 images is in split toy_train"),
+        (
+            {"images": [{"id": 1, "file_name": "a.jpg"}]},
+            {"segmentation": [[0, 0, 4, 0, 4, 4]]},
+            "annotation 0 .* height and width",
+        ),
+        ({}, {"image_id": 3}, "annotation 0 is not a COCO entry of a listed image"),
+        ({}, {"iscrowd": "maybe"}, "annotation 0 has iscrowd 'maybe'"),
         ({"annotations": ["a"]}, {}, "annotation 0 is not"),
         ({}, {"category_id": [9]}, r"annotation 0 has unknown category \[9\]"),
         ({}, {"bbox": [0, 0, 1, 1, 0, 0, 1, 1]}, "annotation 0 has bbox"),

@@ -34,7 +34,7 @@ def test_pgt__writes_a_coco_data_set_with_statistics_and_reasons(tmp_path: Path)
     assert [(i["height"], i["width"]) for i in loaded["images"]] == [(HEIGHT, WIDTH)] * 3
     assert loaded["info"]["without_boxes"] == {"img_2": "no detection of its tags: dog"}
     assert "missing_tags" not in loaded["info"]
-    boxes = read_dataset(at.out / "pgt.json", at.split)
+    boxes = read_dataset(at.out / "pgt.json", at.split).boxes
     assert boxes["img_1"].classes.tolist() == [CAT, DOG, DOG]
     assert len(boxes["img_2"]) == 0
     dog = next(line for line in lines if line["class"] == "dog")

@@ -343,7 +343,7 @@ def test_second_round__from_the_command_line(
         assert command("-q", "pgt", "--split", "tiny_train", *second, "--detections", detections, *again) == 0
         assert command("-q", "retrain", "--split", "tiny_train", *second, *settings, *again) == 0
         again = ["--overwrite"]
-    pseudo = read_dataset(tmp_path / "runs" / "second" / "pgt" / "tiny_train" / "pgt.json", split)
+    pseudo = read_dataset(tmp_path / "runs" / "second" / "pgt" / "tiny_train" / "pgt.json", split).boxes
     for image_id in split.ids:
         assert set(pseudo[image_id].classes.tolist()) == set(split.tags(image_id)), "a box for every tag"
     assert command("-q", "retrain", "--split", "tiny_test", *second, *settings) == 0

@@ -22,7 +22,7 @@ def test_write_ground_truth__true_boxes_and_masks_in_the_format_of_pgt(tmp_path:
     make_voc(tmp_path, masks=True)
     path = write_ground_truth("tiny_train", tmp_path, tmp_path / "truth.json")
     split = open_split("tiny_train", tmp_path)
-    found = read_dataset(path, split)
+    found = read_dataset(path, split).boxes
     first = SCENES["train"]["img_1"]
     assert found["img_1"].boxes_xyxy.tolist() == [list(map(float, o.box_xyxy)) for o in first]
     assert [split.classes[c] for c in found["img_1"].classes] == [o.name for o in first]

@@ -29,7 +29,7 @@ def test_wsis__masks_fit_and_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert segmenter.encodings == 2  # one per image with boxes
     assert counts["pseudo_masks"] == 4
     assert counts["masks_filled_box"] == 0
-    masks = read_dataset(train.out / "pgt_masks.json", train.split)
+    masks = read_dataset(train.out / "pgt_masks.json", train.split).boxes
     assert masks["img_1"].boxes_xyxy[0].tolist() == [4, 6, 14, 26]  # the tight box of the mask
     raw = json.loads((train.out / "pgt_masks.json").read_text())
     assert raw["annotations"][0]["area"] == 10 * 20
@@ -53,7 +53,7 @@ def test_wsis__masks_fit_and_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_wsis__given_masks_may_be_polygons(tmp_path: Path) -> None:
     train = context(tmp_path, "train", "wsis")
     path = write_pgt(tmp_path, train.split, masked=True)
-    wanted = read_dataset(path, train.split)
+    wanted = read_dataset(path, train.split).boxes
     content = json.loads(path.read_text())
     for entry in content["annotations"]:
         x, y, w, h = entry["bbox"]

@@ -22,6 +22,8 @@ def print_report_table(report: Report) -> None:
     for name, value in report.metrics.items():
         table.add_row(name, format_number(value))
     console.print(table)
+    for note in report.notes:
+        console.print(note, markup=False, highlight=False)
     if report.per_class:
         columns = list(next(iter(report.per_class.values())))
         classes = Table(title="per class")

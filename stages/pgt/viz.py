@@ -19,4 +19,4 @@ def draw(out: Path, split: WeakSplit, ids: Sequence[str], folder: Path) -> list[
         ids: which images.
         folder: where the pictures go.
     """
-    return draw_detections(read_dataset(out / "pgt.json", split), split, ids, folder)
+    return draw_detections(read_dataset(out / "pgt.json", split).boxes, split, ids, folder)

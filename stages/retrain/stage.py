@@ -42,10 +42,12 @@ class RetrainStage:
         if isinstance(spec, DetrSpec):
             check_detr(spec)
             require_transformers()
-        pgt = large_enough(read_dataset(context.input("pgt"), context.split), config.min_box_side_px)
+        taken = read_dataset(context.input("pgt"), context.split)
+        pgt = large_enough(taken.boxes, config.min_box_side_px)
         usable = sum(len(boxes) > 0 for boxes in pgt.values())
         steps = total_steps(config, usable)
-        return Plan(len(context.split.ids), (f"{usable} images with pseudo boxes, {steps} steps",))
+        notes = (f"pgt: {taken.summary()}", f"{usable} images with pseudo boxes, {steps} steps")
+        return Plan(len(context.split.ids), notes)
 
     def run(self, config: RetrainConfig, context: StageContext) -> Counts:
         """Fit on a train split, then apply."""
@@ -68,7 +70,7 @@ class RetrainStage:
         return counts
 
     def _fit(self, config: RetrainConfig, context: StageContext) -> Counts:
-        pgt = large_enough(read_dataset(context.input("pgt"), context.split), config.min_box_side_px)
+        pgt = large_enough(read_dataset(context.input("pgt"), context.split).boxes, config.min_box_side_px)
         data = PseudoGroundTruthData(
             context.split,
             pgt,

@@ -53,7 +53,7 @@ class MaskFactory:
 
     def __call__(self) -> ImageFunction:
         """Load pseudo boxes and segmenter once and return image id -> rows."""
-        boxes_of = read_dataset(self.pgt, self.split)
+        boxes_of = read_dataset(self.pgt, self.split).boxes
         if self.config.mask_source == "given":
             return lambda image_id: self._given(image_id, boxes_of.get(image_id, Detections.empty()))
         from stages.core.segmenters.loading import load_segmenter

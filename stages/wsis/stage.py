@@ -31,7 +31,8 @@ class WsisStage:
             detector.check(context.split.classes, ("mask-rcnn",))
             detector.model()
             return Plan(len(context.split.ids), ("apply only",))
-        pgt = read_dataset(context.input("pgt"), context.split)
+        taken = read_dataset(context.input("pgt"), context.split)
+        pgt = taken.boxes
         if config.mask_source == "given":
             for image_id, found in pgt.items():
                 check_given(image_id, found, context.input("pgt"))
@@ -40,7 +41,8 @@ class WsisStage:
         steps = total_steps(config, usable)
         if config.mask_source == "prompt":
             require_weights(config.segmenter, config.segmenter_weights)
-        return Plan(len(context.split.ids), (f"{boxes} boxes on {usable} images to mask, {steps} steps",))
+        notes = (f"pgt: {taken.summary()}", f"{boxes} boxes on {usable} images to mask, {steps} steps")
+        return Plan(len(context.split.ids), notes)
 
     def run(self, config: WsisConfig, context: StageContext) -> Counts:
         """Make masks and fit on a train split, then apply."""

@@ -27,7 +27,7 @@ def draw(out: Path, split: WeakSplit, ids: Sequence[str], folder: Path) -> list[
     """
     found: dict[str, Mapping[str, Detections]] = {}
     if (out / "pgt_masks.json").is_file():
-        found["pseudo masks"] = read_dataset(out / "pgt_masks.json", split)
+        found["pseudo masks"] = read_dataset(out / "pgt_masks.json", split).boxes
     found["Mask R-CNN"] = read_results(out / "segmentations.json", split)
     paths = []
     for image_id in ids:

@@ -44,6 +44,18 @@ def score_of(entry: Mapping[str, Any], default: float | None = None) -> float:
     return float(score)
 
 
+def is_set(entry: Mapping[str, Any], flag: str) -> bool:
+    """Whether a flag such as ``iscrowd`` is 1; some tools write it as text, or leave it out.
+
+    Raises:
+        ValueError: neither 0 nor 1.
+    """
+    value = entry.get(flag)
+    if value not in (None, "", 0, "0", 1, "1"):
+        raise ValueError(f"has {flag} {value!r}, expected 0 or 1")
+    return value in (1, "1")
+
+
 def mask_of(segmentation: Any, height: int, width: int) -> RLE:
     """Polygons, plain or compressed run lengths as compressed ones.
 

@@ -8,13 +8,15 @@ any COCO tool reads them beside the data set's own annotations.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.core.artifacts.coco_fields import box_xywh, mask_of, score_of
+from stages.core.artifacts.coco_fields import box_xywh, is_set, mask_of, score_of
+from stages.core.artifacts.coco_matching import Number, match_images
 from stages.core.artifacts.files import read_json, write_json
 from stages.core.errors import SchemaError
 from stages.core.structures.detections import Detections
@@ -207,63 +209,118 @@ def _annotation(number: int, result: Entry) -> Entry:
     return {"id": number, **located, "area": area, "iscrowd": 0, **kept}
 
 
-def read_dataset(path: Path, split: LabelSpace) -> dict[str, Detections]:
+@dataclass(frozen=True)
+class ForeignBoxes:
+    """Boxes of a COCO data set that are of a split's images and classes, and what else the file holds.
+
+    Attributes:
+        boxes: Image id -> boxes, for every image that the file lists and the split holds.
+        unknown_files: Names of listed images that the split does not hold.
+        ignored_classes: Names of categories that the split does not have.
+        ignored_crowds: Annotations of crowds, which are no boxes of objects.
+    """
+
+    boxes: dict[str, Detections]
+    unknown_files: tuple[str, ...] = ()
+    ignored_classes: tuple[str, ...] = ()
+    ignored_crowds: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything in the file was taken."""
+        return not (self.unknown_files or self.ignored_classes or self.ignored_crowds)
+
+    def summary(self) -> str:
+        """Say what was taken and what not: "61 boxes of 22 images; 3 unknown file names (a.jpg, ...)"."""
+        parts = [f"{sum(map(len, self.boxes.values()))} boxes of {len(self.boxes)} images"]
+        if self.unknown_files:
+            more = ", ..." if len(self.unknown_files) > 1 else ""
+            parts.append(f"{len(self.unknown_files)} unknown file names ({self.unknown_files[0]}{more})")
+        if self.ignored_classes:
+            parts.append(f"classes {', '.join(self.ignored_classes)} ignored")
+        if self.ignored_crowds:
+            parts.append(f"{self.ignored_crowds} crowds ignored")
+        return "; ".join(parts)
+
+
+def read_dataset(path: Path, split: LabelSpace) -> ForeignBoxes:
     """Read pseudo ground truth: what :func:`write_dataset` wrote, or any COCO data set of the split's images.
 
-    Classes are known by name: the file may number and order its categories as it likes. Polygons become run
-    lengths; a box without a score has score 1.
-
-    Returns:
-        Image id -> boxes for every image the file lists and the split holds.
+    Images are known by file name (:func:`match_images`) and classes by name: the file may number and order both as it
+    likes. Polygons become run lengths; a box without a score has score 1.
 
     Raises:
-        SchemaError: not a COCO data set, other classes than the split's, an unknown image, or a box, score or mask
-            that is none.
+        SchemaError: not a COCO data set, none of its images or classes is the split's, a file name that may be several
+            images, or a box, score or mask that is none.
     """
     loaded = read_json(path)
     sections = ("images", "annotations", "categories")
     if not isinstance(loaded, dict) or not all(isinstance(loaded.get(name), list) for name in sections):
         raise SchemaError(f"expected a COCO data set with lists of {', '.join(sections)}", where=path)
-    class_of = _classes_by_category(loaded["categories"], split, path)
-    grouped: dict[str, list[_Row]] = {}
-    sizes: dict[str, tuple[int | None, int | None]] = {}
-    known = frozenset(split.ids)
-    for position, image in enumerate(loaded["images"]):
-        image_id = _image_of(image, "id", split, known, path, f"image {position}")
-        grouped[image_id], sizes[image_id] = [], (_integer(image, "height"), _integer(image, "width"))
+    names = _category_names(loaded["categories"], path)
+    if not set(split.classes) & set(names.values()):
+        raise SchemaError(
+            f"holds classes {list(names.values())[:5]}, split {split.name} has {list(split.classes)[:5]}",
+            where=path,
+            hint="use pseudo ground truth made for this data set; classes are matched by name",
+        )
+    matches = match_images(loaded["images"], split, path)
+    sizes = {entry["id"]: (_integer(entry, "height"), _integer(entry, "width")) for entry in loaded["images"]}
+    grouped: dict[str, list[_Row]] = {image_id: [] for image_id in matches.image_ids.values()}
+    crowds = 0
     for position, entry in enumerate(loaded["annotations"]):
         what = f"annotation {position}"
-        image_id = _image_of(entry, "image_id", split, grouped, path, what)
-        if (number := _integer(entry, "category_id")) not in class_of:
-            raise SchemaError(
-                f"{what} has unknown category {entry.get('category_id')!r}", where=path, hint=_AGAIN
-            )
+        number, name = _image_and_class(entry, what, sizes, names, path)
+        if number not in matches.image_ids or name not in split.classes:
+            continue
         try:
-            mask = _annotation_mask(entry, *sizes[image_id])
-            row = _Row(box_xywh(entry), class_of[number], score_of(entry, 1.0), mask)
+            if is_set(entry, "iscrowd"):
+                crowds += 1
+                continue
+            mask = _annotation_mask(entry, *sizes[number])
+            row = _Row(box_xywh(entry), split.classes.index(name), score_of(entry, 1.0), mask)
         except ValueError as error:
             raise SchemaError(f"{what} {error}", where=path, hint=_AGAIN) from error
-        grouped[image_id].append(row)
-    return {image_id: _detections(rows) for image_id, rows in grouped.items()}
+        grouped[matches.image_ids[number]].append(row)
+    return ForeignBoxes(
+        {image_id: _detections(rows) for image_id, rows in grouped.items()},
+        tuple(matches.unknown.values()),
+        tuple(sorted(set(names.values()) - set(split.classes))),
+        crowds,
+    )
 
 
-def _classes_by_category(categories: Sequence[Any], split: LabelSpace, path: Path) -> dict[int | None, int]:
-    """Return the index of the class by the category id of the file; classes are known by name."""
-    names = [category.get("name") if isinstance(category, dict) else None for category in categories]
-    if sorted(map(str, names)) != sorted(split.classes):
+def _image_and_class(
+    entry: Any, what: str, images: Container[Any], names: Mapping[int, str], path: Path
+) -> tuple[Number, str]:
+    """Return the id of the image in the file, and the name of the class."""
+    if not isinstance(entry, dict) or not _is_one_of(entry.get("image_id"), images):
+        raise SchemaError(f"{what} is not a COCO entry of a listed image", where=path, hint=_AGAIN)
+    if not _is_one_of(entry.get("category_id"), names):
         raise SchemaError(
-            f"holds classes {names[:5]}…, split {split.name} has {list(split.classes)[:5]}…",
-            where=path,
-            hint="use pseudo ground truth made for this data set",
+            f"{what} has unknown category {entry.get('category_id')!r}", where=path, hint=_AGAIN
         )
-    numbers = [_integer(category, "id") for category in categories]
-    if None in numbers or len(set(numbers)) < len(numbers):
-        raise SchemaError(
-            f"its categories have the ids {numbers[:5]}…",
-            where=path,
-            hint="give each an integer of its own",
-        )
-    return {number: split.classes.index(str(name)) for number, name in zip(numbers, names, strict=True)}
+    return entry["image_id"], names[entry["category_id"]]
+
+
+def _is_one_of(value: Any, known: Container[Any]) -> bool:
+    # A list would be unhashable, and True would pass for 1.
+    return type(value) in (int, str) and value in known
+
+
+def _category_names(categories: Sequence[Any], path: Path) -> dict[int, str]:
+    """Return the names of the file's categories by their ids."""
+    names: dict[int, str] = {}
+    for position, category in enumerate(categories):
+        number = _integer(category, "id") if isinstance(category, dict) else None
+        if number is None or number in names or not isinstance(category.get("name"), str):
+            raise SchemaError(
+                f"category {position} is {category!r}",
+                where=path,
+                hint="give each a name and an integer id of its own",
+            )
+        names[number] = category["name"]
+    return names
 
 
 def _annotation_mask(entry: Entry, height: int | None, width: int | None) -> RLE | None:

@@ -251,7 +251,8 @@ def _mean(values: FloatArray) -> float:
 
 def _pgt(artifact: Path, labeled: LabeledSplit) -> Report:
     classes = len(labeled.split.classes)
-    found = _known(read_dataset(artifact, labeled.split), labeled)
+    taken = read_dataset(artifact, labeled.split)
+    found = _known(taken.boxes, labeled)
     metrics: dict[str, float] = {}
     per_class: dict[str, Array] = {}
     for iou in (0.5, 0.75):
@@ -259,10 +260,10 @@ def _pgt(artifact: Path, labeled: LabeledSplit) -> Report:
         metrics |= {f"precision{at}": result.precision, f"recall{at}": result.recall, f"f1_{at}": result.f1}
         per_class |= {f"precision{at}": result.class_precision, f"recall{at}": result.class_recall}
     metrics["boxes_per_image"] = _per_image(found, labeled)
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = () if taken.complete else (taken.summary(),)
     if any(boxes.masks is not None for boxes in found.values()):
         annotated = images_with_masks(labeled.images)
-        notes = _mask_notes(annotated, labeled)
+        notes += _mask_notes(annotated, labeled)
         if annotated:
             masks = {name: boxes for name, boxes in found.items() if name in annotated}
             for iou in (0.5, 0.75):

@@ -6,7 +6,7 @@ are handed in by the report. Coordinates of artifacts are image pixels; pictures
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,11 @@ MAX_CLASSES = 2
 SHOWN_SHARE = 0.5
 """Detections are shown from this share of the image's best score on: one rule for every detector."""
 
-READERS = {"detections": read_results, "segmentations": read_results, "pgt": read_dataset}
+READERS: dict[str, Callable[[Path, WeakSplit], dict[str, Detections]]] = {
+    "detections": read_results,
+    "segmentations": read_results,
+    "pgt": lambda path, split: read_dataset(path, split).boxes,
+}
 """Kind of artifact -> reader, for those that hold boxes."""
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from stages.core.artifacts.coco_fields import box_xywh, is_finite, mask_of
+from stages.core.artifacts.coco_fields import box_xywh, is_finite, is_set, mask_of
 from stages.core.datasets.catalog import SplitSource
 from stages.core.datasets.coco import read_document
 from stages.core.datasets.split import WeakSplit
@@ -59,8 +61,8 @@ class CocoGroundTruthReader:
             height=height,
             boxes_xyxy=boxes,
             classes=np.array([self._class_of[entry["category_id"]] for entry in found], dtype=np.int64),
-            difficult=np.array([bool(entry.get("ignore", 0)) for entry in found], dtype=np.bool_),
-            crowd=np.array([bool(entry.get("iscrowd", 0)) for entry in found], dtype=np.bool_),
+            difficult=self._flags(found, "ignore"),
+            crowd=self._flags(found, "iscrowd"),
             masks=masks,
             areas=np.array(areas, dtype=np.float64),
         )
@@ -71,6 +73,15 @@ class CocoGroundTruthReader:
         except ValueError as error:
             raise self._error(entry, str(error)) from error
         return x, y, x + width, y + height
+
+    def _flags(self, entries: Sequence[Annotation], flag: str) -> NDArray[np.bool_]:
+        values = []
+        for entry in entries:
+            try:
+                values.append(is_set(entry, flag))
+            except ValueError as error:
+                raise self._error(entry, str(error)) from error
+        return np.array(values, dtype=np.bool_)
 
     def _mask(self, entry: Annotation, height: int, width: int) -> RLE:
         try:
