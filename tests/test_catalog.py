@@ -149,7 +149,7 @@ def test_open_split__a_test_split_without_a_train_split_still_opens(tmp_path: Pa
         ("tiny", UsageError, "<dataset>_<subset>"),
         ("_train", UsageError, "<dataset>_<subset>"),
         ("../tiny_train", UsageError, "<dataset>_<subset>"),
-        ("bare_train", MissingInputError, "ImageSets/Main"),
+        ("bare_train", MissingInputError, "weaksam data check .*bare"),
         ("odd_all", ConfigError, "train or a test split"),
     ],
 )
@@ -157,7 +157,7 @@ def test_open_split__a_wrong_name_is_answered_with_what_there_is(
     tmp_path: Path, name: str, error: type[Exception], message: str
 ) -> None:
     make_voc(tmp_path)
-    make_voc(tmp_path, "odd", {"all": ONE})
+    make_voc(tmp_path, "odd", {"all": ONE, "more": ONE})
     (tmp_path / "bare").mkdir()
     with pytest.raises(error, match=message):
         open_split(name, tmp_path)
@@ -186,8 +186,9 @@ def test_open_split__missing_images_are_problems_unless_all_are(tmp_path: Path) 
 
 
 def test_open_split__a_class_without_any_positive_image_stays_in_the_list(tmp_path: Path) -> None:
-    folder = make_voc(tmp_path, "tiny", {"train": ONE})
-    make_xml(folder / "Annotations" / "elsewhere.xml", [Obj("zebra")])
+    folder = make_voc(tmp_path, "tiny", {"train": ONE, "val": {"b": [Obj("zebra")]}})
+    make_xml(folder / "Annotations" / "in_no_list.xml", [Obj("yeti")])
+    (folder / "Annotations" / "notes.xml").write_text("<oops>")
     split = open_split("tiny_train", tmp_path)
     assert split.classes == ("cat", "zebra")
     assert {tag for i in split.ids for tag in split.tags(i)} == {0}

@@ -77,7 +77,7 @@ def test_dataset_yaml__a_named_image_folder_is_not_guessed_around(tmp_path: Path
         ("format: [", "not valid YAML"),
         ("just text", "expected a mapping"),
         ("format: voc\n", "'subsets': Field required"),
-        ("format: vco\nsubsets: {train: train}\n", "'format': .*'voc', 'coco' or 'folder'"),
+        ("format: vco\nsubsets: {train: train}\n", "'format': .*'voc', 'coco', 'folder'"),
         (
             "format: voc\nclases: [a]\nsubsets: {train: train}\n",
             "unknown key 'clases'(.|\n)*did you mean 'classes'",

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from stages.core.artifacts.schemas import PROMPTS
 from stages.core.backbones.timm_backbones import build_backbone
 from stages.core.datasets import catalog, layouts
+from stages.core.datasets.formats import scanning
 from stages.core.datasets.split import ListedImage, Listing
 from stages.core.errors import MissingInputError
 from stages.core.evaluation.ground_truth import load_ground_truth
@@ -156,7 +157,7 @@ def read_lines(dataset: layouts.Dataset, subset: layouts.Subset, *, train: bool)
 def scan_lines(name: str, root: Path) -> layouts.Dataset | None:
     subsets = {
         file.stem: layouts.Subset(file, (root / "images",), "train" if file.stem == "train" else "test")
-        for file in root.glob("*.jsonl")
+        for file in root.glob("*.lines")
     }
     return layouts.Dataset(name, root, "jsonl", subsets) if subsets else None  # type: ignore[arg-type]
 
@@ -164,15 +165,15 @@ def scan_lines(name: str, root: Path) -> layouts.Dataset | None:
 def test_data_format__with_a_scanner_and_a_reader_gives_splits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scanners: dict[Any, Any] = layouts.SCANNERS
+    scanners: list[Any] = [*scanning.SCANNERS, ("jsonl", scan_lines)]
     readers: dict[Any, Any] = catalog.READERS
-    monkeypatch.setitem(scanners, "jsonl", scan_lines)
+    monkeypatch.setattr(scanning, "SCANNERS", scanners)
     monkeypatch.setitem(readers, "jsonl", read_lines)
     images = tmp_path / "pets" / "images"
     images.mkdir(parents=True)
     cv2.imwrite(str(images / "a.png"), np.zeros((4, 5, 3), np.uint8))
     for subset in ("train", "test"):
-        (tmp_path / "pets" / f"{subset}.jsonl").write_text('{"file": "a.png", "tags": ["cat", "dog"]}\n')
+        (tmp_path / "pets" / f"{subset}.lines").write_text('{"file": "a.png", "tags": ["cat", "dog"]}\n')
     train, test = (catalog.open_split(f"pets_{subset}", tmp_path) for subset in ("train", "test"))
     assert (train.classes, train.tags("a")) == (("cat", "dog"), (0, 1))
     assert (test.role, test.train_split, test.has_tags) == ("test", "pets_train", False)

@@ -62,8 +62,9 @@ def test_weak_split__its_face_is_what_the_contract_says() -> None:
     public = {name for name in dir(WeakSplit) if not name.startswith("_")}
     public |= {f.name for f in dataclasses.fields(WeakSplit) if not f.name.startswith("_")}
     assert public == {
-        "name", "dataset", "subset", "role", "train_split", "classes", "category_ids", "ids", "problems",
-        "has_tags", "file_name", "image_path", "tags", "coco_id", "id_of", "fingerprint", "limited",
+        "name", "dataset", "subset", "role", "train_split", "classes", "category_ids", "ids", "problems", "notes",
+        "has_tags", "file_name", "image_path", "tags", "coco_id", "id_of", "fingerprint", "content_fingerprint",
+        "limited",
     }  # fmt: skip
 
 
@@ -117,7 +118,8 @@ def test_ids__coco_ids_sort_as_text(tmp_path: Path) -> None:
 
 
 def test_limited__first_images_with_their_numbers_and_the_problems_before_them(tmp_path: Path) -> None:
-    scenes = {"train": {"a": [Obj("cat")], "b": [], "c": [Obj("cat")], "d": [], "e": [Obj("dog")]}}
+    hard = [Obj("cat", difficult=True)]
+    scenes = {"train": {"a": [Obj("cat")], "b": hard, "c": [Obj("cat")], "d": hard, "e": [Obj("dog")]}}
     make_voc(tmp_path, "tiny", scenes)
     split = open_split("tiny_train", tmp_path)
     assert split.ids == ("a", "c", "e")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -35,14 +36,14 @@ def test_tags__images_without_tags_are_problems_on_train_splits_only(tmp_path: P
     folder = make_voc(tmp_path, "tiny", {"train": {"a": [Obj("cat")], "b": [], "c": []}, "test": {"d": []}})
     (folder / "Annotations" / "c.xml").unlink()
     split = open_split("tiny_train", tmp_path)
-    assert [(p.id, p.kind) for p in split.problems] == [("b", "no_tags"), ("c", "missing_annotation")]
+    assert [(p.id, p.kind) for p in split.problems] == [("c", "missing_annotation")]
+    assert (split.ids, split.tags("b")) == (("a", "b"), ())  # an annotation without objects: a negative
     assert open_split("tiny_test", tmp_path).ids == ("d",)
 
 
 def test_tags__a_train_split_without_any_tag_is_refused(tmp_path: Path) -> None:
-    folder = make_voc(tmp_path, "tiny", {"train": {"a": []}})
-    make_xml(folder / "Annotations" / "z.xml", [Obj("cat")])
-    with pytest.raises(SchemaError, match="no image of the train split tiny_train is usable"):
+    make_voc(tmp_path, "tiny", {"train": {"a": []}, "val": {"z": [Obj("cat")]}})
+    with pytest.raises(SchemaError, match="none of the 1 images of the train split tiny_train shows a class"):
         open_split("tiny_train", tmp_path)
 
 
@@ -101,11 +102,34 @@ def test_classes__nowhere_to_be_learned_from(tmp_path: Path) -> None:
     ],
 )
 def test_xml__bad_files_are_named_with_the_reason(tmp_path: Path, xml: str, message: str) -> None:
-    folder = make_voc(tmp_path, "tiny", {"train": {"a": [Obj("cat")]}})
+    folder = make_voc(tmp_path, "tiny", {"train": {"a": [Obj("cat")], "b": [Obj("cat")]}})
     (folder / "Annotations" / "a.xml").write_text(xml)
-    with pytest.raises(SchemaError, match=message) as caught:
-        open_split("tiny_train", tmp_path)
-    assert str(folder / "Annotations" / "a.xml") in str(caught.value)
+    split = open_split("tiny_train", tmp_path)
+    (problem,) = split.problems
+    assert (split.ids, problem.id, problem.kind) == (("b",), "a", "missing_annotation")
+    assert re.search(f"annotation file a.xml: .*({message})", problem.reason)
+
+
+@pytest.mark.parametrize(
+    ("xml", "tags"),
+    [
+        (b"\xef\xbb\xbf<annotation><object><name>\n cat\n</name></object></annotation>", (0,)),
+        ('<?xml version="1.0" encoding="gb2312"?><annotation><folder>\u56fe</folder><object><name>cat</name></object>'
+         "</annotation>".encode("gb2312"), (0,)),
+        ("<annotation><folder>k\xf6ter</folder><object><name>cat</name></object></annotation>".encode("latin-1"), (0,)),
+        ('<annotation xmlns="urn:x"><object><name>cat</name></object></annotation>', (0,)),
+        ("<annotation><objects><object><name>cat</name></object></objects></annotation>", (0,)),
+        ("<annotation><object><name>cat</name><difficult>Unspecified</difficult></object></annotation>", (0,)),
+        ("<annotation><objects/></annotation>", ()),
+    ],
+)  # fmt: skip
+def test_xml__forms_of_other_tools_are_read(tmp_path: Path, xml: str | bytes, tags: tuple[int, ...]) -> None:
+    folder = make_voc(tmp_path, "tiny", {"train": {"a": [Obj("cat")], "b": [Obj("cat")]}})
+    (folder / "Annotations" / "a.xml").unlink()
+    path = folder / "Annotations" / "a.XML"
+    path.write_bytes(xml if isinstance(xml, bytes) else xml.encode())
+    split = open_split("tiny_train", tmp_path)
+    assert (split.tags("a"), split.problems) == (tags, ())
 
 
 @pytest.mark.parametrize(
@@ -113,7 +137,8 @@ def test_xml__bad_files_are_named_with_the_reason(tmp_path: Path, xml: str, mess
     [
         ("a\nb\na\n", "'a' is on line 1 and again on line 3"),
         ("a 1\nb -1\n", "per-class list"),
-        ("train/a\n", "is a path"),
+        ("/train/a\n", "is a path"),
+        ("../a\n", "is a path"),
         ("\n\n", "lists no image"),
         (b"\xff\xfe\x00", "not UTF-8"),
     ],
@@ -131,6 +156,14 @@ def test_list__windows_line_ends_byte_order_mark_blank_lines_and_blanks_in_names
     folder = make_voc(tmp_path, "tiny", {"train": {"my cat": [Obj("cat")], "b": [Obj("cat")]}})
     (folder / "ImageSets" / "Main" / "train.txt").write_bytes(b"\xef\xbb\xbfmy cat\r\n\r\nb  \r\n")
     assert open_split("tiny_train", tmp_path).ids == ("b", "my cat")
+
+
+def test_list__ids_in_folders_below(tmp_path: Path) -> None:
+    folder = make_voc(tmp_path, "tiny", {"train": {"cam1/a": [Obj("cat")], "cam2/a": [Obj("dog")]}})
+    (folder / "JPEGImages" / "cam1" / "._a.jpg").write_bytes(b"Mac OS X")
+    split = open_split("tiny_train", tmp_path)
+    assert (split.ids, [split.tags(i) for i in split.ids]) == (("cam1__a", "cam2__a"), [(0,), (1,)])
+    assert split.file_name("cam2__a") == "cam2/a.jpg"
 
 
 def test_images__any_ending_is_found_and_jpg_preferred(tmp_path: Path) -> None:

@@ -38,6 +38,16 @@ def datasets(ctx: typer.Context, incomplete: str) -> list[str]:
     return list(dict.fromkeys(name.rpartition("_")[0] for name in splits(ctx, incomplete)))
 
 
+def label_formats(incomplete: str) -> list[str]:
+    """Forms in which boxes can be written."""
+    return _beginning(("yolo", "voc", "csv", "labelstudio"), incomplete)
+
+
+def stages(incomplete: str) -> list[str]:
+    """Names of the stages."""
+    return _beginning(CHAIN, incomplete)
+
+
 def runs(incomplete: str) -> list[str]:
     """Folders below ``runs``."""
     return _beginning((path.as_posix() for path in sorted(Path("runs").glob("*/"))), incomplete)

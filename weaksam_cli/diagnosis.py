@@ -111,11 +111,18 @@ def _devices() -> tuple[str, list[str]]:
 
 
 def _splits(data: Path) -> tuple[str, list[str]]:
-    from stages.core.datasets.catalog import dataset_problems, list_splits
-    from stages.core.errors import WeakSamError
+    from stages.core.datasets.catalog import EMBEDDED, list_datasets, list_splits
+    from stages.core.datasets.checking.report import check_dataset
+    from stages.core.datasets.image_files import images_below, visible_folders
 
-    try:
-        names, problems = list_splits(data), list(dataset_problems(data))
-    except WeakSamError as error:
-        return str(data), [str(error)]
-    return f"{data}: {', '.join(names) or 'no data sets'}", problems
+    problems: list[str] = []
+    known = list_datasets(data)
+    for name in known:
+        if name not in EMBEDDED:  # drawn when it is asked for
+            check = check_dataset(name, data, read_images=False)
+            problems += [f"{problem} (weaksam data check {name})" for problem in check.problems]
+    unread = [f.name for f in visible_folders(data) if f.name not in known and images_below(f)]
+    splits = ", ".join(list_splits(data))
+    if unread:
+        splits += f"; images without tags that are understood: {', '.join(unread)} (see weaksam data check)"
+    return f"{data}: {splits}", problems

@@ -56,6 +56,33 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("weaksam wsis --split shapes_test", "Apply it"),
         ("weaksam wsis --split shapes_train --segmenter sam-vit-h --device cuda", "A published segmenter"),
     ),
+    "run": (
+        ("weaksam run ~/photos/pets", "Any folder of images and tags, on a CPU"),
+        ("weaksam run voc07 --device cuda", "The published chain; goes on where it was stopped"),
+        ("weaksam run pets --until retrain --classes dog,cat --set wsod.epochs=8", "A part, other settings"),
+        ("weaksam run pets --dry-run", "The steps, and whether the first could start"),
+    ),
+    "show": (
+        ("weaksam show runs/demo/wsod/shapes_train --image shapes_0001", "Its boxes, drawn"),
+        ("weaksam show runs/demo/cam/shapes_train/cams.h5 --image shapes_0001 --out pictures", "Its maps"),
+    ),
+    "status": (
+        ("weaksam status runs/demo", "Every step, and the command to go on"),
+        ("weaksam status --json", "All runs below runs/, for a program"),
+    ),
+    "recipes": (("weaksam recipes list", "What there is"),),
+    "recipes list": (
+        ("weaksam recipes list", "Names, bases and purposes"),
+        ("weaksam recipes list --json", "For a program"),
+    ),
+    "recipes show": (
+        ("weaksam recipes show offline", "What it sets, as YAML"),
+        ("weaksam recipes show voc07 wsod --all", "Every setting of one stage"),
+    ),
+    "recipes diff": (
+        ("weaksam recipes diff voc07 coco14", "Settings in which two differ"),
+        ("weaksam recipes diff offline my.yaml --json", "A file of your own, for a program"),
+    ),
     "demo": (
         ("weaksam demo", "Ten minutes on two cores, then runs/demo/report.html"),
         ("weaksam demo --train-images 24 --test-images 8 --run runs/small", "A smaller one"),
@@ -64,8 +91,17 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "predict": (
         ("weaksam predict photos/ --run runs/demo", "Files, folders or patterns; no tags needed"),
         ("weaksam predict photos/ --run runs/demo --masks", "A mask for every box"),
+        (
+            "weaksam predict photos/ --run runs/demo --format yolo --format csv",
+            "Also as text files and as a table",
+        ),
         ("weaksam predict photos/ --run runs/demo --stage wsis", "Boxes and masks of the Mask R-CNN"),
         ("weaksam predict cat.jpg --detector detector.safetensors --out found", "Any detector file"),
+    ),
+    "convert": (
+        ("weaksam convert runs/demo/predict --format yolo", "Text files and data.yaml of predictions"),
+        ("weaksam convert runs/demo/pgt/shapes_train/pgt.json --format voc --format csv", "Of pseudo boxes"),
+        ("weaksam convert runs/demo --format labelstudio --out tasks", "Tasks to correct in Label Studio"),
     ),
     "evaluate": (
         ("weaksam evaluate --dataset shapes", "Every metric of runs/shapes"),
@@ -93,6 +129,20 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
     "doctor": (
         ("weaksam doctor", "Is everything here?"),
         ("weaksam doctor --data ~/datasets --json", "For a program"),
+    ),
+    "data": (
+        ("weaksam data check ~/photos/pets", "What is it, what can its tags teach, what is wrong"),
+        ("weaksam data init ~/photos/pets --val 20%", "Describe it, and hold out a fifth"),
+    ),
+    "data check": (
+        ("weaksam data check ~/photos/pets", "Any folder: layout, classes, damaged and doubled images"),
+        ("weaksam data check pets --fast", "A data set by its name; images are not read"),
+        ("weaksam data check voc07 --classes bus,car,cat,train --json", "Restricted, for a program"),
+    ),
+    "data init": (
+        ("weaksam data init ~/photos/pets", "Write dataset.yaml, to be edited"),
+        ("weaksam data init ~/photos/pets --val 20% --seed 1", "Hold out a fifth of every class"),
+        ("weaksam data init coco17 --classes dog,cat --overwrite", "Two classes of a large set"),
     ),
     "weights": (
         ("weaksam weights list", "What can be fetched, and what is here"),

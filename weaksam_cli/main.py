@@ -19,6 +19,8 @@ from stages.core.registry import CHAIN, chain_specs
 from weaksam_cli import tools
 from weaksam_cli.commands import HelpCommand, HelpGroup
 from weaksam_cli.completion import words_to_complete
+from weaksam_cli.data_sets import data_app
+from weaksam_cli.recipes import recipes_app
 from weaksam_cli.stage_command import stage_command
 from weaksam_cli.state import OPTIONS
 from weaksam_cli.weights import weights_app
@@ -74,6 +76,8 @@ def build_app(detailed: Sequence[str]) -> typer.Typer:
         )
     for name, function in tools.COMMANDS.items():
         app.command(name, cls=HelpCommand, rich_help_panel="Tools", hidden=name in tools.HIDDEN)(function)
+    app.add_typer(data_app(), name="data", rich_help_panel="Tools")
+    app.add_typer(recipes_app(), name="recipes", rich_help_panel="Tools")
     app.add_typer(weights_app(), name="weights", rich_help_panel="Tools")
     return app
 

@@ -85,6 +85,14 @@ class Options:
         ),
     ] = field(default_factory=list)
     data: Annotated[Path | None, Shown("Folder of data sets; default data.", env="WEAKSAM_DATA")] = None
+    classes: Annotated[
+        str,
+        Shown(
+            "Restrict the data set to these classes; other objects are then unknown.",
+            env="WEAKSAM_CLASSES",
+            metavar="NAME,NAME",
+        ),
+    ] = ""
     limit: Annotated[int | None, Shown("Take only the first N images in id order.", low=1)] = None
     shard: Annotated[str, Shown("Take part I of N, counted from 0.", metavar="I/N")] = "0/1"
     resume: Annotated[bool, Shown("Go on from saved state; nothing to do if finished.")] = False

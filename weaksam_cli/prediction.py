@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from weaksam_cli import completion
+from weaksam_cli.conversion import FormatsOption, label_formats
 from weaksam_cli.options import Options, use, with_options
 from weaksam_cli.stage_command import stage_request
 
 if TYPE_CHECKING:
+    from stages.core.artifacts.label_formats import LabelFormat
     from stages.core.detectors.checkpoints import DetectorFile
     from stages.core.runtime.execute import Outcome
 
@@ -77,6 +80,7 @@ def predict(
     overlays: Annotated[
         bool, typer.Option("--overlays/--no-overlays", help="Draw every image into <out>/viz.")
     ] = True,
+    formats: FormatsOption = None,
 ) -> None:
     """Apply the trained detector to new images: a COCO JSON file and a picture of each image.
 
@@ -89,6 +93,7 @@ def predict(
     from stages.predict.config import PredictConfig
     from stages.predict.trained_run import find_detector, mask_settings
 
+    forms = label_formats(formats)
     file = DetectorFile.open(detector if detector is not None else find_detector(options.run, stage))
     folder = options.out or (Path("predictions") if options.run is None else options.run / "predict")
     run_masks = mask_settings(options.run) if masks else {}
@@ -107,7 +112,8 @@ def predict(
     split = open_photos(images, file.classes, leave_out=[folder])
     request = stage_request(asked, {"detector": file.path})
     outcome = execute(load_stage("predict"), config, request, split, {file.path: file})
-    _print(outcome, as_json=options.as_json, pictures=overlays)
+    written = _label_files(outcome, forms)
+    _print(outcome, written, as_json=options.as_json, pictures=overlays)
 
 
 def _view_short_sides(detector: DetectorFile, tta: bool, given: str | None) -> tuple[int, ...]:
@@ -137,19 +143,32 @@ def _weights(segmenter: str | None, given: Path | None, prompting: dict[str, Any
     return str(prompting.get("segmenter_weights", "")) if own else ""
 
 
-def _print(outcome: Outcome, *, as_json: bool, pictures: bool) -> None:
+def _label_files(outcome: Outcome, formats: Sequence[LabelFormat]) -> list[Path]:
+    """Write the predictions in other forms, too, below <out>/labels; made again from predictions.json each time."""
+    from stages.core.artifacts.label_formats import write_labels
+    from stages.predict.spec import PREDICTIONS
+
+    if outcome.manifest is None:
+        return []
+    source = outcome.out / PREDICTIONS
+    return [write_labels(source, name, outcome.out / "labels" / name) for name in formats]
+
+
+def _print(outcome: Outcome, labels: Sequence[Path], *, as_json: bool, pictures: bool) -> None:
     from stages.predict.spec import PREDICTIONS
     from stages.predict.viz import PICTURES
 
     counts = dict(outcome.manifest.counts) if outcome.manifest else {}
     if as_json:
         found = {"status": outcome.status, "out": str(outcome.out), "images": outcome.plan.images}
-        typer.echo(json.dumps({**found, "file": str(outcome.out / PREDICTIONS), "counts": counts}))
+        paths = {"file": str(outcome.out / PREDICTIONS), "labels": [str(path) for path in labels]}
+        typer.echo(json.dumps({**found, **paths, "counts": counts}))
         return
     typer.echo(f"predict: {outcome.status} ({outcome.plan.images} images; {'; '.join(outcome.plan.notes)})")
     if outcome.manifest is None:
         return
     typer.echo("  " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in counts.items()))
-    typer.echo(f"  {outcome.out / PREDICTIONS}")
+    for path in (outcome.out / PREDICTIONS, *labels):
+        typer.echo(f"  {path}")
     if pictures:
         typer.echo(f"  {outcome.out / PICTURES}{os.sep}")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from stages.core.registry import load_stage, stage_spec
+from weaksam_cli.data_sets import class_names
 from weaksam_cli.options import PANEL, Options, as_command, given_options, option_names, parameters
 from weaksam_cli.setting_flags import given_settings, main_parameters, other_parameters
 from weaksam_cli.state import OPTIONS, data_root, run_folder
@@ -92,6 +93,7 @@ def stage_request(options: Options, overrides: dict[str, Path]) -> Request:
         out=options.out,
         overrides=overrides,
         limit=options.limit,
+        classes=class_names(options.classes),
         shard=parse_shard(options.shard),
         resume=options.resume,
         overwrite=options.overwrite,
@@ -153,7 +155,7 @@ def _draw(stage: str, outcome: Outcome, request: Request, count: int) -> None:
     from stages.core.datasets.catalog import open_split
 
     viz = importlib.import_module(f"stages.{stage}.viz")
-    split = open_split(request.split, request.data)
+    split = open_split(request.split, request.data, classes=request.classes)
     failed = {entry["id"] for entry in outcome.manifest.failures} if outcome.manifest else set()
     ids = [i for i in split.ids[:count] if i not in failed and _readable(split.image_path(i))]
     viz.draw(outcome.out, split, ids, outcome.out / "viz")

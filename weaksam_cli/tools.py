@@ -1,4 +1,4 @@
-"""The tools beside the stages: demo, predict, evaluate, export, report, inspect, doctor, and what Make asks."""
+"""The tools beside the stages: run, predict, evaluate, export, report, status, doctor, and what Make asks."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Annotated, Any, Literal
 import typer
 
 from weaksam_cli import completion
-from weaksam_cli.chain import demo, evaluate_and_report
+from weaksam_cli.chain import demo, evaluate_and_report, run
+from weaksam_cli.conversion import convert
+from weaksam_cli.data_sets import class_names
 from weaksam_cli.diagnosis import doctor
 from weaksam_cli.exporting import export, submissions_of
 from weaksam_cli.inspection import inspect_artifact
 from weaksam_cli.options import Options, use, with_options
 from weaksam_cli.prediction import predict
+from weaksam_cli.run_folders import show, status
 from weaksam_cli.state import data_root, run_folder
 
 DatasetOption = Annotated[
@@ -48,6 +51,7 @@ TestSplitOption = Annotated[
 @with_options(
     use("split", default="", env=None, help="Split that the artifact was made for."),
     use("run", help="Run folder; default runs/<dataset>."),
+    "classes",
     "limit",
     "data",
     "as_json",
@@ -100,7 +104,12 @@ def evaluate(
         from stages.core.evaluation.tasks import evaluate as evaluate_artifact
 
         report = evaluate_artifact(
-            task, artifact, options.split, data_root(options.data), limit=options.limit
+            task,
+            artifact,
+            options.split,
+            data_root(options.data),
+            limit=options.limit,
+            classes=class_names(options.classes),
         )
         metrics = report.metrics
         if options.as_json:
@@ -163,12 +172,16 @@ def settings(
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "run": run,
     "demo": demo,
     "predict": predict,
+    "convert": convert,
     "evaluate": evaluate,
     "export": export,
     "report": report,
     "inspect": inspect_artifact,
+    "show": show,
+    "status": status,
     "doctor": doctor,
     "settings": settings,
 }

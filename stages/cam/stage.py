@@ -104,7 +104,7 @@ class _Factory:
 
     def __call__(self) -> ImageFunction:
         from stages.cam.building import load_classifier, map_rule
-        from stages.cam.maps import image_maps
+        from stages.cam.maps import ImageMaps, image_maps
 
         model = load_classifier(self.checkpoint, self.config, self.split.classes).to(self.device)
         rule = map_rule(self.config)
@@ -113,6 +113,9 @@ class _Factory:
         def maps_of(image_id: str) -> ImageRows:
             pixels = load_image(self.split.image_path(image_id))
             tags = self.split.tags(image_id) if self.split.has_tags else None
+            if tags == ():  # a negative has nothing to be mapped
+                nothing = ImageMaps((), np.zeros(0, np.float32), np.zeros((0, 1, 1), np.float32), None, None)
+                return map_rows(nothing, layers, pixels.shape[0], pixels.shape[1])
             maps = image_maps(model, pixels, tags, rule, self.device)
             return map_rows(maps, layers, pixels.shape[0], pixels.shape[1])
 

@@ -71,6 +71,7 @@ class PgtStage:
             "pseudo_boxes": total,
             "images_without_boxes": len(without),
             "images_missing_a_tag": len(missing),
+            "negatives": sum(not split.tags(image_id) for image_id in selections),
         }
 
     def _report(self, statistics: list[dict[str, int | float | str]], context: StageContext) -> None:

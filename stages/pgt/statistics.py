@@ -53,13 +53,10 @@ def class_statistics(
 
 
 def reasons(selections: Mapping[str, ImageSelection], classes: Sequence[str]) -> dict[str, str]:
-    """Image id -> why it has no pseudo box at all; images with some are left out."""
+    """Image id -> why it has no pseudo box at all; images with some, and negatives, are left out."""
     found = {}
     for image_id, selection in selections.items():
-        if len(selection.rows):
-            continue
-        if not selection.per_class:
-            found[image_id] = "it has no tag"
+        if len(selection.rows) or not selection.per_class:
             continue
         uncertain = [part.class_index for part in selection.per_class if part.uncertain]
         if uncertain:

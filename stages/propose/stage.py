@@ -65,8 +65,10 @@ class ProposeStage:
         table = map_images(context, PROPOSALS, factory, "images", {"segmenter": config.segmenter})
         if table is None:
             return {}
+        negatives = {i for i in context.split.ids if context.split.has_tags and not context.split.tags(i)}
         for image_id in table.ids:
-            if len(table.rows(image_id)["x1"]) == 0:
+            # A negative without proposals has nothing to teach, and nothing is wrong with it.
+            if len(table.rows(image_id)["x1"]) == 0 and image_id not in negatives:
                 context.failures.record(
                     image_id, "no proposal passed the filters; the image keeps an empty entry"
                 )

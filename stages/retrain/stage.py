@@ -17,7 +17,7 @@ from stages.core.detectors.detr import check_detr, require_transformers
 from stages.core.detectors.fitting import total_steps, train_detector
 from stages.core.detectors.inference import detect_split
 from stages.core.detectors.spec import DetrSpec
-from stages.core.detectors.training_data import PseudoGroundTruthData
+from stages.core.detectors.training_data import PseudoGroundTruthData, training_images
 from stages.core.detectors.two_stage.faster_rcnn import save_detector
 from stages.core.spec import Counts, Plan, StageContext
 from stages.core.structures.detections import Detections
@@ -44,9 +44,9 @@ class RetrainStage:
             require_transformers()
         taken = read_dataset(context.input("pgt"), context.split)
         pgt = large_enough(taken.boxes, config.min_box_side_px)
-        usable = sum(len(boxes) > 0 for boxes in pgt.values())
+        usable = len(training_images(context.split, pgt))
         steps = total_steps(config, usable)
-        notes = (f"pgt: {taken.summary()}", f"{usable} images with pseudo boxes, {steps} steps")
+        notes = (f"pgt: {taken.summary()}", f"{usable} images to learn from, {steps} steps")
         return Plan(len(context.split.ids), notes)
 
     def run(self, config: RetrainConfig, context: StageContext) -> Counts:
@@ -79,7 +79,7 @@ class RetrainStage:
             with_masks=False,
             failures=context.failures,
         )
-        boxes = sum(len(pgt[image_id]) for image_id in data.ids)
+        boxes = sum(len(found) for found in pgt.values())
         counts: Counts = {"training_images": len(data.ids), "pseudo_boxes": boxes}
         if context.resume and (context.out / CHECKPOINT).is_file():
             return counts

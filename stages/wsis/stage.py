@@ -9,7 +9,7 @@ from stages.core.artifacts.coco_json import read_dataset, write_dataset, write_r
 from stages.core.detectors.checkpoints import DetectorFile, recorded_view_sizes
 from stages.core.detectors.fitting import total_steps, train_detector
 from stages.core.detectors.inference import detect_split
-from stages.core.detectors.training_data import PseudoGroundTruthData
+from stages.core.detectors.training_data import PseudoGroundTruthData, training_images
 from stages.core.detectors.two_stage.faster_rcnn import save_detector
 from stages.core.runtime.processes import is_main
 from stages.core.spec import Counts, Plan, StageContext
@@ -36,7 +36,7 @@ class WsisStage:
         if config.mask_source == "given":
             for image_id, found in pgt.items():
                 check_given(image_id, found, context.input("pgt"))
-        usable = sum(len(boxes) > 0 for boxes in pgt.values())
+        usable = len(training_images(context.split, pgt))
         boxes = sum(len(found) for found in pgt.values())
         steps = total_steps(config, usable)
         if config.mask_source == "prompt":

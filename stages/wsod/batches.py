@@ -54,7 +54,8 @@ class WsodBatch:
 class WeakData:
     """Images of a train split with tags and proposals; no other ground truth.
 
-    Images without tags or proposals are left out up front and recorded as failures, so that no step ever meets one.
+    Images without proposals are left out up front and recorded as failures, so that no step ever meets one; negatives,
+    which have no tags, teach that none of their proposals is an object.
 
     Raises:
         InputError: nothing is left.
@@ -67,13 +68,13 @@ class WeakData:
         self.proposals = proposals
         self.ids: list[str] = []
         for image_id in split.ids:
-            if not split.tags(image_id):
-                failures.record(image_id, "no tag: nothing to learn from")
-            elif not len(proposals.boxes(image_id)):
-                failures.record(image_id, "no usable proposal")
-            else:
+            if len(proposals.boxes(image_id)):
                 self.ids.append(image_id)
-        if not self.ids:
+            elif split.tags(
+                image_id
+            ):  # a negative without proposals has nothing to teach, and nothing is wrong
+                failures.record(image_id, "no usable proposal")
+        if not any(split.tags(image_id) for image_id in self.ids):
             raise InputError(
                 f"no image of split {split.name} has both a tag and a proposal",
                 where="--proposals",
@@ -95,7 +96,7 @@ class WeakData:
             names.append(used)
             images.append(image)
             boxes.append(own)
-            tags.append(torch.tensor(self.split.tags(used)))
+            tags.append(torch.tensor(self.split.tags(used), dtype=torch.int64))
             if self.config.learns_from_evidence:
                 evidence.append(torch.from_numpy(self.evidence(used)))
         return WsodBatch(names, images, Bags(boxes, tags, evidence))

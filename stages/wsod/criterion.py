@@ -18,7 +18,14 @@ from stages.wsod.evidence.class_scores import FLOOR, factors
 from stages.wsod.losses import image_bce, refinement_loss, regression_loss, row_shares
 from stages.wsod.miners.mist import multi_instance
 from stages.wsod.miners.oicr import near_top, top1
-from stages.wsod.miners.seeds import Seeds, Targets, assign_labels, by_score, relative_scores
+from stages.wsod.miners.seeds import (
+    Seeds,
+    Targets,
+    assign_labels,
+    background_targets,
+    by_score,
+    relative_scores,
+)
 from stages.wsod.model.detector import ProposalOutputs
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -32,7 +39,7 @@ class Bags:
     boxes_xyxy: Sequence[Tensor]
     """(n_b, 4) input pixels per image; none empty."""
     tags: Sequence[Tensor]
-    """int64 (p_b,) 0-based positive classes per image, each once, on the device of the boxes; none empty."""
+    """int64 (p_b,) 0-based positive classes per image, each once, on the device of the boxes; empty for a negative."""
     evidence: Sequence[Tensor] = ()
     """(n_b, p_b) map evidence of the proposals for those classes, in [0, 1], a column of zeros where no map is; empty
     where the settings do not ask for it."""
@@ -153,6 +160,10 @@ def _batch_targets(source_NC: Tensor, bags: Bags, config: WsodConfig, seeding: b
     known = zip(bags.boxes_xyxy, bags.tags, bags.evidence_or_zeros, strict=True)
     for boxes_N4, classes_P, evidence_NP in known:
         count = len(boxes_N4)
+        if not len(classes_P):
+            parts.append(background_targets(boxes_N4, start))
+            start += count
+            continue
         scores_NC = source_NC[start : start + count]
         if config.evidence_mining_power > 0:
             weighed_NP = scores_NC[:, classes_P] * factors(evidence_NP, config.evidence_mining_power)

@@ -57,6 +57,7 @@ def corrected_evidence(
     return {
         image_id: np.stack([own[tag].numpy() for tag in data.split.tags(image_id)], axis=1)
         for image_id, own in zip(ids, found, strict=True)
+        if own
     }
 
 

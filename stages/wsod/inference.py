@@ -12,7 +12,7 @@ from torch import Tensor
 from stages.core.artifacts.detection_rows import DETECTION_ROWS, from_table, to_rows
 from stages.core.artifacts.evidence import ProposalEvidence
 from stages.core.artifacts.table import ImageRows
-from stages.core.datasets.images import load_image
+from stages.core.datasets.images import image_size, load_image
 from stages.core.datasets.split import WeakSplit
 from stages.core.detectors.tta import View, run_views, views
 from stages.core.errors import EnvironmentFault, InputError
@@ -171,7 +171,10 @@ class DetectFactory:
         def rows(image_id: str) -> ImageRows:
             proposals = source.proposals(image_id)
             if not len(proposals):
-                raise InputError("no usable proposal")
+                if not (self.split.has_tags and not self.split.tags(image_id)):
+                    raise InputError("no usable proposal")
+                # Nothing stands out in a negative, and nothing is wrong with it.
+                return to_rows(Detections.empty(), *image_size(self.split.image_path(image_id)))
             pixels = torch.from_numpy(load_image(self.split.image_path(image_id)).copy()).permute(2, 0, 1)
             evidence = source.evidence(image_id) if self.config.evidence_score_power > 0 else None
             found = detect_image(model, pixels, proposals, self.config, self.device, self.precision, evidence)

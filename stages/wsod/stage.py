@@ -8,6 +8,7 @@ from __future__ import annotations
 from stages.core.artifacts.coco_json import write_results
 from stages.core.artifacts.schemas import PROPOSALS
 from stages.core.artifacts.table import read_table
+from stages.core.datasets.split import WeakSplit
 from stages.core.errors import InputError
 from stages.core.runtime.processes import is_main
 from stages.core.spec import Counts, Plan, StageContext
@@ -32,6 +33,7 @@ class WsodStage:
         table = read_table(context.input("proposals"), PROPOSALS)
         missing = sum(image_id not in table for image_id in context.split.ids)
         images = len(context.split.ids)
+        config = fitting(config, context.split)
         notes = [f"{table.num_rows} proposals"]
         if missing:
             notes.append(f"{missing} images without proposals")
@@ -44,6 +46,7 @@ class WsodStage:
     def run(self, config: WsodConfig, context: StageContext) -> Counts:
         """Fit on a train split, then apply."""
         counts: Counts = {}
+        config = fitting(config, context.split)
         checkpoint = context.out / CHECKPOINT
         if context.trains:
             # Also after the fit: what was left out belongs in the manifest, whenever the run was interrupted.
@@ -66,6 +69,13 @@ class WsodStage:
             write_results(context.out / DETECTIONS, context.split, detections)
             counts["detections"] = sum(len(found) for found in detections.values())
         return counts
+
+
+def fitting(config: WsodConfig, split: WeakSplit) -> WsodConfig:
+    """Settings that the data set allows: softmax over one class alone is 1 everywhere, so that one has a background."""
+    if len(split.classes) > 1 or config.background_class:
+        return config
+    return config.model_copy(update={"background_class": True})
 
 
 def _warn_without_evidence(data: WeakData, context: StageContext) -> None:

@@ -101,7 +101,7 @@ def _names_by_number(entries: Sequence[Any], path: Path) -> dict[Number, PurePos
     names: dict[Number, PurePosixPath] = {}
     for position, entry in enumerate(entries):
         number = entry.get("id") if isinstance(entry, dict) else None
-        if type(number) not in (int, str):
+        if not isinstance(number, int | str) or isinstance(number, bool):
             raise SchemaError(f"image {position} is not a COCO entry with an id", where=path, hint=_EXPORT)
         name = entry.get("file_name")
         if not isinstance(name, str) or not name.strip("./\\ "):

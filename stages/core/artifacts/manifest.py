@@ -43,6 +43,7 @@ class Manifest:
     counts: dict[str, int | float] = field(default_factory=dict)
     failures: list[dict[str, str]] = field(default_factory=list)  # {"id": ..., "reason": ...}
     limit: int | None = None
+    classes: list[str] = field(default_factory=list)  # those that the data set was restricted to; none = all
     started: str = ""
     wall_seconds: float = 0.0
     images_per_second: float = 0.0

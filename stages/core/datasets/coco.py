@@ -2,8 +2,9 @@
 
 Crowd annotations give tags: a tag says that the image *shows* the class, and a crowd of people plainly
 does; calling such an image a negative example of "person" would be false. (VOC's ``difficult`` objects are
-another matter: there the class itself cannot be told.) Boxes and masks are not kept; they are read by
-``evaluation/ground_truth/coco.py``.
+another matter: there the class itself cannot be told.) An image that is listed without an annotation shows none
+of the classes, as does one whose only category is called "empty" (camera traps). Boxes and masks are not kept, nor
+needed; they are read by ``evaluation/ground_truth/coco.py``.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ from __future__ import annotations
 import functools
 import json
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from stages.core.datasets.layouts import Dataset, Subset
+from stages.core.datasets.formats.file_names import image_folder, resolve_names
+from stages.core.datasets.layouts import NEGATIVE_TAGS, Dataset, Subset
 from stages.core.datasets.split import ListedImage, Listing
-from stages.core.datasets.voc import existing_folder
 from stages.core.errors import MissingInputError, SchemaError, did_you_mean
+
+Number = int | str
+"""Id of an image: an integer in COCO, text in camera traps."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,15 @@ class CocoTags:
 
     Attributes:
         file_names: Image id -> file name.
-        categories: Category id -> name, sorted by id.
+        categories: Category id -> name, sorted by id; without those that are no classes.
         shown: Image id -> ids of the categories it shows; images without annotations are absent.
+        notes: What a user should know of how the file was read.
     """
 
-    file_names: Mapping[int, str]
+    file_names: Mapping[Number, str]
     categories: Mapping[int, str]
-    shown: Mapping[int, frozenset[int]]
+    shown: Mapping[Number, frozenset[int]]
+    notes: tuple[str, ...] = ()
 
 
 def read_coco(dataset: Dataset, subset: Subset, *, train: bool) -> Listing:
@@ -48,15 +55,18 @@ def read_coco(dataset: Dataset, subset: Subset, *, train: bool) -> Listing:
     found = read_tags(subset.index)
     category_ids, classes = class_list(found.categories, dataset.classes, subset.index)
     class_of = {category: i for i, category in enumerate(category_ids)}
+    names = [found.file_names[number] for number in sorted(found.file_names, key=str)]
+    folder = image_folder(subset.image_folders, names)
+    files, notes = resolve_names(names, folder)
     images = []
-    for number in sorted(found.file_names, key=str):
+    for position, number in enumerate(sorted(found.file_names, key=str), start=1):
         shown = found.shown.get(number, frozenset()) if train else frozenset()
-        tags = tuple(sorted(class_of[category] for category in shown))
-        images.append(
-            ListedImage(str(number), number, found.file_names[number], tags, "it has no annotation")
-        )
-    folder = image_folder(subset.image_folders, [image.file_name or "" for image in images])
-    return Listing(classes, category_ids, folder, tuple(images))
+        tags = tuple(sorted(class_of[category] for category in shown if category in class_of))
+        # Text ids of camera traps are no COCO ids: positions take their place.
+        coco_id = number if isinstance(number, int) else position
+        file_name = files[found.file_names[number]]
+        images.append(ListedImage(str(number), coco_id, file_name, tags, negative=train and not tags))
+    return Listing(classes, category_ids, folder, tuple(images), (*found.notes, *notes))
 
 
 def read_tags(path: Path) -> CocoTags:
@@ -117,21 +127,75 @@ def tags_of(document: Mapping[str, Any], path: Path) -> CocoTags:
             raise SchemaError(
                 f"image {number} has file_name '{name}', which leaves the image folder", where=path
             )
-    categories = _by_id(document["categories"], "category", "name", path)
+    if len({type(number) for number in file_names}) > 1:
+        raise SchemaError("some image ids are integers, others text", where=path, hint="export it again")
+    categories = category_names(document, path)
     if not categories:
         raise SchemaError("no category is declared", where=path, hint="export it with its categories")
-    shown: dict[int, set[int]] = {}
+    shown: dict[Number, set[int]] = {}
     for position, entry in enumerate(document["annotations"]):
         image, category = check_annotation(entry, position, file_names, categories, path)
         shown.setdefault(image, set()).add(category)
-    return CocoTags(
-        file_names, dict(sorted(categories.items())), {image: frozenset(s) for image, s in shown.items()}
-    )
+    used = frozenset().union(*shown.values())
+    classes, notes = _classes_among(categories, document["categories"], used, path)
+    return CocoTags(file_names, classes, {image: frozenset(s) for image, s in shown.items()}, notes)
+
+
+def category_names(document: Mapping[str, Any], path: Path) -> dict[int, str]:
+    """Category id -> name, as text where a file has numbers.
+
+    Raises:
+        SchemaError: an entry without an integer id or a name, or an id used twice.
+    """
+    found: dict[int, str] = {}
+    for position, entry in enumerate(document["categories"]):
+        number = entry.get("id") if isinstance(entry, dict) else None
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if type(number) is not int or type(name) not in (int, str):
+            raise SchemaError(
+                f"category {position} lacks an integer 'id' or a text 'name'",
+                where=path,
+                hint="export it again",
+            )
+        if number in found:
+            raise SchemaError(
+                f"category id {number} is used twice", where=path, hint="give every one its own id"
+            )
+        found[number] = unicodedata.normalize("NFC", str(name)).strip()
+    return found
+
+
+def _classes_among(
+    categories: Mapping[int, str], entries: Sequence[Mapping[str, Any]], used: frozenset[int], path: Path
+) -> tuple[dict[int, str], tuple[str, ...]]:
+    """Leave out what is no class: "empty" and the like, and unused categories that only group others.
+
+    Roboflow writes a category 0 as the supercategory of all others, named after the project or like one of the classes.
+    """
+    groups = {str(entry.get("supercategory")) for entry in entries}
+    notes = []
+    classes: dict[int, str] = {}
+    for number, name in sorted(categories.items()):
+        twin = any(other == name for other_id, other in categories.items() if other_id != number)
+        if name.lower() in NEGATIVE_TAGS:
+            notes.append(f"category '{name}' means that an image shows none of the classes")
+        elif number not in used and (twin or name in groups) and len(categories) > 1:
+            notes.append(f"category {number} '{name}' has no annotation and groups others: it is no class")
+        else:
+            classes[number] = name
+    names = list(classes.values())
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise SchemaError(
+            f"several categories that have annotations share the name '{twice[0]}'",
+            where=path,
+            hint="rename or join them",
+        )
+    return classes, tuple(notes)
 
 
 def check_annotation(
-    entry: Any, position: int, images: Mapping[int, Any], categories: Mapping[int, Any], path: Path
-) -> tuple[int, int]:
+    entry: Any, position: int, images: Mapping[Number, Any], categories: Mapping[int, Any], path: Path
+) -> tuple[Number, int]:
     """Image id and category id of an annotation.
 
     Raises:
@@ -139,9 +203,10 @@ def check_annotation(
     """
     if not isinstance(entry, dict):
         raise SchemaError(f"annotation {position} is not an object", where=path)
-    for key, known in (("image_id", images), ("category_id", categories)):
+    known_ids: tuple[tuple[str, Mapping[Any, Any]], ...] = (("image_id", images), ("category_id", categories))
+    for key, known in known_ids:
         # A list would be unhashable, and True would pass for 1.
-        if type(entry.get(key)) is not int or entry[key] not in known:
+        if type(entry.get(key)) not in (int, str) or entry[key] not in known:
             raise SchemaError(
                 f"annotation {position} (id {entry.get('id')!r}) has {key} {entry.get(key)!r}, which is not listed",
                 where=path,
@@ -149,21 +214,20 @@ def check_annotation(
     return entry["image_id"], entry["category_id"]
 
 
-def _by_id(entries: Sequence[Any], kind: str, key: str, path: Path) -> dict[int, str]:
-    found: dict[int, str] = {}
-    owner: dict[str, int] = {}
+def _by_id(entries: Sequence[Any], kind: str, key: str, path: Path) -> dict[Number, str]:
+    found: dict[Number, str] = {}
+    owner: dict[str, Number] = {}
     for position, entry in enumerate(entries):
-        if (
-            not isinstance(entry, dict)
-            or type(entry.get("id")) is not int
-            or not isinstance(entry.get(key), str)
-        ):
+        text = _file_name(entry) if isinstance(entry, dict) else None
+        if not isinstance(entry, dict) or type(entry.get("id")) not in (int, str) or text is None:
             raise SchemaError(
-                f"{kind} {position} lacks an integer 'id' or a text '{key}'",
+                f"{kind} {position} lacks an 'id' (integer or text) or a text '{key}'",
                 where=path,
                 hint="export it again",
             )
-        number, text = entry["id"], entry[key]
+        number = entry["id"]
+        if found.get(number) == text:
+            continue  # the same entry again, as merged files have it
         if number in found:
             raise SchemaError(
                 f"{kind} id {number} is used twice", where=path, hint="give every one its own id"
@@ -172,6 +236,14 @@ def _by_id(entries: Sequence[Any], kind: str, key: str, path: Path) -> dict[int,
             raise SchemaError(f"{kind} ids {owner[text]} and {number} share the {key} '{text}'", where=path)
         found[number], owner[text] = text, number
     return found
+
+
+def _file_name(entry: Mapping[str, Any]) -> str | None:
+    """The file of an image; some files have an address alone, whose last part it is."""
+    name = entry.get("file_name")
+    if name is None and isinstance(address := entry.get("coco_url"), str):
+        name = PurePosixPath(address).name
+    return name if isinstance(name, str) and name else None
 
 
 def class_list(
@@ -199,16 +271,3 @@ def class_list(
                 hint=f"{did_you_mean(name, declared)} Otherwise add it to 'classes:' in dataset.yaml",
             )
     return tuple(id_of[name] for name in declared), declared
-
-
-def image_folder(candidates: Sequence[Path], file_names: Sequence[str]) -> Path:
-    """The folder that holds most of the first images listed; the earlier one on a tie.
-
-    Raises:
-        MissingInputError: none of the folders exists.
-    """
-    probe = file_names[:20]
-    hits = [sum((folder / name).is_file() for name in probe) for folder in candidates]
-    if not any(hits):
-        return existing_folder(candidates)
-    return candidates[hits.index(max(hits))]

@@ -1,16 +1,20 @@
 """A user's own data set, said in one small file: ``<data>/<name>/dataset.yaml``.
 
 ```yaml
-format: folder              # voc | coco | folder
+format: folder              # voc | coco | folder | class-folders | yolo | label-studio | labelme
 classes: [apple, banana]    # optional: without it the files say
+restrict_to: [apple]        # optional: only these of the classes; what else an image shows is unknown
+negatives: [nothing]        # optional: tags that state that an image shows none of the classes
 images: photos              # optional folder of images
 subsets:
   train: train              # a role is enough when the files have their usual names
   holdout: {role: test, file: lists/holdout.csv, images: more_photos, train_split: train}
 ```
 
-``file`` is the list of ids (voc), the JSON (coco) or the CSV (folder); a test subset of format ``folder``
-without one is every image of its folder. Paths are relative to the folder of ``dataset.yaml``.
+``file`` is the list of ids (voc), the JSON (coco, label-studio) or the table of tags (folder); a test subset of format
+``folder`` without one is every image of its folder, as is a subset of the formats that need no file. ``ids`` lists the
+ids of the images that belong to a subset of what its file or folder holds. Paths are relative to the folder of
+``dataset.yaml``. YOLO's own file may have this name, too: without ``format`` and with ``names`` it is read as such.
 """
 
 from __future__ import annotations
@@ -21,7 +25,9 @@ from typing import Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from stages.core.datasets.formats.yolo import is_yolo_description
 from stages.core.datasets.layouts import (
+    NEGATIVE_TAGS,
     Dataset,
     Layout,
     Subset,
@@ -48,14 +54,18 @@ class DeclaredSubset(_Strict):
     )
     file: str | None = Field(None, description="list of ids (voc), JSON (coco) or CSV (folder)")
     images: str | None = Field(None, description="folder of images, before the data set's own")
+    annotations: str | None = Field(None, description="folder of XML files (voc), before the data set's own")
+    ids: str | None = Field(None, description="text file of the ids of its images, one per line")
     train_split: str | None = Field(None, description="name of the train subset this test subset goes with")
 
 
 class DeclaredDataset(_Strict):
     """The whole of ``dataset.yaml``."""
 
-    format: Literal["voc", "coco", "folder"] = Field(description="how annotations are written")
+    format: Layout = Field(description="how annotations are written")
     classes: list[str] | None = Field(None, description="class names in index order", min_length=1)
+    restrict_to: list[str] | None = Field(None, description="only these of the classes", min_length=1)
+    negatives: list[str] | None = Field(None, description="tags that mean: none of the classes")
     images: str | None = Field(None, description="folder of images")
     annotations: str | None = Field(None, description="folder of XML files (voc); default Annotations")
     subsets: dict[str, Literal["train", "test"] | DeclaredSubset] = Field(description="by name", min_length=1)
@@ -72,6 +82,8 @@ def read_declared(name: str, root: Path, layout: Layout | None = None) -> Datase
     if not path.is_file():
         return None
     declared = _parse(path)
+    if declared is None:
+        return None
     if layout not in (None, declared.format):
         return None
     classes = None if declared.classes is None else tuple(declared.classes)
@@ -89,14 +101,26 @@ def read_declared(name: str, root: Path, layout: Layout | None = None) -> Datase
                 hint=did_you_mean(target, trains),
             )
     annotations = root / (declared.annotations or "Annotations") if declared.format == "voc" else None
-    return Dataset(name, root, declared.format, subsets, annotations=annotations, classes=classes)
+    return Dataset(
+        name,
+        root,
+        declared.format,
+        subsets,
+        annotations=annotations,
+        classes=classes,
+        negatives=NEGATIVE_TAGS.union(tag.lower() for tag in declared.negatives or ()),
+        restrict_to=None if declared.restrict_to is None else tuple(declared.restrict_to),
+    )
 
 
-def _parse(path: Path) -> DeclaredDataset:
+def _parse(path: Path) -> DeclaredDataset | None:
+    """Read the file; None if it is that of a YOLO data set."""
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"not valid YAML: {error}", where=path) from error
+    if is_yolo_description(loaded):
+        return None
     if not isinstance(loaded, dict):
         raise ConfigError("expected a mapping with format and subsets", where=path)
     try:
@@ -130,20 +154,42 @@ def _hint(error: ValidationError) -> str | None:
 
 def _subset(name: str, value: Role | DeclaredSubset, declared: DeclaredDataset, root: Path) -> Subset:
     entry = value if isinstance(value, DeclaredSubset) else DeclaredSubset.model_validate({"role": value})
-    usual_file, usual_images = {
-        "voc": (f"ImageSets/Main/{name}.txt", voc_image_folders(root)),
-        "coco": (f"annotations/instances_{name}.json", coco_image_folders(root, name)),
-        "folder": (f"{name}.csv", folder_image_folders(root, name)),
-    }[declared.format]
+    usual_file, usual_images = _usual(name, declared.format, root)
     role = entry.role or role_of(name)
     own = tuple(root / folder for folder in (entry.images, declared.images) if folder is not None)
-    index: Path | None = root / (entry.file or usual_file)
+    index = root / entry.file if entry.file is not None else usual_file
     if (
-        declared.format == "folder"
-        and role == "test"
-        and entry.file is None
-        and not (root / usual_file).is_file()
+        entry.file is None
+        and index is not None
+        and not index.is_file()
+        and _does_without(entry, declared, role)
     ):
         index = None
     # Folders that are named are meant: guesses would hide a typing error.
-    return Subset(index, own or usual_images, role, entry.train_split)
+    return Subset(
+        index,
+        own or usual_images,
+        role,
+        entry.train_split,
+        annotations=None if entry.annotations is None else root / entry.annotations,
+        ids=None if entry.ids is None else root / entry.ids,
+    )
+
+
+def _usual(name: str, layout: Layout, root: Path) -> tuple[Path | None, tuple[Path, ...]]:
+    """The file and the folders of images of a subset that says neither."""
+    if layout == "voc":
+        return root / f"ImageSets/Main/{name}.txt", voc_image_folders(root)
+    if layout == "coco":
+        return root / f"annotations/instances_{name}.json", coco_image_folders(root, name)
+    if layout in ("folder", "label-studio"):
+        suffix = "csv" if layout == "folder" else "json"
+        return root / f"{name}.{suffix}", folder_image_folders(root, name)
+    return None, tuple(root / folder for folder in (name, f"images/{name}", "images", "."))
+
+
+def _does_without(entry: DeclaredSubset, declared: DeclaredDataset, role: Role | None) -> bool:
+    """Whether a subset without a file is every image of its folder: tests of tables, XML beside the images."""
+    if declared.format == "voc":
+        return entry.images is not None or entry.annotations is not None
+    return declared.format == "folder" and role == "test"

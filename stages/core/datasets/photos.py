@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from stages.core.datasets.image_files import IMAGE_SUFFIXES, has_image_suffix, images_below, is_foreign
 from stages.core.datasets.split import ListedImage, Listing, WeakSplit, assemble
-from stages.core.datasets.voc import IMAGE_SUFFIXES
 from stages.core.errors import InputError, MissingInputError
 
 PHOTOS = "photos"
@@ -75,15 +75,14 @@ def _images_of(text: str, excluded: Sequence[Path]) -> set[Path]:
 
 
 def _below(folder: Path, excluded: Sequence[Path]) -> Iterator[Path]:
-    for path in folder.rglob("*"):
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            yield from _if_image(path, excluded)
+    for name in images_below(folder):
+        yield from _if_image(folder / name, excluded)
 
 
 def _if_image(path: Path, excluded: Sequence[Path]) -> Iterator[Path]:
     absolute = _absolute(path)
     inside = any(absolute.is_relative_to(folder) for folder in excluded)
-    if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() and not inside:
+    if has_image_suffix(path.name) and not is_foreign(path.name) and path.is_file() and not inside:
         yield absolute
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -38,6 +39,7 @@ class ListedImage:
         file_name: Path relative to the image folder; None when no file of that id was found.
         tags: Sorted 0-based class indices; None when the image has no annotation to read them from.
         untagged: Why ``tags`` is empty or None, for the message.
+        negative: Whether it is stated that the image shows none of the classes.
     """
 
     id: str
@@ -45,16 +47,18 @@ class ListedImage:
     file_name: str | None
     tags: tuple[int, ...] | None
     untagged: str = "it has no tag"
+    negative: bool = False
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a reader found: class list, image folder, and the images sorted by id."""
+    """What a reader found: class list, image folder, the images sorted by id, and how they were read."""
 
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
     image_folder: Path
     images: tuple[ListedImage, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class WeakSplit:
         category_ids: COCO category ids aligned with ``classes``.
         ids: Image ids in the order of ``sorted`` on text.
         problems: Images that are listed but left out.
+        notes: What a user should know of how the data set was read.
     """
 
     name: str
@@ -85,6 +90,7 @@ class WeakSplit:
     _file_sizes: tuple[int, ...] = field(repr=False)
     _coco_ids: tuple[int, ...] = field(repr=False)
     _tags: tuple[tuple[int, ...], ...] = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.ids) == len(self._file_names) == len(self._file_sizes) == len(self._coco_ids)
@@ -116,7 +122,7 @@ class WeakSplit:
         return self._image_folder / self.file_name(image_id)
 
     def tags(self, image_id: str) -> tuple[int, ...]:
-        """Sorted 0-based indices of the classes the image shows; never empty.
+        """Sorted 0-based indices of the classes the image shows; empty where it is stated that it shows none.
 
         Raises:
             GroundTruthForbiddenError: on a test split.
@@ -142,6 +148,15 @@ class WeakSplit:
         tags = self._tags or ((),) * len(self.ids)
         images = list(zip(self.ids, self._coco_ids, self._file_names, self._file_sizes, tags, strict=True))
         text = json.dumps([self.role, self.classes, self.category_ids, images], ensure_ascii=True)
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+    @functools.cached_property
+    def content_fingerprint(self) -> str:
+        """sha256 over role, classes, and base name, size in bytes and tags of every image: equal in whatever layout."""
+        tags = self._tags or ((),) * len(self.ids)
+        names = (Path(name).name for name in self._file_names)
+        images = sorted(zip(names, self._file_sizes, tags, strict=True))
+        text = json.dumps([self.role, self.classes, images], ensure_ascii=True)
         return hashlib.sha256(text.encode("ascii")).hexdigest()
 
     def limited(self, count: int) -> WeakSplit:
@@ -184,7 +199,7 @@ def assemble(name: str, subset: str, role: Role, train_split: str, listing: List
             problems.append(problem)
         elif found is not None:
             kept.append((image, *found))
-    if not kept:
+    if not kept or (role == "train" and not any(image.tags for image, _, _ in kept)):
         _refuse(name, listing, problems)
     return WeakSplit(
         name=name,
@@ -201,7 +216,22 @@ def assemble(name: str, subset: str, role: Role, train_split: str, listing: List
         _file_sizes=tuple(size for _, _, size in kept),
         _coco_ids=tuple(image.coco_id for image, _, _ in kept),
         _tags=tuple(image.tags or () for image, _, _ in kept) if role == "train" else (),
+        notes=listing.notes,
     )
+
+
+def existing_folder(candidates: Sequence[Path]) -> Path:
+    """The first folder that exists.
+
+    Raises:
+        MissingInputError: none does.
+    """
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    hint = "put the images there, or say where they are with 'images:' in dataset.yaml"
+    others = "".join(f", nor does {folder.name}" for folder in candidates[1:])
+    raise MissingInputError(f"this folder of images does not exist{others}", where=candidates[0], hint=hint)
 
 
 def _file(image: ListedImage, folder: Path) -> tuple[str, int] | None:
@@ -210,7 +240,7 @@ def _file(image: ListedImage, folder: Path) -> tuple[str, int] | None:
         return None
     try:
         return image.file_name, (folder / image.file_name).stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
+    except (OSError, ValueError):  # names that are too long, hold a NUL, lead through a link to itself
         return None
 
 
@@ -219,13 +249,19 @@ def _problem(image: ListedImage, found: tuple[str, int] | None, role: Role) -> P
         return Problem(image.id, f"image file {image.file_name or image.id} does not exist", "missing_image")
     if role == "train" and image.tags is None:
         return Problem(image.id, image.untagged, "missing_annotation")
-    if role == "train" and not image.tags:
+    if role == "train" and not image.tags and not image.negative:
         return Problem(image.id, image.untagged, "no_tags")
     return None
 
 
 def _refuse(name: str, listing: Listing, problems: list[Problem]) -> None:
-    """Say why not one image of a split is usable."""
+    """Say why not one image of a split is usable, or why nothing can be learned from those that are."""
+    if not problems:
+        raise SchemaError(
+            f"none of the {len(listing.images)} images of the train split {name} shows a class",
+            where=listing.image_folder,
+            hint="tag images that do; negatives alone teach nothing",
+        )
     reasons = f"the first: {problems[0].id}, {problems[0].reason}"
     if all(problem.kind == "missing_image" for problem in problems):
         raise MissingInputError(

@@ -55,7 +55,7 @@ class PseudoGroundTruthData:
 
     Args:
         split: where the images are.
-        pgt: image id -> pseudo boxes; images without any are left out of `ids`.
+        pgt: image id -> pseudo boxes; images without any are left out of `ids`, unless they are negatives.
         augmentation: what happens to the images.
         seed: of the augmentation.
         with_masks: give masks too.
@@ -76,14 +76,14 @@ class PseudoGroundTruthData:
         failures: FailureLog,
     ) -> None:
         self.split, self.pgt, self.seed, self.with_masks = split, pgt, seed, with_masks
-        self.ids = [image_id for image_id in split.ids if len(pgt.get(image_id, ())) > 0]
-        if not self.ids:
+        self.ids = training_images(split, pgt)
+        if not any(len(pgt.get(image_id, ())) for image_id in self.ids):
             raise InputError(
                 f"no image of split {split.name} has a pseudo box",
                 where="--pgt",
                 hint="look at the detections, or lower the score threshold of the pgt stage",
             )
-        if with_masks and any(pgt[image_id].masks is None for image_id in self.ids):
+        if with_masks and any(len(found) and found.masks is None for found in map(self._boxes, self.ids)):
             raise SchemaError("the pseudo ground truth holds no masks", where=split.name)
         self._images = ReadableImages(split, self.ids, failures)
         self._augmentation, self._transform = augmentation, _build_transform(augmentation)
@@ -118,8 +118,11 @@ class PseudoGroundTruthData:
             target["masks"] = item["masks"].as_subclass(torch.Tensor)
         return item["image"].as_subclass(torch.Tensor), target
 
+    def _boxes(self, image_id: str) -> Detections:
+        return self.pgt.get(image_id, Detections.empty())
+
     def _item(self, image_id: str, pixels: np.ndarray[Any, Any], height: int, width: int) -> dict[str, Any]:
-        found = self.pgt[image_id]
+        found = self._boxes(image_id)
         boxes = torch.from_numpy(found.boxes_xyxy.copy())
         item: dict[str, Any] = {
             "image": tv_tensors.Image(torch.from_numpy(pixels.copy()).permute(2, 0, 1)),
@@ -133,6 +136,14 @@ class PseudoGroundTruthData:
                 raise SchemaError(f"image {image_id}: {error}", where="pgt_masks.json") from error
             item["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
         return item
+
+
+def training_images(split: WeakSplit, pgt: Mapping[str, Detections]) -> list[str]:
+    """Images that a detector learns from: those with pseudo boxes, and negatives, which are background alone.
+
+    An image with a tag and without a pseudo box is neither: it shows an object, nobody knows where.
+    """
+    return [i for i in split.ids if len(pgt.get(i, ())) or (split.has_tags and not split.tags(i))]
 
 
 def _build_transform(settings: Augmentation) -> v2.Transform:

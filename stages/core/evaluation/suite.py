@@ -49,7 +49,7 @@ def evaluate_run(run: Path, data_root: Path, train: str, test: str = "") -> dict
         MissingInputError: no stage has finished in this run.
         InputError: an artifact is damaged or differs from its manifest.
     """
-    grounds: dict[tuple[str, int | None], LabeledSplit | str] = {}
+    grounds: dict[tuple[str, int | None, tuple[str, ...]], LabeledSplit | str] = {}
     rows: list[dict[str, Any]] = []
     for stage in chain_specs():
         for split in filter(None, (train, test)):
@@ -57,9 +57,9 @@ def evaluate_run(run: Path, data_root: Path, train: str, test: str = "") -> dict
             if not (folder / MANIFEST_NAME).is_file():
                 continue
             manifest = read_manifest(folder)
-            key = (split, manifest.limit)
+            key = (split, manifest.limit, tuple(manifest.classes))
             if key not in grounds:
-                grounds[key] = _labeled(split, data_root, manifest.limit)
+                grounds[key] = _labeled(*key, data_root)
             for output in stage.outputs:
                 if output.kind in TASKS and output.file_name in manifest.outputs:
                     rows.append(_row(run, folder / output.file_name, output.kind, manifest, grounds[key]))
@@ -81,10 +81,10 @@ def evaluate_run(run: Path, data_root: Path, train: str, test: str = "") -> dict
     return result
 
 
-def _labeled(split: str, data_root: Path, limit: int | None) -> LabeledSplit | str:
+def _labeled(split: str, limit: int | None, classes: tuple[str, ...], data_root: Path) -> LabeledSplit | str:
     """The ground truth of a split, or why there is none (folders of images with tags only have none)."""
     try:
-        return load_labeled_split(split, data_root, limit)
+        return load_labeled_split(split, data_root, limit, classes)
     except MissingInputError as error:
         return error.what
 

@@ -14,7 +14,7 @@ segmentations  segmentations.json               mask AP25/50/70/75 (COCO, VOC ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,19 +61,28 @@ class LabeledSplit:
     images: dict[str, ImageGroundTruth]
 
 
-def load_labeled_split(split_name: str, data_root: Path, limit: int | None = None) -> LabeledSplit:
+def load_labeled_split(
+    split_name: str, data_root: Path, limit: int | None = None, classes: Sequence[str] = ()
+) -> LabeledSplit:
     """Open a split and its ground truth.
 
     Raises:
         InputError: the split or its ground truth does not exist or is damaged.
     """
-    split = open_split(split_name, data_root)
+    split = open_split(split_name, data_root, classes=classes)
     split = split if limit is None else split.limited(limit)
-    return LabeledSplit(split, load_ground_truth(split_name, data_root, ids=frozenset(split.ids)).images)
+    truth = load_ground_truth(split_name, data_root, ids=frozenset(split.ids), classes=classes)
+    return LabeledSplit(split, truth.images)
 
 
 def evaluate(
-    task: str | None, artifact: Path, split_name: str, data_root: Path, *, limit: int | None = None
+    task: str | None,
+    artifact: Path,
+    split_name: str,
+    data_root: Path,
+    *,
+    limit: int | None = None,
+    classes: Sequence[str] = (),
 ) -> Report:
     """Measure an artifact against the ground truth of a split.
 
@@ -83,6 +92,7 @@ def evaluate(
         split_name: Split it was made for.
         data_root: Folder of data sets.
         limit: First images in id order; by default as many as the manifest beside the artifact says.
+        classes: Restrict the data set to these classes; by default those that the manifest says.
 
     Raises:
         UsageError: unknown task, or one the file's name and content do not tell.
@@ -99,8 +109,9 @@ def evaluate(
                 hint=f"use --split {manifest.split}",
             )
         limit = manifest.limit if limit is None else limit
+        classes = classes or manifest.classes
     chosen = infer_task(artifact) if task is None else task
-    return measure(chosen, artifact, load_labeled_split(split_name, data_root, limit))
+    return measure(chosen, artifact, load_labeled_split(split_name, data_root, limit, classes))
 
 
 def measure(task: str, artifact: Path, labeled: LabeledSplit) -> Report:

@@ -21,6 +21,7 @@ import yaml
 from stages.core.artifacts.files import disk_faults, write_json, write_text
 from stages.core.artifacts.manifest import MANIFEST_NAME, InputRecord, Manifest, write_manifest
 from stages.core.config import StageConfig
+from stages.core.datasets.checking.tags import tag_statistics
 from stages.core.errors import TooManyFailuresError, UsageError
 from stages.core.runtime import processes
 from stages.core.runtime.device import peak_memory_mib
@@ -93,6 +94,7 @@ def execute(
     output = processes.from_main(lambda: examine_output(context.out, run.identity, request))
     plan = stage.plan(config, context)
     if request.dry_run:
+        _check_failures(context, request.max_failures, dry_run=True)
         return Outcome("planned", context.out, plan)
     if output.finished is not None:
         _touch_manifest(context.out)
@@ -118,6 +120,7 @@ class _Run:
         inputs: Records of the input files, by name.
         identity: What the output depends on.
         limit: ``--limit``.
+        classes: ``--classes``.
     """
 
     stage: StageSpec
@@ -125,6 +128,7 @@ class _Run:
     inputs: dict[str, InputRecord]
     identity: RunIdentity
     limit: int | None
+    classes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,9 @@ def _open_split(stage: StageSpec, request: Request, given: WeakSplit | None) -> 
     from stages.core.datasets.catalog import open_split
 
     # Opening a split may write it (the drawn set), so one process does it first.
-    split = given or processes.from_main(lambda: open_split(request.split, request.data))
+    split = given or processes.from_main(
+        lambda: open_split(request.split, request.data, classes=request.classes)
+    )
     if request.limit is not None:
         split = split.limited(request.limit)
     if request.sharded and split.role not in stage.shardable:
@@ -177,7 +183,7 @@ def _identified(stage: StageSpec, config: StageConfig, request: Request, context
     inputs = dict(context.inputs)
     records = processes.from_main(lambda: check_inputs(stage, inputs, context.split, request))
     identity = run_identity(stage, config, context.split, request, records)
-    return _Run(stage, context, records, identity, request.limit)
+    return _Run(stage, context, records, identity, request.limit, request.classes)
 
 
 def _touch_manifest(out: Path) -> None:
@@ -210,12 +216,26 @@ def _work(stage: Stage[ConfigT], config: ConfigT, context: StageContext) -> _Wor
     seed_everything(context.seed)
     started, clock = datetime.now(UTC), time.monotonic()
     context.log.info("%s: %s, %d images", stage.spec.name, context.split.name, len(context.split.ids))
+    _log_tags(stage.spec.name, context)
     counts = stage.run(config, context)
     seconds = time.monotonic() - clock
     for entries in processes.gather(context.failures.entries):
         for image_id, reason in entries.items():
             context.failures.record(image_id, reason)
     return _Work(counts, started, seconds)
+
+
+def _log_tags(stage: str, context: StageContext) -> None:
+    """Say what was read of the data set: classes with their counts, how files were understood, what cannot be told."""
+    if not processes.is_main():
+        return
+    for note in context.split.notes:
+        context.log.info("%s: %s", stage, note)
+    if context.split.has_tags:
+        statistics = tag_statistics(context.split)
+        context.log.info("%s: images of %s", stage, statistics.summary())
+        for warning in statistics.warnings() if context.trains else ():
+            context.log.warning("%s: %s", stage, warning)
 
 
 def _conclude(run: _Run, work: _Work) -> tuple[Status, Manifest | None]:
@@ -267,6 +287,7 @@ def _manifest(run: _Run, work: _Work) -> Manifest:
         counts={"images": images, **work.counts, "failed": len(context.failures.entries)},
         failures=context.failures.as_list(),
         limit=run.limit,
+        classes=list(run.classes),
         started=work.started.isoformat(timespec="seconds"),
         wall_seconds=round(work.seconds, 3),
         images_per_second=round(images / max(work.seconds, 1e-9), 3),
@@ -274,13 +295,14 @@ def _manifest(run: _Run, work: _Work) -> Manifest:
     )
 
 
-def _check_failures(context: StageContext, max_failures: str) -> None:
+def _check_failures(context: StageContext, max_failures: str, *, dry_run: bool = False) -> None:
     failures = context.failures.as_list()
     allowed = failure_limit(max_failures, len(context.split.ids))
     if len(failures) > allowed:
         first = "; ".join(f"{failure['id']}: {failure['reason']}" for failure in failures[:3])
+        began = "finished, but " if not dry_run else ""
         raise TooManyFailuresError(
-            f"finished, but {len(failures)} images failed and --max-failures allows {allowed} ({first})",
-            where=context.out / MANIFEST_NAME,
-            hint="fix the images, or raise --max-failures",
+            f"{began}{len(failures)} images failed and --max-failures allows {allowed} ({first})",
+            where=context.split.name if dry_run else context.out / MANIFEST_NAME,
+            hint="fix the images (`weaksam data check` lists them), or raise --max-failures",
         )

@@ -21,6 +21,7 @@ class Request:
         out: Output folder; None is ``<run>/<stage>/<split>``.
         overrides: Input files given by hand, by the name of the input.
         limit: Take only the first images, in id order.
+        classes: Restrict the data set to these classes; none = all.
         shard: (index, count) of the parts of map-style work that this process takes.
         resume: Continue from what an earlier run with the same settings and inputs left.
         overwrite: Replace what this stage wrote before. With ``resume``: unless that can be continued.
@@ -42,6 +43,7 @@ class Request:
     out: Path | None = None
     overrides: dict[str, Path] = field(default_factory=dict)
     limit: int | None = None
+    classes: tuple[str, ...] = ()
     shard: tuple[int, int] = (0, 1)
     resume: bool = False
     overwrite: bool = False

@@ -98,10 +98,10 @@ def write_report(run: Path, data_root: Path, train: str, test: str, out: Path) -
 def _split_stories(
     facts: RunFacts, name: str, data_root: Path, count: int, problems: list[str]
 ) -> SplitStories:
-    split = open_split(name, data_root)
-    limit = facts.limit(name)
+    classes, limit = facts.classes(name), facts.limit(name)
+    split = open_split(name, data_root, classes=classes)
     cut = split if limit is None else split.limited(limit)
-    ground_truth = _ground_truth_of(name, data_root, limit)
+    ground_truth = _ground_truth_of(name, data_root, limit, classes)
     artifacts = read_artifacts(facts.finished(name), cut)
     problems += artifacts.problems
     stories = []
@@ -115,9 +115,11 @@ def _split_stories(
     return SplitStories(name, cut.role, len(cut.ids), bool(ground_truth), tuple(stories))
 
 
-def _ground_truth_of(name: str, data_root: Path, limit: int | None) -> dict[str, ImageGroundTruth]:
+def _ground_truth_of(
+    name: str, data_root: Path, limit: int | None, classes: tuple[str, ...]
+) -> dict[str, ImageGroundTruth]:
     try:
-        return load_labeled_split(name, data_root, limit).images
+        return load_labeled_split(name, data_root, limit, classes).images
     except InputError:
         # Tags only, as with a folder of photos: there is nothing to lay beside the pictures.
         return {}

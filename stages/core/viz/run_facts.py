@@ -63,6 +63,11 @@ class RunFacts:
         limits = [s.manifest.limit for s in self.stages if s.manifest is not None and s.split == split]
         return min((n for n in limits if n is not None), default=None)
 
+    def classes(self, split: str) -> tuple[str, ...]:
+        """The classes that stages of a split were restricted to; empty = all."""
+        made = [s.manifest for s in self.stages if s.manifest is not None and s.split == split]
+        return tuple(made[-1].classes) if made else ()
+
 
 def read_run(run: Path, splits: tuple[str, ...]) -> RunFacts:
     """Read what a run folder holds for these splits; damaged files become problems, not errors."""

@@ -111,6 +111,13 @@ def assign_labels(
     return Targets(labels_N, weights_N, seeds.index_S[seed_N])
 
 
+def background_targets(boxes_N4: Tensor, first_row: int) -> Targets:
+    """Background with full weight for every proposal of a negative: that it shows no object is known, not mined."""
+    count = len(boxes_N4)
+    rows_N = torch.arange(first_row, first_row + count, device=boxes_N4.device)
+    return Targets(torch.zeros_like(rows_N), torch.ones(count, device=boxes_N4.device), rows_N)
+
+
 def _best_seed(rows_R4: Tensor, seeds_S4: Tensor, valid_S: Tensor) -> tuple[Tensor, Tensor]:
     """Largest overlap of each row with a valid seed, and the first seed that reaches it."""
     overlap_RS = pairwise_iou(rows_R4, seeds_S4).masked_fill(~valid_S, -1.0)

@@ -36,7 +36,6 @@ class CocoGroundTruthReader:
     def __init__(self, source: SplitSource, split: WeakSplit) -> None:
         assert source.subset.index is not None
         self._path = source.subset.index
-        self._split = split
         self._class_of = {category: i for i, category in enumerate(split.category_ids)}
         state = self._path.stat()
         self._by_image = _by_image(os.fspath(self._path), state.st_mtime_ns, state.st_size)
@@ -48,7 +47,8 @@ class CocoGroundTruthReader:
             SchemaError: a box that is not four finite numbers with width and height >= 0, or a mask that
                 is malformed or of another size.
         """
-        found = self._by_image.get(self._split.coco_id(image_id), ())
+        # Other categories are groups, "empty", or those that the split is not restricted to.
+        found = [e for e in self._by_image.get(image_id, ()) if e["category_id"] in self._class_of]
         boxes = np.array([self._box(entry) for entry in found], dtype=np.float64).reshape(-1, 4)
         has_masks = all(entry.get("segmentation") for entry in found)
         masks = [self._mask(entry, height, width) for entry in found] if has_masks else None
@@ -103,8 +103,9 @@ def _area(entry: Annotation, box_xyxy: np.ndarray[Any, np.dtype[np.float64]], ma
 
 # One file only: the annotations of COCO train2017 take some gigabytes.
 @functools.lru_cache(maxsize=1)
-def _by_image(path: str, mtime_ns: int, size: int) -> dict[int, list[Annotation]]:
-    grouped: dict[int, list[Annotation]] = {}
+def _by_image(path: str, mtime_ns: int, size: int) -> dict[str, list[Annotation]]:
+    """Annotations by the text id of their image."""
+    grouped: dict[str, list[Annotation]] = {}
     seen: set[Any] = set()
     for position, entry in enumerate(read_document(Path(path))["annotations"]):
         number = entry.get("id")
@@ -112,5 +113,5 @@ def _by_image(path: str, mtime_ns: int, size: int) -> dict[int, list[Annotation]
             why = "lacks an integer id" if type(number) is not int else f"repeats the id {number}"
             raise SchemaError(f"annotation {position} {why}", where=path, hint="give every one its own id")
         seen.add(number)
-        grouped.setdefault(entry["image_id"], []).append(entry)
+        grouped.setdefault(str(entry["image_id"]), []).append(entry)
     return grouped

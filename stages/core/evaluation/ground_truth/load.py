@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from stages.core.datasets.catalog import locate, open_split
@@ -21,7 +21,12 @@ READERS: dict[str, type[VocGroundTruthReader] | type[CocoGroundTruthReader]] = {
 
 
 def load_ground_truth(
-    split_name: str, data_root: Path, *, layout: Layout | None = None, ids: Collection[str] | None = None
+    split_name: str,
+    data_root: Path,
+    *,
+    layout: Layout | None = None,
+    ids: Collection[str] | None = None,
+    classes: Sequence[str] = (),
 ) -> GroundTruth:
     """Read the true objects of a split's images.
 
@@ -30,6 +35,7 @@ def load_ground_truth(
         data_root: Folder of data sets.
         layout: Read this layout where a folder holds several.
         ids: Only these images of the split; default all of ``open_split(...).ids``.
+        classes: Restrict the data set to these classes; objects of others are left out.
 
     Returns:
         The ground truth. Images whose file or annotation is missing or unreadable are in ``problems`` instead.
@@ -39,14 +45,14 @@ def load_ground_truth(
         SchemaError: annotations that cannot be right; the message names file and object.
         UsageError, ConfigError: as ``open_split``.
     """
-    source = locate(split_name, data_root, layout)
+    source = locate(split_name, data_root, layout, classes)
     if source.dataset.layout not in READERS:
         raise MissingInputError(
             f"split {split_name} has image tags only, no boxes or masks to evaluate against",
             where=source.subset.index or source.dataset.root,
             hint="evaluate on a split in VOC or COCO layout",
         )
-    split = open_split(split_name, data_root, layout=layout)
+    split = open_split(split_name, data_root, layout=layout, classes=classes)
     reader = READERS[source.dataset.layout](source, split)
     images: dict[str, ImageGroundTruth] = {}
     problems: list[GroundTruthProblem] = []

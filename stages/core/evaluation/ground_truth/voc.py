@@ -10,6 +10,7 @@ objects are the instances, classes those of ``SegmentationClass``, boxes drawn t
 from __future__ import annotations
 
 import math
+import unicodedata
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
@@ -20,7 +21,13 @@ from PIL import Image, UnidentifiedImageError
 from stages.core.datasets.catalog import SplitSource
 from stages.core.datasets.safe_xml import parse_xml
 from stages.core.datasets.split import WeakSplit
-from stages.core.datasets.voc import is_difficult, unknown_class
+from stages.core.datasets.voc import (
+    annotation_file,
+    annotation_folder,
+    is_difficult,
+    object_elements,
+    unknown_class,
+)
 from stages.core.errors import SchemaError
 from stages.core.evaluation.ground_truth.types import RLE, ImageGroundTruth
 from stages.core.ops.mask_boxes import mask_to_box
@@ -35,8 +42,9 @@ class VocGroundTruthReader:
     """Reads images of one VOC-layout data set."""
 
     def __init__(self, source: SplitSource, split: WeakSplit) -> None:
-        assert source.dataset.annotations is not None
-        self._xml_folder = source.dataset.annotations
+        self._xml_folder = annotation_folder(source.dataset, source.subset)
+        self._split = split
+        self._restricted = source.restricted
         self._root = source.dataset.root
         self._class_index = {name: i for i, name in enumerate(split.classes)}
         self._from_masks = source.subset.segmentation
@@ -48,11 +56,13 @@ class VocGroundTruthReader:
             FileNotFoundError: its XML does not exist.
             SchemaError: malformed XML or PNG, an unknown class, an impossible box, or a PNG of another size.
         """
-        boxes, classes, difficult = self._read_xml(self._xml_folder / f"{image_id}.xml")
-        instances = self._read_png("SegmentationObject", image_id, height, width)
+        image = self._split.file_name(image_id)
+        stem = Path(image).with_suffix("").as_posix()
+        boxes, classes, difficult = self._read_xml(annotation_file(self._xml_folder, image))
+        instances = self._read_png("SegmentationObject", stem, height, width)
         masks: list[RLE] | None = None if len(classes) else []
         if instances is not None:
-            kinds = self._read_png("SegmentationClass", image_id, height, width)
+            kinds = self._read_png("SegmentationClass", stem, height, width)
             parts = _Instances(instances, kinds, classes)
             if self._from_masks:
                 boxes, classes, difficult = parts.boxes, parts.classes, np.zeros(len(parts.classes), np.bool_)
@@ -76,9 +86,11 @@ class VocGroundTruthReader:
 
     def _read_xml(self, path: Path) -> tuple[Boxes, NDArray[np.int64], NDArray[np.bool_]]:
         boxes, classes, difficult = [], [], []
-        for number, item in enumerate(parse_xml(path, "annotation").findall("object"), start=1):
-            name = (item.findtext("name") or "").strip()
+        for number, item in enumerate(object_elements(parse_xml(path, "annotation")), start=1):
+            name = unicodedata.normalize("NFC", item.findtext("name") or "").strip()
             if name not in self._class_index:
+                if self._restricted:
+                    continue
                 raise unknown_class(name, self._class_index, path)
             boxes.append(_box(item, number, path))
             classes.append(self._class_index[name])
@@ -89,8 +101,8 @@ class VocGroundTruthReader:
             np.array(difficult, dtype=np.bool_),
         )
 
-    def _read_png(self, folder: str, image_id: str, height: int, width: int) -> Indices | None:
-        path = self._root / folder / f"{image_id}.png"
+    def _read_png(self, folder: str, stem: str, height: int, width: int) -> Indices | None:
+        path = self._root / folder / f"{stem}.png"
         if not path.is_file():
             return None
         try:
