@@ -24,7 +24,12 @@ def test_pgt__writes_a_coco_data_set_with_statistics_and_reasons(tmp_path: Path)
     at = context(tmp_path)
     lines: list[dict[str, Any]] = []
     at.metrics_fn = lambda values: lines.append(dict(values))
-    assert run(at) == {"pseudo_boxes": 4, "images_without_boxes": 1, "images_missing_a_tag": 0}
+    assert run(at) == {
+        "pseudo_boxes": 4,
+        "images_without_boxes": 1,
+        "images_missing_a_tag": 0,
+        "negatives": 0,
+    }
     assert not at.failures.entries, "an image in which nothing was found is no failure"
     loaded = json.loads((at.out / "pgt.json").read_text())
     assert [a["id"] for a in loaded["annotations"]] == [1, 2, 3, 4]
@@ -85,22 +90,24 @@ def test_pgt__a_class_without_any_box_is_a_warning(
 
 def test_pgt__images_that_miss_one_of_their_tags_are_named(tmp_path: Path) -> None:
     at = context(tmp_path, detections=DETECTIONS | {"img_1": found((DOG, 0.5, (4, 6, 24, 26)))})
-    assert run(at) == {"pseudo_boxes": 2, "images_without_boxes": 1, "images_missing_a_tag": 1}
+    assert run(at) == {
+        "pseudo_boxes": 2,
+        "images_without_boxes": 1,
+        "images_missing_a_tag": 1,
+        "negatives": 0,
+    }
     info = json.loads((at.out / "pgt.json").read_text())["info"]
     assert info["missing_tags"] == {"img_1": ["cat"]}
     assert info["without_boxes"] == {"img_2": "no detection of its tags: dog"}
 
 
-def test_reasons__every_image_without_boxes_has_one() -> None:
+def test_reasons__every_tagged_image_without_boxes_has_one() -> None:
     none, rule = Detections.empty(), PgtConfig().rule(("bird", "cat"))
     selections = {
         name: select(none.boxes_xyxy, none.scores, none.classes, tags, rule)
-        for name, tags in (("untagged", ()), ("tagged", (1,)))
+        for name, tags in (("negative", ()), ("tagged", (1,)))
     }
-    assert reasons(selections, ("bird", "cat")) == {
-        "untagged": "it has no tag",
-        "tagged": "no detection of its tags: cat",
-    }
+    assert reasons(selections, ("bird", "cat")) == {"tagged": "no detection of its tags: cat"}
 
 
 def test_pgt__nothing_at_all_is_an_error(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def diff(options: Options, first: RecipeArgument, second: RecipeArgument) -> Non
         typer.echo(json.dumps({"recipes": [first, second], "differences": rows}))
         return
     for row in rows:
-        left, right = (_written(value) for value in row["values"])  # type: ignore[attr-defined]
+        left, right = (_written(value) for value in row["values"])
         typer.echo(f"{row['setting']}: {left} -> {right}")
     if not rows:
         typer.echo("no difference")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
@@ -158,7 +158,7 @@ def _write_voc(classes: Sequence[str], images: Sequence[LabeledImage], out: Path
     return folder
 
 
-def _texts(parent: ElementTree.Element, values: dict[str, object]) -> None:
+def _texts(parent: ElementTree.Element, values: Mapping[str, object]) -> None:
     for name, value in values.items():
         ElementTree.SubElement(parent, name).text = str(value)
 
