@@ -45,7 +45,7 @@ def test_check__names_what_is_missing_damaged_doubled_and_in_two_splits(tmp_path
     assert "truncated" in train.left_out["cut"].lower()
     assert check.warnings == [
         "1 images are the same as another of their split: 0 and copy",
-        "1 images of two splits are nearly the same: 2 and smaller",
+        "1 images of two splits are nearly the same: smaller and 2",
         "1 pairs of equal images have other tags: 0 and copy",
     ]
     assert check.problems == []
