@@ -170,7 +170,7 @@ class SplitArtifacts:
     def _dataset(self, stage: str) -> Mapping[str, Detections]:
         path = self._path("pgt", stage)
         if path not in self._boxes:
-            self._boxes[path] = read_dataset(path, self.split)
+            self._boxes[path] = read_dataset(path, self.split).boxes
         return self._boxes[path]
 
 
