@@ -18,6 +18,14 @@ class FakeSplit:
     category_ids: tuple[int, ...] = (7, 9)
     fingerprint: str = "f"
     problems: tuple[object, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+
+    @property
+    def has_tags(self) -> bool:
+        return self.role == "train"
+
+    def tags(self, image_id: str) -> tuple[int, ...]:
+        return (0,)
 
     def coco_id(self, image_id: str) -> int:
         return "abcdefghij".index(image_id) + 1

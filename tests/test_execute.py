@@ -63,7 +63,7 @@ class SecondStage(FirstStage):
 
 @pytest.fixture(autouse=True)
 def fake_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "open_split", lambda name, root: FakeSplit(name=name))
+    monkeypatch.setattr(catalog, "open_split", lambda name, root, classes=(): FakeSplit(name=name))
 
 
 @pytest.fixture
@@ -208,7 +208,9 @@ def test_execute__checkpoint_given_for_a_train_split_is_applied(request_: Reques
 
 def test_execute__input_made_of_other_tags(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     execute(FirstStage(), ToyConfig(), request_)
-    monkeypatch.setattr(catalog, "open_split", lambda name, root: FakeSplit(name=name, fingerprint="g"))
+    monkeypatch.setattr(
+        catalog, "open_split", lambda name, root, classes=(): FakeSplit(name=name, fingerprint="g")
+    )
     with pytest.raises(StaleInputError, match="other images, tags or classes") as caught:
         execute(SecondStage(), ToyConfig(), request_)
     assert "weaksam cam --split toy_train --overwrite" in str(caught.value)
