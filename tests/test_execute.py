@@ -25,8 +25,9 @@ from stages.core.errors import (
     TooManyFailuresError,
     UsageError,
 )
+from stages.core.runtime import request as request_module
 from stages.core.runtime.execute import execute
-from stages.core.runtime.request import Request, failure_limit
+from stages.core.runtime.request import Request, failure_limit, join_machine
 from stages.core.spec import Counts, InputSpec, OutputSpec, Plan, StageContext, StageSpec
 from tests.fake_split import FakeSplit
 
@@ -36,7 +37,7 @@ class ToyConfig(StageConfig):
 
 
 class FirstStage:
-    spec = StageSpec("cam", "", (), (OutputSpec("cams.txt", "cams"),))
+    spec = StageSpec("cam", "", (), (OutputSpec("cams.txt", "cams"),), uses_device=True)
     runs: int = 0
     bad: tuple[str, ...] = ()
     stop: bool = False
@@ -57,7 +58,11 @@ class FirstStage:
 
 class SecondStage(FirstStage):
     spec = StageSpec(
-        "prompt", "", (InputSpec("cams", "cam", "cams.txt"),), (OutputSpec("prompts.txt", "prompts"),)
+        "prompt",
+        "",
+        (InputSpec("cams", "cam", "cams.txt"),),
+        (OutputSpec("prompts.txt", "prompts"),),
+        uses_device=False,
     )
 
 
@@ -78,6 +83,7 @@ def test_execute__manifest_last_with_hashes(request_: Request) -> None:
     assert manifest.counts == {"images": 3, "words": 1, "failed": 0}
     assert len(manifest.outputs["cams.txt"]) == 64
     assert manifest.config == {"word": "x"}
+    assert (manifest.environment["precision"], manifest.environment["deterministic"]) == ("fp32", "true")
     assert not (outcome.out / "state").exists()
     assert "cam:" in (outcome.out / "resolved.yaml").read_text()
 
@@ -157,6 +163,21 @@ def test_execute__input_changed_after_its_manifest(request_: Request) -> None:
         execute(SecondStage(), ToyConfig(), request_)
 
 
+def test_join_machine__default_of_workers_follows_from_what_the_stage_uses(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine with a GPU, a stage that does not use it takes all cores."""
+    monkeypatch.setattr(request_module, "resolve_device", lambda name: "cuda:0" if name == "auto" else name)
+    monkeypatch.setattr(request_module, "available_cores", lambda: 7)
+    auto = replace(request_, device="auto", workers=None)
+    on_gpu, on_cpu = (join_machine(auto, stage.spec) for stage in (FirstStage, SecondStage))
+    assert (on_gpu.device, on_gpu.workers, on_gpu.deterministic) == ("cuda:0", 0, False)
+    assert (on_cpu.device, on_cpu.precision, on_cpu.workers, on_cpu.deterministic) == ("cpu", "fp32", 7, True)
+    assert join_machine(replace(auto, deterministic=True), FirstStage.spec).deterministic
+    assert join_machine(replace(auto, device="cpu"), FirstStage.spec).workers == 7
+    assert join_machine(replace(auto, workers=2), SecondStage.spec).workers == 2
+
+
 def test_execute__input_unfinished(request_: Request) -> None:
     out = execute(FirstStage(), ToyConfig(), request_).out
     (out / "manifest.json").unlink()
@@ -171,6 +192,7 @@ def test_execute__input_made_from_an_older_upstream(request_: Request) -> None:
             "",
             (InputSpec("prompts", "prompt", "prompts.txt"),),
             (OutputSpec("p.txt", "proposals"),),
+            uses_device=True,
         )
 
     execute(FirstStage(), ToyConfig(), request_)
@@ -187,6 +209,7 @@ def test_execute__checkpoint_given_for_a_train_split_is_applied(request_: Reques
             "",
             (InputSpec("checkpoint", "cam", "w.bin", "train", ("test",)),),
             (OutputSpec("cams.txt", "cams"), OutputSpec("w.bin", "weights", ("train",))),
+            uses_device=True,
         )
         learnt: int = 0
 

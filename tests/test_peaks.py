@@ -113,12 +113,27 @@ def test_peaks__spaced_sorted_and_above_the_threshold(
 
 
 @settings(max_examples=40, deadline=None)
-@given(MAPS, st.sampled_from([3, 5, 9, 17]))
-def test_max_pool__separable_equals_square(
+@given(MAPS, st.sampled_from([3, 5, 9, 17, 129]))
+def test_max_pool__bits_of_torch(
     values: np.ndarray[tuple[int, int], np.dtype[np.float32]], window: int
 ) -> None:
-    square = F.max_pool2d(torch.from_numpy(values)[None, None], window, stride=1, padding=window // 2)
-    np.testing.assert_array_equal(max_pool(values, window), square[0, 0].numpy())
+    values = values - np.float32(0.5)  # borders are clipped, not padded with zeros
+    rows = F.max_pool2d(torch.from_numpy(values)[None, None], (1, window), 1, (0, window // 2))
+    square = F.max_pool2d(rows, (window, 1), 1, (window // 2, 0))
+    assert max_pool(values, window).tobytes() == square[0, 0].numpy().tobytes()
+
+
+@settings(max_examples=40, deadline=None)
+@given(MAPS, st.sampled_from([3, 5, 9]), st.integers(0, 6), st.integers(0, 6))
+def test_peaks__low_surroundings_change_nothing(
+    values: np.ndarray[tuple[int, int], np.dtype[np.float32]], window: int, left: int, top: int
+) -> None:
+    """Only the box around what reaches the threshold is searched."""
+    values = np.pad(values, 1)
+    found, scores = peaks(values, window, 0.5)
+    shifted, same = peaks(np.pad(values, ((top, 3), (left, 2))), window, 0.5)
+    np.testing.assert_array_equal(shifted, found + np.array([left, top], np.float32))
+    np.testing.assert_array_equal(same, scores)
 
 
 def test_suppress_neighbours__radius_is_inclusive_and_removed_points_remove_nothing() -> None:

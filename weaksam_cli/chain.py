@@ -85,6 +85,7 @@ def run(
     "data",
     "device",
     "precision",
+    "deterministic",
     "workers",
     "seed",
     "max_failures",

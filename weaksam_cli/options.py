@@ -110,8 +110,13 @@ class Options:
         Literal["auto", "fp32", "bf16", "fp16"],
         Shown("Precision of the networks; auto: the recipe's, else bf16 on a GPU that has it."),
     ] = "auto"
+    deterministic: Annotated[
+        bool | None,
+        Shown("Deterministic algorithms; default on a CPU, not on a GPU, where they are slower."),
+    ] = None
     workers: Annotated[
-        int | None, Shown("Processes for work per image; default all cores on a CPU, else 0.", low=0)
+        int | None,
+        Shown("Processes for work per image; default all cores where the CPU does it, 0 on a GPU.", low=0),
     ] = None
     seed: Annotated[int, Shown("Seed of everything random.", env="WEAKSAM_SEED", low=0)] = 0
     max_failures: Annotated[

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     "dry_run",
     "device",
     "precision",
+    "deterministic",
     "workers",
     "max_failures",
     "as_json",

@@ -102,6 +102,7 @@ def stage_request(options: Options, overrides: dict[str, Path]) -> Request:
         dry_run=options.dry_run,
         device=options.device,
         precision=precision,
+        deterministic=options.deterministic,
         seed=options.seed,
         workers=options.workers,
         max_failures=options.max_failures,

@@ -8,7 +8,7 @@ convolutional backbone under a few attention blocks, and any timm vision transfo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,14 @@ class ClassifierOutput:
     attention_BLHNN: Tensor | None = None
     fused_BNN: Tensor | None = None
     fine_logits_BC: Tensor | None = None
+
+
+def in_float32(output: ClassifierOutput) -> ClassifierOutput:
+    """Return outputs of a pass in mixed precision in float32; maps are made and added up in it."""
+    values = {entry.name: getattr(output, entry.name) for entry in fields(output)}
+    return ClassifierOutput(
+        **{name: value if value is None else value.float() for name, value in values.items()}
+    )
 
 
 class HybridBody(nn.Module):

@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stages.cam.attention import class_to_patch, patch_to_patch
-from stages.cam.classifier import ClassifierOutput, MultiClassTokenClassifier
+from stages.cam.classifier import ClassifierOutput, MultiClassTokenClassifier, in_float32
 from stages.cam.conv_classifier import ConvClassifier
+from stages.core.runtime.device import Precision, autocast
 
 Affinity = Literal["attention", "transposed", "symmetric", "feature"]
 TagClassifier = MultiClassTokenClassifier | ConvClassifier
@@ -82,8 +83,9 @@ def image_maps(
     classes: Sequence[int] | None,
     rule: MapRule,
     device: str = "cpu",
+    precision: Precision = "fp32",
 ) -> ImageMaps:
-    """Compute the maps of one image.
+    """Compute the maps of one image: the network in the given precision, all that follows in float32.
 
     Args:
         model: in evaluation mode.
@@ -91,10 +93,13 @@ def image_maps(
         classes: the image's tags, or None to take the predicted classes.
         rule: how.
         device: where the model lives.
+        precision: of the network.
     """
     image = torch.from_numpy(pixels.copy()).to(device).permute(2, 0, 1)[None].float() / 255.0
     sizes = view_sizes(pixels.shape[0], pixels.shape[1], rule.tta_scales, rule.max_size, model.patch)
-    views = [_view(model, image, size, rule) for size in sizes]
+    with autocast(device, precision):
+        views = [_view(model, image, size, rule) for size in sizes]
+    views = [in_float32(view) for view in views]
     logits_C = torch.stack([view.class_logits_BC for view in views]).mean(dim=(0, 1))
     chosen = (
         tuple(sorted(classes)) if classes is not None else predicted_classes(logits_C, rule.test_logit_thresh)

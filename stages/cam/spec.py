@@ -15,5 +15,6 @@ SPEC = StageSpec(
         OutputSpec(CHECKPOINT, "weights", ("train",)),
         OutputSpec(CAMS_FILE, "cams"),
     ),
+    uses_device=True,
     shardable=("test",),
 )

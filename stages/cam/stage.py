@@ -18,6 +18,7 @@ from stages.core.artifacts.schemas import CAMS, MAP_KINDS
 from stages.core.artifacts.table import ImageRows, write_table
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
+from stages.core.runtime.device import Precision
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.spec import Counts, Plan, StageContext
 
@@ -58,7 +59,7 @@ class CamStage:
             checkpoint = _adopt(context, config)
         elif not (context.resume and checkpoint.is_file()):
             counts = _fit(context, config)
-        factory = _Factory(config, checkpoint, context.split, context.device)
+        factory = _Factory(config, checkpoint, context.split, context.device, context.precision)
         table = map_images(context, CAMS, factory, "maps", {"classes": list(context.split.classes)})
         if table is None:
             return counts
@@ -101,6 +102,7 @@ class _Factory:
     checkpoint: Path
     split: WeakSplit
     device: str
+    precision: Precision
 
     def __call__(self) -> ImageFunction:
         from stages.cam.building import load_classifier, map_rule
@@ -116,7 +118,7 @@ class _Factory:
             if tags == ():  # a negative has nothing to be mapped
                 nothing = ImageMaps((), np.zeros(0, np.float32), np.zeros((0, 1, 1), np.float32), None, None)
                 return map_rows(nothing, layers, pixels.shape[0], pixels.shape[1])
-            maps = image_maps(model, pixels, tags, rule, self.device)
+            maps = image_maps(model, pixels, tags, rule, self.device, self.precision)
             return map_rows(maps, layers, pixels.shape[0], pixels.shape[1])
 
         return maps_of

@@ -133,9 +133,9 @@ class EpochChoice:
             image = (
                 torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(self.context.device).float() / 255.0
             )
-            output = self.model(
-                F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
-            )
+            view = F.interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
+            with autocast(self.context.device, self.context.precision):
+                output = self.model(view)
             logits = torch.stack([output.class_logits_BC[0], output.patch_logits_BC[0]])
             found[image_id] = logits.float().cpu().numpy()
         self.model.train()

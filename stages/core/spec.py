@@ -79,6 +79,8 @@ class StageSpec:
         summary: One sentence for ``--help``.
         inputs: Files read, in the order in which they are looked for.
         outputs: Files written, in the order in which they are listed.
+        uses_device: Whether it computes on the device of the run (``--device``). A stage that does not works on the
+            CPU, by default in as many processes as there are cores, on a machine with GPUs, too.
         shardable: Roles for which the work is a map over images and may be cut into shards.
     """
 
@@ -86,6 +88,7 @@ class StageSpec:
     summary: str
     inputs: tuple[InputSpec, ...]
     outputs: tuple[OutputSpec, ...]
+    uses_device: bool
     shardable: tuple[Role, ...] = ()
 
     def output_names(self, role: Role) -> tuple[str, ...]:
@@ -126,6 +129,7 @@ class StageContext:
         inputs: Resolved input files by name.
         device: Torch device string, e.g. ``cpu`` or ``cuda:0``.
         precision: ``fp32``, ``bf16`` or ``fp16``.
+        deterministic: Whether torch's deterministic algorithms are used.
         seed: Seed of everything random.
         workers: Processes for map-style work; 0 = in this process.
         shard: (index, count) of the parts this process takes.
@@ -144,6 +148,7 @@ class StageContext:
     inputs: Mapping[str, Path] = field(default_factory=dict)
     device: str = "cpu"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    deterministic: bool = True
     seed: int = 0
     workers: int = 0
     shard: tuple[int, int] = (0, 1)

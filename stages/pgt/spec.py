@@ -11,4 +11,5 @@ SPEC = StageSpec(
     summary="Make pseudo ground truth out of the detections of a train split.",
     inputs=(InputSpec("detections", "wsod", "detections.json", "own", ("train",)),),
     outputs=(OutputSpec(PSEUDO_GROUND_TRUTH, "pgt", ("train",), title="Pseudo ground truth"),),
+    uses_device=False,
 )

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.core.detectors.checkpoints import DetectorFile
+from stages.core.runtime.device import Precision, autocast
 from stages.core.segmenters.box_to_mask import MaskRule, masks_of_boxes, run_lengths
 from stages.core.segmenters.protocol import Segmenter
 from stages.core.structures.detections import Detections
@@ -36,13 +37,15 @@ def open_segmenter(config: PredictConfig, device: str) -> Segmenter:
     return load_segmenter(config.segmenter, weights, device)
 
 
-def build_masker(config: PredictConfig, detector: DetectorFile, device: str) -> Masker:
+def build_masker(config: PredictConfig, detector: DetectorFile, device: str, precision: Precision) -> Masker:
     """Return the function that adds masks to detections, or leaves them as they are."""
     if not needs_segmenter(config, detector):
         return lambda pixels, found: found
     segmenter, rule = open_segmenter(config, device), MaskRule.of(config)
 
     def masked(pixels: NDArray[np.uint8], found: Detections) -> Detections:
-        return found.with_masks(run_lengths(masks_of_boxes(segmenter, pixels, found.boxes_xyxy, rule)))
+        with autocast(device, precision):
+            masks = masks_of_boxes(segmenter, pixels, found.boxes_xyxy, rule)
+        return found.with_masks(run_lengths(masks))
 
     return masked

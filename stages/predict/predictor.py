@@ -33,7 +33,7 @@ def build_predictor(
     # Only ever lowered: above its own threshold, the detector's outputs stay what they were at its training.
     if config.score_thresh < model.spec.score_thresh:
         model.keep_from(config.score_thresh)
-    masked = build_masker(config, detector, device)
+    masked = build_masker(config, detector, device, precision)
 
     def predict(pixels: NDArray[np.uint8]) -> Detections:
         found = detect(model, pixels, device, precision, config.view_short_sides)

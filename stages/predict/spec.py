@@ -11,4 +11,5 @@ SPEC = StageSpec(
     summary="Apply the trained detector to new images: a COCO JSON file and a picture of each image.",
     inputs=(InputSpec("detector", "retrain", "detector.safetensors", "train", ("test",)),),
     outputs=(OutputSpec(PREDICTIONS, "predictions"),),
+    uses_device=True,
 )

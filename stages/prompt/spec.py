@@ -11,5 +11,6 @@ SPEC = StageSpec(
     summary="Turn the maps' peaks into point prompts.",
     inputs=(InputSpec("cams", "cam", "cams.h5"),),
     outputs=(OutputSpec(PROMPTS_FILE, "prompts"),),
+    uses_device=False,
     shardable=BOTH,
 )

@@ -14,5 +14,6 @@ SPEC = StageSpec(
         InputSpec("cams", "cam", "cams.h5", optional=True),
     ),
     outputs=(OutputSpec(PROPOSALS_FILE, "proposals"),),
+    uses_device=True,
     shardable=BOTH,
 )

@@ -18,5 +18,6 @@ SPEC = StageSpec(
         OutputSpec(CHECKPOINT, "detector", ("train",)),
         OutputSpec(DETECTIONS, "detections", title="Retrained detector"),
     ),
+    uses_device=True,
     shardable=("test",),
 )

@@ -14,6 +14,7 @@ from stages.core.datasets.images import image_size, load_image
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import SchemaError
 from stages.core.ops.mask_boxes import mask_to_box
+from stages.core.runtime.device import Precision, autocast
 from stages.core.runtime.parts import ImageFunction, map_images
 from stages.core.segmenters.box_to_mask import (
     FROM_BOX,
@@ -50,6 +51,7 @@ class MaskFactory:
     split: WeakSplit
     config: WsisConfig
     device: str
+    precision: Precision
 
     def __call__(self) -> ImageFunction:
         """Load pseudo boxes and segmenter once and return image id -> rows."""
@@ -68,7 +70,8 @@ class MaskFactory:
             if len(boxes) == 0:
                 return to_rows(Detections.empty(), *image_size(path))
             pixels = load_image(path)
-            found = masks_of_boxes(segmenter, pixels, boxes.boxes_xyxy, rule)
+            with autocast(self.device, self.precision):
+                found = masks_of_boxes(segmenter, pixels, boxes.boxes_xyxy, rule)
             tight = np.stack([mask_to_box(one.mask_HW) for one in found])
             masks = replace(boxes, boxes_xyxy=tight, masks=run_lengths(found))
             origin = np.array([one.origin for one in found], dtype=np.int8)
@@ -110,7 +113,7 @@ def make_pseudo_masks(context: StageContext, config: WsisConfig) -> PseudoMasks:
         SchemaError: the pseudo boxes are of another data set.
         EnvironmentFault: the segmenter's weights cannot be had.
     """
-    factory = MaskFactory(context.input("pgt"), context.split, config, context.device)
+    factory = MaskFactory(context.input("pgt"), context.split, config, context.device, context.precision)
     # The detector's own parts lie in <out>/parts; these need another folder.
     inside = replace(context, out=context.out / "parts" / "masks", shard=(0, 1))
     table = map_images(inside, DETECTION_ROWS, factory, "masks", everywhere=True)

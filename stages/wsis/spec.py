@@ -20,5 +20,6 @@ SPEC = StageSpec(
         OutputSpec(CHECKPOINT, "detector", ("train",)),
         OutputSpec(SEGMENTATIONS, "segmentations", title="Instance segmenter"),
     ),
+    uses_device=True,
     shardable=("test",),
 )

@@ -15,7 +15,7 @@ from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
 from stages.core.detectors.tta import View, mirror_boxes
 from stages.core.errors import InputError
-from stages.core.runtime.seeding import derive_seed, numpy_generator
+from stages.core.runtime.seeding import derive_seed, global_generators, numpy_generator
 from stages.core.spec import FailureLog
 from stages.core.training.readable_images import ReadableImages
 from stages.wsod.config import WsodConfig
@@ -128,8 +128,7 @@ class WeakData:
         boxes = torch.from_numpy(self.proposals.boxes(image_id))
         image, boxes = render(pixels_CHW, boxes, view, self.config.max_size)
         if self.config.color_jitter > 0:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(derive_seed(self.seed, "jitter", epoch, image_id))
+            with global_generators(derive_seed(self.seed, "jitter", epoch, image_id)):
                 image = self._jitter(image)
         if self.config.lighting_std > 0:
             image = shift_lighting(image, generator.normal(0, self.config.lighting_std, 3))

@@ -18,5 +18,6 @@ SPEC = StageSpec(
         OutputSpec(CHECKPOINT, "weights", ("train",)),
         OutputSpec(DETECTIONS, "detections", title="WSOD detections"),
     ),
+    uses_device=True,
     shardable=("test",),
 )

@@ -27,6 +27,7 @@ from stages.core.detectors.dino import DinoNetwork
 from stages.core.detectors.spec import DetrSpec
 from stages.core.detectors.two_stage.roi_heads import RoiWeights
 from stages.core.errors import ConfigError, EnvironmentFault
+from stages.core.ops.precision import run_in_full_precision
 
 COSTS = {
     "rt-detr": SetCosts("varifocal", alpha=0.75),
@@ -67,6 +68,7 @@ class Detr(nn.Module):
             _skip_resize=True,
         )  # training images arrive resized, see detection_data
         self._least_side = least_side(spec)
+        _keep_boxes_in_float32(network)
 
     @property
     def pretrained_backbone(self) -> nn.Module:
@@ -153,6 +155,30 @@ class Detr(nn.Module):
             kept = batched_nms(boxes_N4[keep_N], scores_N[keep_N], labels_N[keep_N], self.spec.nms_thresh)
             keep_N = keep_N[kept]
         return {"boxes": boxes_N4[keep_N], "labels": labels_N[keep_N], "scores": scores_N[keep_N]}
+
+
+def _keep_boxes_in_float32(network: Any) -> None:
+    """Compute reference points and boxes in float32 under any autocast.
+
+    A box is the sigmoid of a number: in bf16 those of an image of 1,333 pixels lie on a grid of 5.
+    """
+    heads = [*network.bbox_embed, *(getattr(network.model.decoder, "bbox_embed", None) or ())]
+    for name in ("reference_points", "enc_bbox_head"):
+        heads += [getattr(network.model, name)] if hasattr(network.model, name) else []
+    for head in heads:
+        run_in_full_precision(head)
+    if hasattr(network.model, "generate_anchors"):
+        network.model.__class__ = _float_anchors(type(network.model))
+
+
+def _float_anchors(kind: Any) -> Any:
+    """The library's RT-DETR with anchors in float32, whatever the precision of its features."""
+
+    class FloatAnchors(kind):  # type: ignore[misc]
+        def generate_anchors(self, *values: Any, **named: Any) -> Any:
+            return super().generate_anchors(*values, **{**named, "dtype": torch.float32})
+
+    return FloatAnchors
 
 
 class BackboneFeatures(nn.Module):

@@ -22,7 +22,7 @@ from stages.core.datasets.split import WeakSplit
 from stages.core.detectors.settings import Augmentation
 from stages.core.detectors.thin_images import check_not_thin
 from stages.core.errors import InputError, SchemaError
-from stages.core.runtime.seeding import derive_seed
+from stages.core.runtime.seeding import derive_seed, global_generators
 from stages.core.spec import FailureLog
 from stages.core.structures.detections import Detections
 from stages.core.structures.rle import decode_masks
@@ -110,8 +110,7 @@ class PseudoGroundTruthData:
         height, width = pixels.shape[:2]
         check_not_thin(height, width, min(limits.train_short_sides), limits.max_size, path)
         item = self._item(image_id, pixels, height, width)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.seed, "augment", epoch, image_id))
+        with global_generators(derive_seed(self.seed, "augment", epoch, image_id)):
             item = self._transform(item)
         target = {"boxes": item["boxes"].as_subclass(torch.Tensor).float(), "labels": item["labels"]}
         if self.with_masks:

@@ -2,7 +2,8 @@
 
 Bilinear sampling and averaging are linear, so a bin is an `embedding_bag` over the cells it touches. On a
 CPU this runs about ten times faster forward and backward than torchvision's operator, which is used on
-other devices; both give the same values.
+other devices; both give the same values. Where deterministic algorithms are asked for, this form runs everywhere:
+its memory depends on the RoIs alone, that of torchvision's deterministic form on the size of the image, too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align as torchvision_roi_align
+
+from stages.core.ops.precision import deterministic_algorithms
 
 
 def roi_align(
@@ -32,14 +35,18 @@ def roi_align(
     if feats_BCHW.dtype in (torch.bfloat16, torch.float16):
         # bf16 tells no coordinate beyond 256 from its neighbour.
         return roi_align(feats_BCHW.float(), boxes_xyxy, size, stride, sampling).to(feats_BCHW.dtype)
-    if feats_BCHW.device.type != "cpu" or sampling == 0:
-        pooled_NCSS: Tensor = torchvision_roi_align(
-            feats_BCHW, list(boxes_xyxy), size, 1.0 / stride, sampling, aligned=True
-        )
+    elsewhere = feats_BCHW.device.type != "cpu" and not torch.are_deterministic_algorithms_enabled()
+    if elsewhere or sampling == 0:
+        # As many samples as cells need the operator. Asked for a deterministic one, torchvision would take gigabytes
+        # per RoI of a large image; of the operator the forward pass is deterministic, of the backward pass it warns.
+        with deterministic_algorithms(False):
+            pooled_NCSS: Tensor = torchvision_roi_align(
+                feats_BCHW, list(boxes_xyxy), size, 1.0 / stride, sampling, aligned=True
+            )
         return pooled_NCSS.permute(0, 2, 3, 1)
     batch, channels, height, width = feats_BCHW.shape
     counts = torch.tensor([len(boxes) for boxes in boxes_xyxy])
-    image_N = torch.repeat_interleave(torch.arange(batch), counts)
+    image_N = torch.repeat_interleave(torch.arange(batch), counts).to(feats_BCHW.device)
     # Pixel centres sit at half cells: continuous coordinate c samples index c - 0.5 ("aligned").
     boxes_N4 = torch.cat(list(boxes_xyxy)).to(feats_BCHW.dtype) / stride - 0.5
     x_low, x_high, x_share, x_weight = _cells(boxes_N4[:, 0], boxes_N4[:, 2], size * sampling, width)
@@ -62,7 +69,7 @@ def _cells(low_N: Tensor, high_N: Tensor, points: int, extent: int) -> tuple[Ten
 
     Returns the lower and the upper cell, the share of the upper, and 1 where a point counts, 0 outside.
     """
-    at = (torch.arange(points, dtype=low_N.dtype) + 0.5) / points
+    at = (torch.arange(points, dtype=low_N.dtype, device=low_N.device) + 0.5) / points
     position = low_N[:, None] + at * (high_N - low_N)[:, None]
     inside = ((position >= -1.0) & (position <= extent)).to(low_N.dtype)
     position = position.clamp(0.0, extent - 1.0)

@@ -86,7 +86,7 @@ def execute(
         WeakSamError: any of the documented failures; the exit code is the class's.
     """
     check_request(request)
-    machine = join_machine(request)
+    machine = join_machine(request, stage.spec)
     split = _open_split(stage.spec, request, split)
     context = _context(stage.spec, split, request, machine)
     context.opened.update(opened or {})
@@ -165,6 +165,7 @@ def _context(stage: StageSpec, split: WeakSplit, request: Request, machine: Mach
         inputs=find_inputs(stage, split, request),
         device=machine.device,
         precision=machine.precision,
+        deterministic=machine.deterministic,
         seed=request.seed,
         workers=machine.workers,
         shard=request.shard,
@@ -213,7 +214,7 @@ def _open_output(run: _Run) -> Iterator[None]:
 
 def _work(stage: Stage[ConfigT], config: ConfigT, context: StageContext) -> _Work:
     """Run the stage, and collect the failures of all processes."""
-    seed_everything(context.seed)
+    seed_everything(context.seed, context.deterministic)
     started, clock = datetime.now(UTC), time.monotonic()
     context.log.info("%s: %s, %d images", stage.spec.name, context.split.name, len(context.split.ids))
     _log_tags(stage.spec.name, context)
@@ -283,7 +284,8 @@ def _manifest(run: _Run, work: _Work) -> Manifest:
         inputs=run.inputs,
         split_fingerprint=context.split.fingerprint,
         outputs=dict.fromkeys(_expected_outputs(run), ""),
-        environment=environment_facts(context.device),
+        environment=environment_facts(context.device)
+        | {"precision": context.precision, "deterministic": str(context.deterministic).lower()},
         counts={"images": images, **work.counts, "failed": len(context.failures.entries)},
         failures=context.failures.as_list(),
         limit=run.limit,

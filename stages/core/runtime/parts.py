@@ -126,7 +126,7 @@ def _do_parts(
     if workers > 1:
         yield from _do_in_workers(workers, context, schema, factory, {i: parts[i] for i in todo})
     elif todo:
-        function = _prepared(factory, context.seed, context.device)
+        function = _prepared(factory, context.seed, context.device, context.deterministic)
         for i in todo:
             _do_part(_part_path(folder, i), schema, function, parts[i])
             yield
@@ -142,7 +142,9 @@ def _do_in_workers(
     """Give each worker a part at a time, so that an interruption loses no more than the parts in progress."""
     folder = context.out / "parts"
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, _start_worker, (factory, context.seed, context.device)) as pool:
+    with ProcessPoolExecutor(
+        workers, spawn, _start_worker, (factory, context.seed, context.device, context.deterministic)
+    ) as pool:
         queue = list(parts)[::-1]
         running: set[Future[None]] = set()
         try:
@@ -161,14 +163,14 @@ def _do_in_workers(
 _function: ImageFunction | None = None
 
 
-def _start_worker(factory: Factory, seed: int, device: str) -> None:
+def _start_worker(factory: Factory, seed: int, device: str, deterministic: bool) -> None:
     import signal
 
     global _function
     # The parent decides when to stop; Ctrl-C reaches the whole process group.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    _function = _prepared(factory, seed, device)
+    _function = _prepared(factory, seed, device, deterministic)
 
 
 def _worker_part(path: Path, schema: TableSchema, ids: Sequence[str]) -> None:
@@ -176,14 +178,16 @@ def _worker_part(path: Path, schema: TableSchema, ids: Sequence[str]) -> None:
     _do_part(path, schema, _function, ids)
 
 
-def _prepared(factory: Factory, seed: int, device: str) -> ImageFunction:
+def _prepared(factory: Factory, seed: int, device: str, deterministic: bool) -> ImageFunction:
+    import cv2
     import torch
 
     if device == "cpu":
         # One thread each: results then do not depend on how many cores or workers there are.
         torch.set_num_threads(1)
+        cv2.setNumThreads(1)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    seed_everything(seed)
+    seed_everything(seed, deterministic)
     return factory()
 
 

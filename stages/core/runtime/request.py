@@ -8,6 +8,7 @@ from pathlib import Path
 from stages.core.errors import UsageError
 from stages.core.runtime import processes
 from stages.core.runtime.device import Precision, available_cores, resolve_device, resolve_precision
+from stages.core.spec import StageSpec
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,9 @@ class Request:
         dry_run: Check everything, do nothing.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        deterministic: Use deterministic algorithms; None = on a CPU, where they cost nothing, but not on a GPU.
         seed: Seed of everything random.
-        workers: Processes for map-style work; 0 = in this process, None = all cores on a CPU.
+        workers: Processes for map-style work; 0 = in this process, None = all cores where the work is the CPU's.
         max_failures: Images that may fail: a count, or a percentage such as ``5%``.
         verbosity: -1 warnings, 0 info, 1 debug; None: log as the calling program does.
         show_progress: Show how far the work is.
@@ -52,6 +54,7 @@ class Request:
     dry_run: bool = False
     device: str = "cpu"
     precision: str = "fp32"
+    deterministic: bool | None = None
     seed: int = 0
     workers: int | None = 0
     max_failures: str = "5%"
@@ -80,10 +83,13 @@ class Machine:
     device: str
     precision: Precision
     workers: int
+    deterministic: bool
 
 
-def join_machine(request: Request) -> Machine:
+def join_machine(request: Request, stage: StageSpec) -> Machine:
     """Find out what ``auto`` stands for here, and join the other processes of the launch, if there are any.
+
+    A stage that uses no device gets the CPU, whatever device was asked for.
 
     Raises:
         UsageError: no such device or precision, or shards within a launch of several processes.
@@ -91,6 +97,8 @@ def join_machine(request: Request) -> Machine:
     """
     device = resolve_device(request.device)
     precision = resolve_precision(request.precision, device)
+    if not stage.uses_device:
+        device, precision = "cpu", "fp32"
     workers = request.workers
     if workers is None:
         workers = available_cores() if device == "cpu" else 0
@@ -101,7 +109,10 @@ def join_machine(request: Request) -> Machine:
             where="--shard",
             hint="use shards in separate jobs, or one launch with several processes",
         )
-    return Machine(device, precision, workers)
+    deterministic = request.deterministic
+    if deterministic is None:
+        deterministic = not device.startswith("cuda")
+    return Machine(device, precision, workers, deterministic)
 
 
 def check_request(request: Request) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,14 +22,21 @@ def numpy_generator(seed: int, *purpose: str | int) -> np.random.Generator:
     return np.random.default_rng(derive_seed(seed, *purpose))
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch, and ask torch for deterministic algorithms."""
+def seed_everything(seed: int, deterministic: bool = True) -> None:
+    """Seed Python, numpy and torch, and choose between torch's deterministic algorithms and its fastest ones.
+
+    Where both are the same, as for most of a CPU's, the choice changes nothing.
+    """
     import torch
 
     random.seed(seed)
     np.random.seed(seed % 2**32)  # libraries we call still use the global generator
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    if deterministic:
+        os.environ.setdefault(
+            "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+        )  # as cuBLAS asks for, before its first call
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
     # Filling every new tensor with NaN is a debugging aid that costs a pass over memory per operation.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
@@ -38,7 +46,7 @@ def global_generators(seed: int) -> Iterator[None]:
     """Seed the global generators of Python, numpy and torch (CPU) for a library that draws from them.
 
     Their states are restored afterwards: what is drawn inside depends on `seed` alone, and what is drawn later does
-    not depend on the block.
+    not depend on the block. The generators of GPUs are not touched (`torch.manual_seed` would seed them, too).
     """
     import torch
 

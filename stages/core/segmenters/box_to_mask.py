@@ -150,7 +150,8 @@ def _full_size(
     """Masks (M, H, W) of every prompt; no more of them are held as numbers than `PIXELS_AT_ONCE` allows."""
     at_once = max(1, PIXELS_AT_ONCE // (logits_PMhw.shape[1] * size[0] * size[1]))
     for some_PMhw in torch.split(logits_PMhw, at_once):
-        yield from (segmenter.upscale(some_PMhw, encoded) > segmenter.mask_threshold).cpu().numpy()
+        # In float32: half precision would move a mask's outline.
+        yield from (segmenter.upscale(some_PMhw.float(), encoded) > segmenter.mask_threshold).cpu().numpy()
 
 
 def box_fit(mask_HW: Mask, box_xyxy: NDArray[Any]) -> float:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stages.core.errors import ImageError
+from stages.core.ops.precision import run_in_full_precision
 from stages.core.segmenters.protocol import Decoded, EncodedImage, SelectedMasks
 
 
@@ -41,6 +42,9 @@ class HfSegmenter:
         self.name = name
         self.model: Any = model.eval()
         self.processor: Any = processor
+        # Half precision would move the prompts by several pixels.
+        run_in_full_precision(model.prompt_encoder)
+        run_in_full_precision(model.shared_image_embedding)
         self.input_size = int(model.config.prompt_encoder_config.image_size)
 
     @property

@@ -13,6 +13,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
 from stages.core.errors import ImageError
+from stages.core.ops.precision import full_precision
 from stages.core.segmenters.folded_decoder import FoldedMaskDecoder
 from stages.core.segmenters.protocol import Decoded, EncodedImage, SelectedMasks
 from stages.core.segmenters.sam_attention import fuse_attention
@@ -145,9 +146,11 @@ class SamSegmenter:
         boxes = None
         if boxes_P4 is not None:
             boxes = self._scaled(boxes_P4.reshape(-1, 2, 2), encoded).reshape(-1, 4)
-        sparse, dense = self.sam.prompt_encoder(points=points, boxes=boxes, masks=None)
+        with full_precision(encoded.embedding_1CHW):  # bf16 would move prompts by up to 4 of 1024 pixels
+            sparse, dense = self.sam.prompt_encoder(points=points, boxes=boxes, masks=None)
+            dense_pe = self.sam.prompt_encoder.get_dense_pe()
         return self._decoder.decode(
-            encoded.embedding_1CHW, self.sam.prompt_encoder.get_dense_pe(), sparse, dense[:1],
+            encoded.embedding_1CHW, dense_pe, sparse, dense[:1],
             multimask=multimask, floor_PK=floor_PM,
         )  # fmt: skip
 

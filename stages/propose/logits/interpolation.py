@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stages.core.ops.precision import full_precision
+
 CACHE_FLOATS = 2**20
 """Floats worked on in one piece on a CPU (4 MiB)."""
 DEVICE_FLOATS = 2**26
@@ -76,14 +78,9 @@ class LogitFrame:
         """Full-size logits ``(m, image_height, image_width)``, a few masks at a time, and which masks."""
         rows, columns = self.weights(logits_NHW)
         for piece in pieces(logits_NHW, self.image_height * self.image_width):
-            with full_precision(logits_NHW):
+            with full_precision(logits_NHW):  # in half precision a pixel near zero changes its sign
                 full = F.linear(rows @ logits_NHW[piece].float(), columns)
             yield piece, full
-
-
-def full_precision(like: Tensor) -> torch.autocast:
-    """Products in float32 even under autocast: in half precision a pixel near zero changes its sign."""
-    return torch.autocast(like.device.type, enabled=False)
 
 
 def _nodes(cells: int, half: float) -> list[float]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.propose.logits.interpolation import LogitFrame, full_precision, pieces
+from stages.core.ops.precision import full_precision
+from stages.propose.logits.interpolation import LogitFrame, pieces
 
 LINES = 3
 """Lines of pixels drawn at each side."""

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -31,10 +30,16 @@ from stages.core.backbones.batch_norm_folding import fold_for_inference, merge_b
 from stages.core.backbones.feature_pyramid import PyramidBackbone
 from stages.core.backbones.timm_backbones import build_backbone
 from stages.core.detectors.spec import DetectorSpec, DetrSpec
-from stages.core.detectors.two_stage.region_proposals import ImageMeanRPN, ImageSampler, padded_groups
+from stages.core.detectors.two_stage.region_proposals import (
+    FloatAnchors,
+    ImageMeanRPN,
+    ImageSampler,
+    padded_groups,
+)
 from stages.core.detectors.two_stage.roi_heads import RoiWeights, TopKMatcher, WeightedRoIHeads
 from stages.core.detectors.two_stage.roi_pooling import PyramidRoIPool
 from stages.core.errors import ConfigError
+from stages.core.ops.precision import give_full_precision
 from stages.core.runtime.image_generators import chosen_images
 from stages.core.weights.checkpoints import save_weights
 
@@ -109,6 +114,10 @@ def build_detector(spec: DetectorSpec, classes: Sequence[str], pretrained: bool 
     )  # training images arrive resized, see detection_data
     model = Detector(backbone, _build_rpn(spec), _build_heads(spec, len(classes) + 1), transform)
     model.spec, model.classes = spec, tuple(classes)
+    # Scores, box deltas and mask logits in float32: torchvision decodes boxes and draws masks in their precision.
+    for module in (model.rpn.head, model.roi_heads.box_predictor, model.roi_heads.mask_predictor):
+        if module is not None:
+            give_full_precision(module)
     return model.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
 
 
@@ -131,7 +140,7 @@ def _check_levels(spec: DetectorSpec) -> bool:
 
 
 def _build_rpn(spec: DetectorSpec) -> ImageMeanRPN:
-    anchors = AnchorGenerator(
+    anchors = FloatAnchors(
         tuple((size,) for size in spec.anchor_sizes), (spec.aspect_ratios,) * len(spec.anchor_sizes)
     )
     convolutions = 2 if spec.heads == "v2" else 1

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from stages.core.detectors.spec import BoxLoss
@@ -44,6 +46,17 @@ class ImageSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]
             mask[rows[order[:count]]] = 1
             masks.append(mask)
         return masks[0], masks[1]
+
+
+class FloatAnchors(AnchorGenerator):  # type: ignore[misc]
+    """torchvision's anchors, which take the precision of the feature maps, always in float32."""
+
+    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """Anchors [A, 4] of each image in pixels of its padded batch."""
+        # A view of one number tells shape, device and precision without a copy of the maps.
+        shapes = [maps.new_zeros((), dtype=torch.float32).expand(maps.shape) for maps in feature_maps]
+        anchors: list[Tensor] = super().forward(image_list, shapes)
+        return anchors
 
 
 class ImageMeanRPN(RegionProposalNetwork):  # type: ignore[misc]

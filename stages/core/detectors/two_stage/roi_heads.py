@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_loss
 
 from stages.core.detectors.spec import BoxLoss
+from stages.core.ops.precision import deterministic_algorithms
 
 RoiWeights = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(classification loss [R], regression loss [R], foreground [R]) -> weights of the two losses, each [R]."""
@@ -86,12 +87,15 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
         boxes = [boxes_R4[keep] for boxes_R4, keep in zip(proposals, foreground, strict=True)]
         pooled = self.mask_head(self.mask_roi_pool(features, boxes, image_shapes))
         logits = self.mask_predictor(pooled).split([len(own) for own in boxes])
-        losses: list[Tensor] = [
-            maskrcnn_loss(own, [box], [target["masks"]], [target["labels"]], [indices_R[keep]])
-            for own, box, target, indices_R, keep in zip(
-                logits, boxes, targets, matched, foreground, strict=True
-            )
-        ]
+        # Targets are pooled from the masks without a gradient, which is deterministic anyway; asked for deterministic
+        # algorithms, torchvision would take its Python form on a GPU: gigabytes per RoI of a large image.
+        with deterministic_algorithms(False):
+            losses: list[Tensor] = [
+                maskrcnn_loss(own, [box], [target["masks"]], [target["labels"]], [indices_R[keep]])
+                for own, box, target, indices_R, keep in zip(
+                    logits, boxes, targets, matched, foreground, strict=True
+                )
+            ]
         return torch.stack(losses).mean()
 
 
