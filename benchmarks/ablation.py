@@ -58,7 +58,12 @@ from stages.core.runtime.environment import environment_facts, git_state, packag
 from stages.retrain.config import RetrainConfig
 
 PARTS = ("wsod", "pgt", "retrain", "sweeps")
-DETECTORS = {"rt-detr": "RT-DETR", "deformable-detr": "Deformable DETR", "faster-rcnn": "Faster R-CNN"}
+DETECTORS = {
+    "rt-detr": "RT-DETR",
+    "deformable-detr": "Deformable DETR",
+    "dino": "DINO",
+    "faster-rcnn": "Faster R-CNN",
+}
 
 
 def rows_of(bench: Bench, parts: Sequence[str], patterns: Sequence[str], detr: str | None) -> list[Row]:

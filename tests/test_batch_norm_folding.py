@@ -57,7 +57,7 @@ def test_merge_batch_norms__a_step_of_training_is_that_of_the_separate_layers(na
         optimizer = torch.optim.SGD(learnt, lr=1e-3, weight_decay=1e-2)
         for _ in range(2):
             optimizer.zero_grad()
-            sum(feats.square().mean() for feats in backbone(images)).backward()  # type: ignore[union-attr]
+            sum(feats.square().mean() for feats in backbone(images)).backward()
             optimizer.step()
     torch.testing.assert_close(merged(images), separate(images), atol=1e-8, rtol=1e-8)
 

@@ -298,7 +298,7 @@ def test_vit_body__positions_at_another_grid(interpolation: str) -> None:
             "pos_embed_interpolation": interpolation,
         }
     )
-    body: Any = build_classifier(config, 2, pretrained=False).body  # type: ignore[union-attr]
+    body: Any = build_classifier(config, 2, pretrained=False).body
     positions = torch.randn(1, 196, body.dim)
     found = body._resampled(positions, (20, 31))
     grid = positions.transpose(1, 2).reshape(1, body.dim, 14, 14)

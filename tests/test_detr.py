@@ -110,7 +110,8 @@ def test_set_losses__of_dino_equal_the_librarys() -> None:
     model = tiny("dino").train()
     pixels, mask, wanted = prepared(model)
     output = model.answers(pixels, mask, wanted)
-    criterion = DeformableDetrImageLoss(DeformableDetrHungarianMatcher(2, 5, 2), 3, 0.25, ["labels", "boxes"])
+    library: Any = DeformableDetrImageLoss
+    criterion: Any = library(DeformableDetrHungarianMatcher(2, 5, 2), 3, 0.25, ["labels", "boxes"])
 
     def weighted(layer: LayerOutput, matches: Any = None) -> Tensor:
         outputs = {"logits": layer.logits_BQC, "pred_boxes": layer.boxes_BQ4}

@@ -277,6 +277,32 @@ def test_recipe__dino_table(recipe: str) -> None:
         assert settings(stage, recipe) == settings(stage, data_set), stage
 
 
+MASK2FORMER_TABLE: dict[str, Any] = {
+    "architecture": "mask2former", "backbone": "resnet50-fpn", "out_strides": (4, 8, 16, 32),
+    "freeze_through_stride": 0, "crop_size": 1024, "optimizer": "adamw", "lr": 1e-4, "batch_size": 16,
+    "lr_base_size": 16, "backbone_lr_factor": 0.1, "weight_decay": 0.05, "clip_grad_norm": 0.01,
+    "warmup_fraction": 0.0, "ema_decay": 0.0, "color_jitter": 0.0, "epochs": 50, "test_short_side": 800,
+    "max_size": 1333, "detections_per_image": 100, "mask2former.num_queries": 100, "mask2former.d_model": 256,
+    "mask2former.num_decoder_layers": 9, "mask2former.num_encoder_layers": 6, "mask2former.dim_feedforward": 2048,
+    "mask2former.encoder_dim_feedforward": 1024, "mask2former.num_points": 12544, "mask2former.num_heads": 8,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recipe", "images", "steps", "drops"),
+    [
+        ("mask2former-voc12", VOC12_AUG, 33_069, (29_395, 31_844)),
+        ("mask2former-coco17", 118_287, 368_750, (327_778, 355_092)),
+    ],
+)
+def test_recipe__mask2former_table(recipe: str, images: int, steps: int, drops: tuple[int, int]) -> None:
+    found = settings("wsis", recipe)
+    agree(found, MASK2FORMER_TABLE)
+    assert list(found["milestones"]) == pytest.approx([drop / steps for drop in drops], abs=1e-3)
+    assert found["epochs"] * (images // 16) == pytest.approx(steps, rel=0.003)
+    assert settings("wsod", recipe) == settings("wsod", recipe.removeprefix("mask2former-"))
+
+
 def test_recipe__masks_on_coco17_have_the_published_steps() -> None:
     Schedule(118_287, 90_000, (60_000, 80_000), 1_000).check(settings("wsis", "coco17"))
 
@@ -293,7 +319,7 @@ def test_recipe__masks_on_coco17_have_the_published_steps() -> None:
     ],
 )
 def test_recipe__published_ones_run_in_float32(words: list[str], precision: str) -> None:
-    options = dict(zip(words[::2], words[1::2], strict=True))
+    options: dict[str, Any] = dict(zip(words[::2], words[1::2], strict=True))
     asked = Options(
         split="voc07_train", recipe=options.get("--recipe"), precision=options.get("--precision", "auto")
     )

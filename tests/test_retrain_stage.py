@@ -17,6 +17,7 @@ from stages.core.config import build_config
 from stages.core.config.values import format_value
 from stages.core.datasets.catalog import open_split
 from stages.core.detectors.checkpoints import recorded_view_sizes
+from stages.core.detectors.spec import DetectorSpec
 from stages.core.errors import ConfigError, InputError, SchemaError, TrainingDivergedError
 from stages.core.spec import StageContext
 from stages.core.structures.detections import Detections
@@ -297,6 +298,7 @@ def test_retrain__checkpoint_of_another_detector(tmp_path: Path) -> None:
 
     test = context(tmp_path, "test", "retrain", checkpoint=tmp_path / "s.safetensors")
     spec = WsisConfig(**MASKED).detector_spec()
+    assert isinstance(spec, DetectorSpec)
     save_detector(
         tmp_path / "s.safetensors", build_detector(spec, test.split.classes, False), spec, test.split.classes
     )

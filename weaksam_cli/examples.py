@@ -52,7 +52,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("weaksam retrain --split shapes_test --tta --overwrite", "Merge several sizes and mirrored images"),
     ),
     "wsis": (
-        ("weaksam wsis --split shapes_train", "Masks from boxes, then Mask R-CNN"),
+        ("weaksam wsis --split shapes_train", "Masks from boxes, then a segmenter"),
         ("weaksam wsis --split shapes_test", "Apply it"),
         ("weaksam wsis --split shapes_train --segmenter sam-vit-h --device cuda", "A published segmenter"),
     ),
@@ -95,7 +95,7 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
             "weaksam predict photos/ --run runs/demo --format yolo --format csv",
             "Also as text files and as a table",
         ),
-        ("weaksam predict photos/ --run runs/demo --stage wsis", "Boxes and masks of the Mask R-CNN"),
+        ("weaksam predict photos/ --run runs/demo --stage wsis", "Boxes and masks of the trained segmenter"),
         ("weaksam predict cat.jpg --detector detector.safetensors --out found", "Any detector file"),
     ),
     "convert": (
@@ -116,6 +116,16 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         (
             "weaksam export segmentations.json --split coco17_test-dev --name mine --out submission",
             "A zip for COCO's server",
+        ),
+    ),
+    "import": (
+        (
+            "weaksam import proposals.pkl --split voc07_trainval --out released",
+            "Published proposals; then wsod --proposals released/proposals.h5",
+        ),
+        (
+            "weaksam import bbox.json --split voc07_trainval --out released",
+            "MIST's detections, for pgt --detections",
         ),
     ),
     "report": (("weaksam report --dataset shapes --run runs/demo", "Metrics and pictures on one page"),),

@@ -44,7 +44,7 @@ def predict(
     ],
     stage: Annotated[
         Literal["retrain", "wsis"],
-        typer.Option("--stage", help="retrain: boxes; wsis: boxes and masks of the trained Mask R-CNN."),
+        typer.Option("--stage", help="retrain: boxes; wsis: boxes and masks of the trained segmenter."),
     ] = "retrain",
     detector: Annotated[
         Path | None,

@@ -1,4 +1,4 @@
-"""The tools beside the stages: run, predict, evaluate, export, report, status, doctor, and what Make asks."""
+"""The tools beside the stages: run, predict, evaluate, export, import, report, status, doctor, and what Make asks."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from weaksam_cli.conversion import convert
 from weaksam_cli.data_sets import class_names
 from weaksam_cli.diagnosis import doctor
 from weaksam_cli.exporting import export, submissions_of
+from weaksam_cli.importing import import_file
 from weaksam_cli.inspection import inspect_artifact
 from weaksam_cli.options import Options, use, with_options
 from weaksam_cli.prediction import predict
@@ -178,6 +179,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert,
     "evaluate": evaluate,
     "export": export,
+    "import": import_file,
     "report": report,
     "inspect": inspect_artifact,
     "show": show,

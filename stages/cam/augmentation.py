@@ -77,7 +77,8 @@ class CropAugmentation:
 def random_crop(pixels_HW3: NDArray[np.uint8], config: CamConfig, rng: np.random.Generator) -> Tensor:
     """Return a random part of the image, resized to the training square and perhaps mirrored, [1, 3, S, S]."""
     draw = _square_part if config.crop_aspect == "square" else _image_part
-    rows, columns = draw(*pixels_HW3.shape[:2], config.min_crop_area_fraction, rng)
+    height, width = pixels_HW3.shape[:2]
+    rows, columns = draw(height, width, config.min_crop_area_fraction, rng)
     part = torch.from_numpy(pixels_HW3[rows, columns].copy()).permute(2, 0, 1)[None]
     size = (config.train_crop_size, config.train_crop_size)
     crop = F.interpolate(

@@ -124,7 +124,7 @@ class ViTBody(nn.Module):
                 positions_1PD, list(grid), old_size=list(self.native_grid), num_prefix_tokens=0
             )
             return resampled
-        positions_1DHW = positions_1PD.transpose(1, 2).unflatten(2, self.native_grid)
+        positions_1DHW = positions_1PD.transpose(1, 2).reshape(1, -1, *self.native_grid)
         factors = [(size + 0.1) / own for size, own in zip(grid, self.native_grid, strict=True)]
         return F.interpolate(positions_1DHW, scale_factor=factors, mode="bicubic").flatten(2).transpose(1, 2)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from stages.core.artifacts.coco_json import read_dataset, write_results
@@ -16,6 +17,7 @@ from stages.core.detectors.checkpoints import BOX_KINDS, AnyDetector, DetectorFi
 from stages.core.detectors.detr import check_detr, require_transformers
 from stages.core.detectors.fitting import total_steps, train_detector
 from stages.core.detectors.inference import detect_split
+from stages.core.detectors.mask2former import Mask2Former
 from stages.core.detectors.spec import DetrSpec
 from stages.core.detectors.training_data import PseudoGroundTruthData, training_images
 from stages.core.detectors.two_stage.faster_rcnn import save_detector
@@ -88,6 +90,7 @@ class RetrainStage:
         meter = DropMeter(DropRule(config.roi_drop, config.tau_cls, config.tau_reg, start))
 
         def attach(model: AnyDetector) -> None:
+            assert not isinstance(model, Mask2Former), "wsis alone trains it"
             model.drop_with(meter, meter.rule.compares)
 
         def advance(step: int) -> None:
@@ -120,7 +123,7 @@ def with_dropped_share(values: Mapping[str, Any]) -> dict[str, Any]:
 def large_enough(pgt: Mapping[str, Detections], least_px: float) -> dict[str, Detections]:
     """Leave out the boxes with a side shorter than `least_px`, original pixels."""
     sides = {image_id: own.boxes_xyxy[:, 2:] - own.boxes_xyxy[:, :2] for image_id, own in pgt.items()}
-    return {image_id: own[(sides[image_id] >= least_px).all(axis=1)] for image_id, own in pgt.items()}
+    return {image_id: own[np.all(sides[image_id] >= least_px, axis=1)] for image_id, own in pgt.items()}
 
 
 def warn_of_untaught(pgt: Mapping[str, Detections], context: StageContext) -> None:

@@ -1,4 +1,4 @@
-"""`wsis`: pseudo boxes -> pseudo masks -> Mask R-CNN -> instance masks on the split.
+"""`wsis`: pseudo boxes -> pseudo masks -> Mask R-CNN or Mask2Former -> instance masks on the split.
 
 On a train split: masks, fit, then apply. On a test split: apply the train split's checkpoint.
 """
@@ -6,9 +6,12 @@ On a train split: masks, fit, then apply. On a test split: apply the train split
 from __future__ import annotations
 
 from stages.core.artifacts.coco_json import read_dataset, write_dataset, write_results
-from stages.core.detectors.checkpoints import DetectorFile, recorded_view_sizes
+from stages.core.detectors.checkpoints import MASK_KINDS, DetectorFile, recorded_view_sizes
+from stages.core.detectors.detr import require_transformers
 from stages.core.detectors.fitting import total_steps, train_detector
 from stages.core.detectors.inference import detect_split
+from stages.core.detectors.mask2former import check_mask2former
+from stages.core.detectors.spec import Mask2FormerSpec
 from stages.core.detectors.training_data import PseudoGroundTruthData, training_images
 from stages.core.detectors.two_stage.faster_rcnn import save_detector
 from stages.core.runtime.processes import is_main
@@ -28,9 +31,13 @@ class WsisStage:
         """Read the pseudo boxes, or the checkpoint's class list, and say how long the training is."""
         if not context.trains:
             detector = context.open_once(context.input("checkpoint"), DetectorFile.open)
-            detector.check(context.split.classes, ("mask-rcnn",))
+            detector.check(context.split.classes, MASK_KINDS)
             detector.model()
             return Plan(len(context.split.ids), ("apply only",))
+        spec = config.detector_spec()
+        if isinstance(spec, Mask2FormerSpec):
+            check_mask2former(spec)
+            require_transformers()
         taken = read_dataset(context.input("pgt"), context.split)
         pgt = taken.boxes
         if config.mask_source == "given":

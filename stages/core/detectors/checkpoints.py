@@ -13,28 +13,31 @@ from pydantic import ValidationError
 from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
 from stages.core.backbones.batch_norm_folding import fold_for_inference
 from stages.core.detectors.detr import Detr, build_detr
-from stages.core.detectors.spec import AnyKind, DetectorSpec, DetrSpec, Kind
+from stages.core.detectors.mask2former import Mask2Former, build_mask2former
+from stages.core.detectors.spec import AnyKind, AnySpec, DetectorSpec, DetrSpec, Kind, Mask2FormerSpec
 from stages.core.detectors.two_stage.faster_rcnn import Detector, build_detector
 from stages.core.errors import SchemaError
 from stages.core.weights.checkpoints import load_tensors, read_metadata
 
-AnyDetector = Detector | Detr
+AnyDetector = Detector | Detr | Mask2Former
 KINDS: tuple[AnyKind, ...] = typing.get_args(AnyKind)
-BOX_KINDS: tuple[AnyKind, ...] = tuple(kind for kind in KINDS if kind != "mask-rcnn")
+MASK_KINDS: tuple[AnyKind, ...] = ("mask-rcnn", "mask2former")
+"""What `wsis` can train."""
+BOX_KINDS: tuple[AnyKind, ...] = tuple(kind for kind in KINDS if kind not in MASK_KINDS)
 """What `retrain` can train."""
 TWO_STAGE_KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 
 
-def build(
-    spec: DetectorSpec | DetrSpec, classes: Sequence[str], pretrained: bool | Path = True
-) -> AnyDetector:
+def build(spec: AnySpec, classes: Sequence[str], pretrained: bool | Path = True) -> AnyDetector:
     """Build a detector, its backbone with ImageNet weights (`pretrained`), a file's, or none (False).
 
     Raises:
-        WeakSamError: see `build_detector` and `build_detr`.
+        WeakSamError: see `build_detector`, `build_detr` and `build_mask2former`.
     """
     if isinstance(spec, DetrSpec):
         return build_detr(spec, classes, pretrained)
+    if isinstance(spec, Mask2FormerSpec):
+        return build_mask2former(spec, classes, pretrained)
     return build_detector(spec, classes, pretrained)
 
 
@@ -54,7 +57,7 @@ class DetectorFile:
     path: Path
     kind: AnyKind
     classes: tuple[str, ...]
-    spec: DetectorSpec | DetrSpec
+    spec: AnySpec
     _model: AnyDetector | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -74,9 +77,11 @@ class DetectorFile:
                 hint="use detector.safetensors of retrain or segmenter.safetensors of wsis "
                 "(the detector of wsod needs proposals)",
             )
-        spec_class = DetectorSpec if kind in TWO_STAGE_KINDS else DetrSpec
+        spec_class: type[AnySpec] = DetectorSpec if kind in TWO_STAGE_KINDS else DetrSpec
+        if kind == "mask2former":
+            spec_class = Mask2FormerSpec
         try:
-            spec: DetectorSpec | DetrSpec = spec_class.model_validate(metadata.get("spec"))
+            spec: AnySpec = spec_class.model_validate(metadata.get("spec"))
         except ValidationError as error:
             raise SchemaError(f"holds no usable detector specification ({error})", where=path) from error
         return cls(path, kind, tuple(str(name) for name in classes), spec)
@@ -84,7 +89,7 @@ class DetectorFile:
     @property
     def gives_masks(self) -> bool:
         """Whether its detections come with masks."""
-        return self.kind == "mask-rcnn"
+        return self.kind in MASK_KINDS
 
     def check(self, classes: Sequence[str], kinds: Collection[str] = KINDS) -> None:
         """Refuse a detector of another kind, or for other classes.

@@ -88,7 +88,7 @@ class DinoModel(nn.Module):
     def encode(self, pixels: Tensor, mask_BHW: Tensor) -> Memory:
         """Encode normalised images (B, 3, H, W); `mask_BHW` is 1 where the image is."""
         maps: list[tuple[Tensor, Tensor]] = self.backbone(pixels, mask_BHW)
-        sources = [project(feats) for project, (feats, _) in zip(self.input_proj[:-1], maps, strict=True)]  # type: ignore[arg-type]
+        sources = [project(feats) for project, (feats, _) in zip(self.input_proj[:-1], maps, strict=True)]
         insides = [inside for _, inside in maps]
         sources.append(self.input_proj[-1](maps[-1][0]))
         insides.append(F.interpolate(mask_BHW[None].float(), size=sources[-1].shape[-2:])[0].bool())

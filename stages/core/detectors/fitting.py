@@ -13,7 +13,7 @@ from torch import Tensor
 
 from stages.core.detectors.checkpoints import AnyDetector, build
 from stages.core.detectors.settings import DetectorSettings
-from stages.core.detectors.spec import DetectorSpec, DetrSpec
+from stages.core.detectors.spec import AnySpec
 from stages.core.detectors.training_data import DetectionBatch, PseudoGroundTruthData
 from stages.core.runtime.device import autocast, torch_threads
 from stages.core.spec import StageContext
@@ -32,7 +32,7 @@ def total_steps(settings: DetectorSettings, images: int) -> int:
 
 def train_detector(
     settings: DetectorSettings,
-    spec: DetectorSpec | DetrSpec,
+    spec: AnySpec,
     data: PseudoGroundTruthData,
     context: StageContext,
     *,
@@ -105,5 +105,6 @@ def make_optimizer(model: AnyDetector, settings: DetectorSettings) -> torch.opti
         weight_decay=settings.weight_decay,
         module_lrs={model.pretrained_backbone: lr * settings.backbone_lr_factor},
         decay="matrices-and-biases" if settings.decay_biases else "matrices",
+        no_decay=getattr(model, "embeddings", ()),
     )
     return build_optimizer(settings.optimizer, groups)

@@ -41,12 +41,17 @@ class Augmentation:
         max_size: limit of the long side, pixels.
         hflip_prob: probability of a horizontal flip.
         color_jitter: strength of brightness, contrast and saturation jitter, 0 (none) to 1.
+        crop_size: side of the square that images are scaled to and cropped or padded to in large-scale jitter, pixels;
+            0: a short side is drawn instead.
+        jitter_scales: smallest and largest factor of large-scale jitter.
     """
 
     train_short_sides: tuple[int, ...]
     max_size: int
     hflip_prob: float = 0.5
     color_jitter: float = 0.0
+    crop_size: int = 0
+    jitter_scales: tuple[float, float] = (0.1, 2.0)
 
 
 class TwoStageSettings(Settings):

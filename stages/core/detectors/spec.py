@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 BoxLoss = Literal["l1", "smooth-l1"]
 Kind = Literal["faster-rcnn", "mask-rcnn"]
 DetrKind = Literal["rt-detr", "deformable-detr", "dino"]
-AnyKind = Literal["faster-rcnn", "mask-rcnn", "rt-detr", "deformable-detr", "dino"]
+AnyKind = Literal["faster-rcnn", "mask-rcnn", "rt-detr", "deformable-detr", "dino", "mask2former"]
 Heads = Literal["v1", "v2"]
 PredictorInit = Literal["uniform", "normal"]
 
@@ -107,3 +107,45 @@ class DetrSpec(BaseModel):
     score_thresh: float = 0.05
     nms_thresh: float = 1.0
     detections_per_image: int = 100
+
+
+class Mask2FormerSpec(BaseModel):
+    """Everything a Mask2Former is built from, except its class names.
+
+    Attributes:
+        kind: its name.
+        backbone: name, as in `DetectorSpec`.
+        out_strides: maps of the backbone, pixels per cell, each twice the one before; masks have the finest.
+        freeze_through_stride: backbone layers up to this stride stay as pretrained; 0 trains all.
+        d_model, num_heads: channels and heads of every layer.
+        dim_feedforward, encoder_dim_feedforward: hidden units of a layer of the decoder, of the pixel decoder.
+        num_encoder_layers, num_decoder_layers: depth; the learnt queries are supervised as one layer more.
+        num_queries: masks proposed per image.
+        num_points: points at which a mask's loss is taken.
+        test_short_side, max_size: short and long side at test, pixels.
+        score_thresh, detections_per_image: what leaves the segmenter, per image.
+        nms_thresh: 1; the set loss leaves no duplicates.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["mask2former"] = "mask2former"
+    backbone: str = "lite0-embedded"
+    out_strides: tuple[int, ...] = (4, 8, 16, 32)
+    freeze_through_stride: int = 0
+    d_model: int = 256
+    num_heads: int = 8
+    dim_feedforward: int = 2048
+    encoder_dim_feedforward: int = 1024
+    num_encoder_layers: int = 6
+    num_decoder_layers: int = 9
+    num_queries: int = 100
+    num_points: int = 12544
+    test_short_side: int = 800
+    max_size: int = 1333
+    score_thresh: float = 0.05
+    nms_thresh: float = 1.0
+    detections_per_image: int = 100
+
+
+AnySpec = DetectorSpec | DetrSpec | Mask2FormerSpec

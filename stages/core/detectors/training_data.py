@@ -147,10 +147,13 @@ def training_images(split: WeakSplit, pgt: Mapping[str, Detections]) -> list[str
 
 def _build_transform(settings: Augmentation) -> v2.Transform:
     strength = settings.color_jitter
-    steps: list[v2.Transform] = [
-        v2.RandomHorizontalFlip(settings.hflip_prob),
-        v2.RandomShortestSize(list(settings.train_short_sides), settings.max_size),
-    ]
+    steps: list[v2.Transform] = [v2.RandomHorizontalFlip(settings.hflip_prob)]
+    if settings.crop_size:
+        # Large-scale jitter (Ghiasi et al., 2021): what does not fill the square is padded.
+        square = (settings.crop_size, settings.crop_size)
+        steps += [v2.ScaleJitter(square, settings.jitter_scales), v2.RandomCrop(square, pad_if_needed=True)]
+    else:
+        steps.append(v2.RandomShortestSize(list(settings.train_short_sides), settings.max_size))
     if strength > 0:
         # No hue: it costs more than the rest together, and colour is rarely what tells classes apart.
         steps.append(v2.ColorJitter(0.4 * strength, 0.4 * strength, 0.4 * strength))

@@ -29,7 +29,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from stages.core.backbones.batch_norm_folding import fold_for_inference, merge_batch_norms
 from stages.core.backbones.feature_pyramid import PyramidBackbone
 from stages.core.backbones.timm_backbones import build_backbone
-from stages.core.detectors.spec import DetectorSpec, DetrSpec
+from stages.core.detectors.spec import AnySpec, DetectorSpec
 from stages.core.detectors.two_stage.region_proposals import (
     FloatAnchors,
     ImageMeanRPN,
@@ -200,9 +200,7 @@ def _predictor(spec: DetectorSpec, outputs: int) -> nn.Module:
     return predictor  # type: ignore[no-any-return]
 
 
-def save_detector(
-    path: Path, model: nn.Module, spec: DetectorSpec | DetrSpec, classes: Sequence[str]
-) -> None:
+def save_detector(path: Path, model: nn.Module, spec: AnySpec, classes: Sequence[str]) -> None:
     """Fold the detector for inference, and write weights, specification and class names as one safetensors file."""
     fold_for_inference(model)
     metadata: dict[str, Any] = {
