@@ -124,10 +124,36 @@ def test_import__mist_detections_and_voc_pseudo_boxes(tmp_path: Path) -> None:
         "2008000009": [{"image_id": 2008000009, "category_id": 7, "bbox": [2, 3, 21, 26], "score": 0.25}]
     }
     assert weaksam(*given(tmp_path, boxes, "pgt_voc.json")) == 0
-    pgt = read_dataset(tmp_path / "out" / "pgt.json", split)
+    pgt = read_dataset(tmp_path / "out" / "pgt.json", split).boxes
     assert (pgt["2008_000009"].boxes_xyxy.tolist(), pgt["2008_000009"].classes.tolist()) == (
         [[2, 3, 21, 26]],
         [7],
     )
     wrong = [entry | {"category_id": 21}]
     assert weaksam(*given(tmp_path, wrong, "bbox.json"), "--overwrite") == 3
+
+
+def test_export__forms_of_the_release_come_back_as_they_were(tmp_path: Path) -> None:
+    entry = {"image_id": "2008_000007", "category_id": 8, "bbox": [2.0, 3.0, 19.0, 23.0], "score": 0.5}
+    boxes = {
+        "2008000009": [
+            {"image_id": 2008000009, "category_id": 7, "bbox": [2.0, 3.0, 21.0, 26.0], "score": 0.25}
+        ]
+    }
+    arrays = [BOXES.astype(np.float32), np.zeros((0, 4), np.float32), BOXES[:1].astype(np.float32)]
+    forms = {
+        "file.pkl": (arrays, "proposals.h5", "proposals.pkl"),
+        "bbox.json": ([entry], "detections.json", "bbox.json"),
+        "voc.json": (boxes, "pgt.json", "pseudo_boxes.json"),
+    }
+    for name, (content, artifact, released) in forms.items():
+        assert weaksam(*given(tmp_path, content, name)) == 0
+        words = ("--split", "voc12_train", "--data", tmp_path, "--format", "release", "--overwrite")
+        assert weaksam("export", tmp_path / "out" / artifact, *words, "--out", tmp_path / "back") == 0
+        path = tmp_path / "back" / released
+        found = load_plain_pickle(path) if name == "file.pkl" else json.loads(path.read_text())
+        if name != "file.pkl":
+            assert found == content
+            continue
+        assert found["indexes"] == [2008000002, 2008000007, 2008000009]
+        assert [own.tolist() for own in found["boxes"]] == [own.tolist() for own in arrays]

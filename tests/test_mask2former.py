@@ -187,7 +187,7 @@ def test_wsis__with_mask2former(tmp_path: Path) -> None:
 
 def test_augmentation__large_scale_jitter_fills_a_square(tmp_path: Path) -> None:
     at = context(tmp_path, "train", "wsis")
-    pgt = read_dataset(write_pgt(tmp_path, at.split, masked=True), at.split)
+    pgt = read_dataset(write_pgt(tmp_path, at.split, masked=True), at.split).boxes
     data = PseudoGroundTruthData(at.split, pgt, Augmentation((32,), 64, crop_size=64), 0, True, FailureLog())
     areas = []
     for epoch in range(12):

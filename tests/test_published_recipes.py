@@ -341,7 +341,7 @@ def test_propose__dry_run_shows_the_table(tmp_path: Path, capsys: pytest.Capture
         entry_point.main(words)
     assert caught.value.code == 5, "the run would fail: the weights are not there"
     shown = capsys.readouterr()
-    assert shown.out == "", "what is wrong comes before the settings"
+    assert "  pred_iou_thresh = 0.3" in shown.out, "what it would run with"
     assert "weaksam weights get sam-vit-h" in shown.err
     weights = Path(os.environ["WEAKSAM_CACHE"]) / "weights" / "sam_vit_h_4b8939.pth"
     weights.parent.mkdir(parents=True)

@@ -23,8 +23,11 @@ def export(
     options: Options,
     artifact: Annotated[Path, typer.Argument(help="detections.json or segmentations.json of a test split.")],
     form: Annotated[
-        Literal["voc", "coco"] | None,
-        typer.Option("--format", help="Server; default that of the data set's layout."),
+        Literal["voc", "coco", "release"] | None,
+        typer.Option(
+            "--format",
+            help="Server, or the forms of the release; default by the data set's layout.",
+        ),
     ] = None,
     subset: Annotated[
         str | None,
@@ -43,7 +46,10 @@ def export(
         float, typer.Option("--score-thresh", min=0, max=1, help="VOC label images: least score of a mask.")
     ] = 0.3,
 ) -> None:
-    """Write what the VOC or COCO server takes: text files per class, label images, or a zip."""
+    """Write what the VOC or COCO server takes: text files per class, label images, or a zip.
+
+    Or proposals.h5, detections.json and pgt.json in the forms of the published release.
+    """
     from stages.core.errors import OutputExistsError
 
     folder = options.out or artifact.parent / "submission"
@@ -51,10 +57,14 @@ def export(
         raise OutputExistsError(
             "the folder is not empty", where=folder, hint="use --overwrite, or another --out"
         )
+    root = data_root(options.data)
+    if form == "release":
+        typer.echo(f"{write_release(artifact, options.split, root, folder)}")
+        return
     files = write_submission(
         artifact,
         options.split,
-        data_root(options.data),
+        root,
         folder,
         form=form,
         subset=subset,
@@ -114,6 +124,37 @@ def write_submission(
         sizes = {image_id: image_size(split.image_path(image_id)) for image_id in split.ids}
         return write_voc_segmentations(folder, split, subset, found, sizes, trained_on, score_thresh)
     return write_voc_detections(folder, split, subset, found, trained_on)
+
+
+def write_release(artifact: Path, split_name: str, root: Path, folder: Path) -> Path:
+    """Write proposals (`.h5`), detections or pseudo boxes (`.json`) as the release has them.
+
+    Raises:
+        InputError: the file is none of these, or of another split.
+    """
+    import pickle
+
+    from stages.core.artifacts.coco_json import read_dataset, read_results
+    from stages.core.artifacts.files import atomic_path, read_json, write_json
+    from stages.core.artifacts.foreign import release_detections, release_proposals, release_pseudo_boxes
+    from stages.core.artifacts.schemas import PROPOSALS, rows_to_boxes
+    from stages.core.artifacts.table import read_split_table
+    from stages.core.datasets.catalog import locate, open_split
+
+    split, layout = open_split(split_name, root), locate(split_name, root).dataset.layout
+    if artifact.suffix == ".h5":
+        table = read_split_table(artifact, PROPOSALS, split.name, split.ids)
+        boxes = {image_id: rows_to_boxes(table.rows(image_id)) for image_id in table.ids}
+        path = folder / "proposals.pkl"
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(pickle.dumps(release_proposals(boxes, split, layout), protocol=4))
+    elif isinstance(read_json(artifact), list):
+        path = folder / "bbox.json"
+        write_json(path, release_detections(read_results(artifact, split), split))
+    else:
+        path = folder / "pseudo_boxes.json"
+        write_json(path, release_pseudo_boxes(read_dataset(artifact, split).boxes, split, layout))
+    return path
 
 
 def submissions_of(figures: dict[str, Any], run: Path, root: Path) -> list[str]:

@@ -44,10 +44,16 @@ def stage_command(stage: str) -> Callable[..., None]:
             given_settings(model, values),
         )
         request = stage_request(options, given_inputs(spec, values))
+        from stages.core.errors import WeakSamError
         from stages.core.runtime.execute import execute
         from stages.core.runtime.processes import is_main
 
-        outcome = execute(load_stage(stage), config, request)
+        try:
+            outcome = execute(load_stage(stage), config, request)
+        except WeakSamError:
+            if options.dry_run and not options.as_json:
+                _print_settings(config)  # what would be run with is known all the same
+            raise
         if not is_main():
             return
         if options.viz and outcome.status in ("done", "already done"):

@@ -1,4 +1,4 @@
-"""Files of the published release as artifacts of this project: proposals, MIST's detections, pseudo boxes of VOC.
+"""Files of the published release as artifacts of this project, and back: proposals, detections, pseudo boxes.
 
 So that one stage can be checked alone. Images are known by the number that the release gives them: digits of a VOC
 name, or COCO's id; a list of proposals has the order of the split's list.
@@ -111,6 +111,74 @@ def voc_pseudo_boxes(content: Any, split: LabelSpace, layout: str) -> dict[str, 
         )
 
     return _grouped(entries, row, split, "pseudo boxes")
+
+
+def release_proposals(boxes: Mapping[str, Boxes], split: LabelSpace, layout: str) -> dict[str, Any]:
+    """Return the dict that MIST reads: inclusive boxes, scores of one and numbers of the images.
+
+    Raises:
+        SchemaError: an image has no number.
+    """
+    numbers = _numbers_of(split, layout)
+    ids = [image_id for image_id in split.ids if image_id in boxes]
+    arrays = [boxes[image_id] - np.array([0, 0, 1, 1], np.float32) for image_id in ids]
+    return {
+        "boxes": arrays,
+        "scores": [np.ones(len(own), np.float32) for own in arrays],
+        "indexes": [numbers[image_id] for image_id in ids],
+    }
+
+
+def release_detections(found: Mapping[str, Detections], split: LabelSpace) -> list[dict[str, Any]]:
+    """Return the entries of MIST's `bbox.json`: image names, categories from 1, xywh."""
+    return [
+        {
+            "image_id": image_id,
+            "category_id": int(own.classes[row]) + 1,
+            "bbox": [
+                float(v)
+                for v in (*own.boxes_xyxy[row, :2], *np.ptp(own.boxes_xyxy[row].reshape(2, 2), axis=0))
+            ],
+            "score": float(own.scores[row]),
+        }
+        for image_id in split.ids
+        if (own := found.get(image_id)) is not None
+        for row in range(len(own))
+    ]
+
+
+def release_pseudo_boxes(
+    found: Mapping[str, Detections], split: LabelSpace, layout: str
+) -> dict[str, list[dict[str, Any]]]:
+    """Return VOC's dict of pseudo boxes: image numbers as text, categories from 0, xyxy; no image without a box.
+
+    Raises:
+        SchemaError: an image has no number.
+    """
+    numbers = _numbers_of(split, layout)
+    return {
+        str(numbers[image_id]): [
+            {
+                "image_id": numbers[image_id],
+                "category_id": int(own.classes[row]),
+                "bbox": [float(value) for value in own.boxes_xyxy[row]],
+                "score": float(own.scores[row]),
+            }
+            for row in range(len(own))
+        ]
+        for image_id, own in found.items()
+        if len(own)
+    }
+
+
+def _numbers_of(split: LabelSpace, layout: str) -> dict[str, int]:
+    numbers = {image_id: number for number, image_id in image_numbers(split, layout).items()}
+    without = [image_id for image_id in split.ids if image_id not in numbers]
+    if without:
+        raise SchemaError(
+            f"image {without[0]} has no number, which the release's files go by", where=split.name
+        )
+    return numbers
 
 
 def _grouped(

@@ -102,7 +102,7 @@ class Mask2Former(nn.Module):
         pixels: Tensor,
     ) -> dict[str, Tensor]:
         """The library's losses of all layers, weighted, in float32."""
-        kept = [target["masks"].flatten(1).any(dim=1) for target in targets]
+        kept = [(target["masks"] > 0).flatten(1).any(dim=1) for target in targets]
         labels = [target["labels"][keep] - 1 for target, keep in zip(targets, kept, strict=True)]
         height, width = pixels.shape[-2:]
         wanted = [
