@@ -9,6 +9,10 @@ BIN     := $(VENV)/bin
 WEAKSAM := $(BIN)/weaksam
 READY   := $(VENV)/.installed
 
+# Build of torch: cpu is a tenth of what a GPU build takes; cu126 and the like; empty is the platform's own choice.
+TORCH   ?=
+INDEX    = $(if $(TORCH),--index-url https://download.pytorch.org/whl/$(TORCH))
+
 DATASET ?= shapes
 RUN     ?= runs/$(DATASET)
 SEED    ?= 0
@@ -29,11 +33,11 @@ help: ## this list
 	@echo "               each is a file target on manifests, e.g. make pgt DATASET=shapes; brings up all before it"
 	@echo "  variables    DATASET=shapes RECIPE=<by data set> RUN=runs/<data set> SEED=0 SET='wsod.epochs=8 ...' FLAGS='--device cuda'"
 
-venv: $(READY) ## make .venv and install everything
+venv: $(READY) ## make .venv and install everything (TORCH=cpu: without CUDA)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check torch torchvision -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check $(INDEX) torch torchvision -c constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $@
 
@@ -67,8 +71,8 @@ unit: $(READY) ## all tests but the chain
 chain: $(READY) ## the seven stages end to end on a handful of images
 	$(BIN)/pytest -m chain
 
-wheel: $(READY) ## build the wheel into dist/
-	$(BIN)/python -m build --wheel --outdir dist
+wheel: $(READY) ## build the sdist, and from it the wheel, into dist/
+	$(BIN)/python -m build --outdir dist
 
 # --- from proposals to a retrained detector, step by step -----------------------------------------------
 # Thresholds are swept on the validation split, which therefore gets proposals and detections, too.

@@ -16,8 +16,8 @@ import numpy as np
 
 from stages.core.datasets.catalog import data_root, open_split
 from stages.core.viz.drawing import Picture, contact_sheet, save_png
+from stages.core.viz.image_choice import evenly_spaced
 from stages.core.viz.panels import Panel, image_panels, read_artifacts
-from stages.core.viz.report import evenly_spaced
 from stages.core.viz.run_facts import read_run
 
 COLUMNS = (

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import matplotlib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from stages.core.errors import EnvironmentFault
+from stages.core.viz import fonts
 from stages.core.viz.drawing import (
     contact_sheet,
     draw_boxes,
@@ -181,3 +183,31 @@ def test_ink_on__contrast_is_readable(color: tuple[int, int, int]) -> None:
 
     dark, light = sorted((luminance(color), luminance(ink_on(color))))
     assert (light + 0.05) / (dark + 0.05) >= 4.0
+
+
+def test_draw_boxes__other_scripts_in_a_font_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not boxes: words of equal length would look alike."""
+    boxes = np.array([[2.0, 2.0, 60.0, 50.0]])
+
+    def label(text: str) -> NDArray[np.uint8]:
+        return draw_boxes(plain(), boxes, GREEN, [text])
+
+    monkeypatch.setattr(fonts, "FOLDERS", ())
+    fonts._candidates.cache_clear()
+    np.testing.assert_array_equal(label("\u043a\u043e\u0442"), label("???"))  # no font at all
+    dejavu = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    monkeypatch.setenv("WEAKSAM_FONT", str(dejavu))
+    assert (label("\u043a\u043e\u0442") != label("\u0434\u043e\u043c")).any()
+    np.testing.assert_array_equal(label("cat \u732b"), label("cat ?"))  # it has no Chinese
+    monkeypatch.delenv("WEAKSAM_FONT")
+    monkeypatch.setattr(fonts, "FOLDERS", (str(dejavu.parent),))
+    fonts._candidates.cache_clear()
+    text, font = fonts.legible("\u043a\u043e\u0442", 12)
+    assert (text, font.getname()[0]) == ("\u043a\u043e\u0442", "DejaVu Sans")
+    fonts._candidates.cache_clear()
+
+
+def test_legible__a_variable_that_names_no_font(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEAKSAM_FONT", __file__)
+    with pytest.raises(EnvironmentFault, match="cannot be read as a font"):
+        fonts.legible("\u732b", 12)

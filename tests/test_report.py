@@ -7,19 +7,26 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from stages.core.artifacts.manifest import read_manifest, write_manifest
 from stages.core.datasets.catalog import open_split
 from stages.core.errors import MissingInputError
+from stages.core.evaluation.ground_truth import ImageGroundTruth
 from stages.core.evaluation.suite import evaluate_run
 from stages.core.registry import CHAIN
 from stages.core.structures.detections import Detections
+from stages.core.viz import report
 from stages.core.viz.charts import line_chart
+from stages.core.viz.funnel import _dropped
+from stages.core.viz.image_choice import chosen_images, evenly_spaced
 from stages.core.viz.panels import strongest
-from stages.core.viz.report import evenly_spaced, headlines, words, write_report
+from stages.core.viz.report import headlines, words, write_report
 from stages.core.viz.run_facts import read_curves, read_run
+from tests.command_builder import run as command
 from tests.run_builder import build_run, draw_toy_data
 from weaksam_cli.tables import print_run_table
 
@@ -257,3 +264,95 @@ def test_line_chart__constant_curve_is_drawn() -> None:
 )
 def test_words__reads_well(name: str, text: str) -> None:
     assert words(name) == text
+
+
+def test_page__funnel_says_what_is_where_and_why_images_are_empty(text: str) -> None:
+    table = text.split('class="funnel"')[1].split("</table>")[0]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", table)]
+    steps = {(re.sub("<.*?>", "", row[0]), row[1]): row[2:] for row in rows if row}
+    assert list(steps)[:4] == [
+        ("", "images"),
+        ("cam", "maps"),
+        ("prompt", "points"),
+        ("propose", "proposals"),
+    ]
+    assert ("wsis", "pseudo masks") in steps
+    assert steps["", "images"][0] == "2"
+    assert "80 grid" in steps["propose", "proposals"][2]  # forty of each image
+
+
+def test_funnel__boxes_dropped_with_the_reason() -> None:
+    classes = [
+        {"class": "cat", "tagged_images": 2, "detections": 9, "above_threshold": 5, "boxes": 3},
+        {"class": "dog", "tagged_images": 1, "detections": 1, "above_threshold": 0, "boxes": 0},
+    ]
+    assert _dropped({"classes": classes}) == [
+        "of 10 detections of a tag",
+        "5 dropped: score below the threshold",
+        "2 dropped: part of, or the same as, a better box",
+        "no box for dog",
+    ]
+
+
+def found(*boxes: tuple[float, float, float, float]) -> Detections:
+    count = len(boxes)
+    corners = np.array(boxes, np.float32).reshape(-1, 4)
+    return Detections(corners, np.zeros(count, np.int64), np.linspace(0.9, 0.8, count).astype(np.float32))
+
+
+def test_chosen_images__by_order() -> None:
+    ids = ["a", "b", "c", "d"]
+    objects = np.array([[0, 0, 10, 10], [20, 20, 30, 30]], np.float64)
+    flags = np.zeros(2, bool)
+    truth = ImageGroundTruth(40, 40, objects, np.zeros(2, np.int64), flags, flags)
+    boxes = {
+        "a": found((0, 0, 10, 10), (20, 20, 30, 30)),  # both objects
+        "b": found((0, 0, 10, 10)),  # one
+        "d": found((0, 0, 10, 10), (20, 0, 30, 10)),  # one, and a box beside
+    }
+    every = dict.fromkeys(ids, truth)
+    assert chosen_images(ids, 3, "worst", boxes, every) == ["c", "d", "b"]
+    assert chosen_images(ids, 2, "worst", boxes, {})[0] == "c"  # without ground truth: by the highest score
+    assert chosen_images(ids, 2, "id", boxes, every) == ["a", "b"]
+    assert chosen_images(ids, 2, "spread", boxes, every) == ["b", "d"]
+
+
+def test_write_report__as_many_images_as_asked_for_and_as_fit(
+    toy: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, run = toy
+
+    def page(**more: Any) -> str:
+        out = write_report(run, data, "toy_train", "", tmp_path / "report.html", **more)
+        return out.read_text(encoding="utf-8")
+
+    assert page(images=1, order="id").count("<article>") == 1
+    monkeypatch.setattr(report, "QUALITIES", (25,))
+    monkeypatch.setattr(report, "MOST_BYTES", len(page(images=2)) - 1)
+    smaller = page(images=2, order="worst")
+    assert smaller.count("<article>") == 1
+    assert "1 of 2 images" in " ".join(smaller.split())
+    assert "went worst" in smaller
+
+
+def test_report_command__two_runs_compared(
+    toy: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, run = toy
+    other = tmp_path / "other"
+    shutil.copytree(run / "wsod", other / "wsod")
+    folder = other / "wsod" / "toy_train"
+    manifest = read_manifest(folder)
+    manifest.config["threshold"] = 0.5
+    write_manifest(folder, manifest)
+    assert command("report", str(other), str(run), "--data", str(data), "--images", "1") == 0
+    assert f"report: {other / 'report.html'}" in capsys.readouterr().out
+    section = (
+        (other / "report.html").read_text(encoding="utf-8").split('id="compared"')[1].split("</section>")[0]
+    )
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", section)]
+    assert ["wsod on toy_train", "threshold", "0.5", "0.9", ""] in rows
+    changes = {(row[0], row[1]): row[4] for row in rows if row and row[0] == "wsod on toy_test"}
+    assert changes["wsod on toy_test", "AP50"] == "0.000"
+    assert command("report") == 2
+    assert command("report", str(tmp_path / "none")) == 3

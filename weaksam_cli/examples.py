@@ -128,7 +128,18 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
             "MIST's detections, for pgt --detections",
         ),
     ),
-    "report": (("weaksam report --dataset shapes --run runs/demo", "Metrics and pictures on one page"),),
+    "report": (
+        ("weaksam report runs/demo", "Metrics and pictures on one page"),
+        ("weaksam report runs/demo --images 40 --order worst", "Where it goes wrong"),
+        ("weaksam report runs/demo runs/other", "Two runs compared"),
+    ),
+    "tensorboard": (
+        (
+            "weaksam tensorboard runs/demo",
+            "All curves so far; then: tensorboard --logdir runs/demo/tensorboard",
+        ),
+        ("weaksam tensorboard runs/demo --follow", "While a stage trains"),
+    ),
     "inspect": (
         ("weaksam inspect runs/demo/wsod/shapes_train", "How a stage ended, with its settings"),
         (

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import typer
 from stages.core.registry import load_stage, stage_spec
 from weaksam_cli.data_sets import class_names
 from weaksam_cli.options import PANEL, Options, as_command, given_options, option_names, parameters
+from weaksam_cli.outcomes import print_outcome
 from weaksam_cli.setting_flags import given_settings, main_parameters, other_parameters
 from weaksam_cli.state import OPTIONS, data_root, run_folder
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from stages.core.config import StageConfig
     from stages.core.runtime.execute import Outcome
     from stages.core.runtime.request import Request
-    from stages.core.spec import StageSpec
+    from stages.core.spec import Role, StageSpec
 
 
 def stage_command(stage: str) -> Callable[..., None]:
@@ -60,7 +60,7 @@ def stage_command(stage: str) -> Callable[..., None]:
             _draw(stage, outcome, request, options.viz)
         if options.dry_run and not options.as_json:
             _print_settings(config)
-        _print_outcome(stage, outcome, config, as_json=options.as_json)
+        print_outcome(stage, outcome, config, options, _role(request))
 
     split, *others = option_names()
     signature = [
@@ -158,6 +158,13 @@ def _input_parameters(spec: StageSpec) -> list[inspect.Parameter]:
     ]
 
 
+def _role(request: Request) -> Role:
+    """Role of the split that a finished run has worked on."""
+    from stages.core.datasets.catalog import locate
+
+    return locate(request.split, request.data).role
+
+
 def _draw(stage: str, outcome: Outcome, request: Request, count: int) -> None:
     from stages.core.datasets.catalog import open_split
 
@@ -185,29 +192,3 @@ def _print_settings(config: StageConfig) -> None:
 
     for name, value in config.named_values():
         typer.echo(f"  {name} = {format_value(value)}")
-
-
-def _print_outcome(stage: str, outcome: Outcome, config: StageConfig, *, as_json: bool) -> None:
-    from dataclasses import asdict
-
-    if as_json:
-        counts = asdict(outcome.manifest)["counts"] if outcome.manifest else {}
-        typer.echo(
-            json.dumps(
-                {
-                    "stage": stage,
-                    "status": outcome.status,
-                    "out": str(outcome.out),
-                    "images": outcome.plan.images,
-                    "counts": counts,
-                    "config": json.loads(config.model_dump_json()),
-                }
-            )
-        )
-        return
-    typer.echo(f"{stage}: {outcome.status} ({outcome.plan.images} images) -> {outcome.out}")
-    for note in outcome.plan.notes:
-        typer.echo(f"  {note}")
-    if outcome.manifest is not None:
-        counts = ", ".join(f"{k} {v}" for k, v in outcome.manifest.counts.items())
-        typer.echo(f"  {counts}; {outcome.manifest.wall_seconds:.1f} s")

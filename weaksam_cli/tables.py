@@ -13,9 +13,19 @@ if TYPE_CHECKING:
     from stages.core.evaluation.tasks import Report
 
 
+PIPED_WIDTH = 1000
+"""Columns where nobody looks: a program that reads a table wants every row on one line."""
+
+
+def stdout_console() -> Console:
+    """Return a console as wide as the terminal, or as wide as any table where the output is piped."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPED_WIDTH)
+
+
 def print_report_table(report: Report) -> None:
     """Figures of one artifact, and per class if there are any."""
-    console = Console()
+    console = stdout_console()
     table = Table(title=f"{report.task} on {report.split}")
     table.add_column("figure")
     table.add_column("value", justify="right")
@@ -50,4 +60,4 @@ def print_run_table(figures: dict[str, Any]) -> None:
         table.add_row(
             row["stage"], row["split"], row["task"], shown, "" if seconds is None else f"{seconds:.0f}"
         )
-    Console().print(table)
+    stdout_console().print(table)

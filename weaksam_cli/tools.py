@@ -12,6 +12,7 @@ import typer
 from weaksam_cli import completion
 from weaksam_cli.chain import demo, evaluate_and_report, run
 from weaksam_cli.conversion import convert
+from weaksam_cli.curves import tensorboard
 from weaksam_cli.data_sets import class_names
 from weaksam_cli.diagnosis import doctor
 from weaksam_cli.exporting import export, submissions_of
@@ -123,18 +124,65 @@ def evaluate(
 @with_options(use("run", help="Run folder; default runs/<dataset>."), "data", panel=None)
 def report(
     options: Options,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[RUN] [OTHER]",
+            help="Run folder, and one to compare it with.",
+            autocompletion=completion.runs,
+        ),
+    ] = None,
     dataset: Annotated[
-        str,
-        typer.Option("--dataset", help="Data set name, e.g. shapes.", autocompletion=completion.datasets),
-    ],
+        str | None,
+        typer.Option(
+            "--dataset",
+            help="Data set name, e.g. shapes; default that of RUN.",
+            autocompletion=completion.datasets,
+        ),
+    ] = None,
     train_split: TrainSplitOption = None,
     test_split: TestSplitOption = None,
+    images: Annotated[
+        int | None, typer.Option("--images", min=1, help="Images of each split to show; default a few.")
+    ] = None,
+    order: Annotated[
+        Literal["spread", "id", "worst"],
+        typer.Option("--order", help="Which images: spread evenly, the first by id, or the worst first."),
+    ] = "spread",
 ) -> None:
-    """Measure a run and write its self-contained report.html."""
-    root, folder = data_root(options.data), run_folder(options.run, dataset)
-    train, test = dataset_splits(dataset, root, train_split, test_split)
-    evaluate_and_report(folder, root, train, test)
+    """Measure a run and write its self-contained report.html; two runs are compared."""
+    from stages.core.errors import UsageError
+
+    given = list(runs or ())
+    if len(given) > 2:
+        raise UsageError("a report is of one run, or of two", where="report", hint="give RUN, or RUN OTHER")
+    if dataset is None and not given and options.run is None:
+        raise UsageError("which run?", where="report", hint="give a RUN folder, or --dataset NAME")
+    root = data_root(options.data)
+    folder = given[0] if given else run_folder(options.run, dataset or "")
+    name = dataset or dataset_of(folder)
+    train, test = dataset_splits(name, root, train_split, test_split)
+    other = given[1] if len(given) > 1 else None
+    evaluate_and_report(folder, root, train, test, images=images, order=order, other=other)
     typer.echo(f"report: {folder / 'report.html'}")
+
+
+def dataset_of(run: Path) -> str:
+    """Name of the data set of a run folder, from the splits of its stages.
+
+    Raises:
+        MissingInputError: no stage has finished there.
+    """
+    from stages.core.artifacts.manifest import MANIFEST_NAME
+    from stages.core.errors import MissingInputError
+    from stages.core.registry import CHAIN
+
+    splits = [
+        found.parent.name for stage in CHAIN for found in sorted((run / stage).glob(f"*/{MANIFEST_NAME}"))
+    ]
+    if not splits:
+        raise MissingInputError("no stage has finished in this folder", where=run, hint="run a stage first")
+    return splits[0].rpartition("_")[0]
 
 
 def dataset_splits(
@@ -181,6 +229,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export,
     "import": import_file,
     "report": report,
+    "tensorboard": tensorboard,
     "inspect": inspect_artifact,
     "show": show,
     "status": status,

@@ -64,8 +64,9 @@ def list_weights(options: Options) -> None:
     if options.as_json:
         typer.echo(json.dumps(rows))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from weaksam_cli.tables import stdout_console
 
     table = Table(caption=f"cache: {cache_folder()}; models of the hub (hf:) are in the hub's own")
     for column in ("name", "MB", "licence", "here", "from"):
@@ -78,7 +79,7 @@ def list_weights(options: Options) -> None:
         # The whole address is in --json; here its host has to do.
         origin = str(row["from"]).replace("hub: ", "hf:").removeprefix("https://").partition("/segment_")[0]
         table.add_row(str(row["name"]), size, str(row["licence"]), here, origin)
-    Console().print(table)
+    stdout_console().print(table)
 
 
 def _origin(entry: Weights) -> str:

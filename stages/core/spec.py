@@ -111,10 +111,31 @@ class FailureLog:
         return [{"id": i, "reason": r} for i, r in sorted(self.entries.items())]
 
 
-ProgressFn = Callable[[Iterable[Any], int, str], Iterator[Any]]
+@dataclass(frozen=True)
+class Work:
+    """What an iteration does, for those who watch it.
+
+    Attributes:
+        label: What is done.
+        total: How much of it there is, in units.
+        unit: What is counted.
+        each: Units that one item of the iteration stands for; the last may be fewer.
+        images_each: Images that one unit stands for.
+        before: Units that an interrupted run has done before.
+    """
+
+    label: str
+    total: int
+    unit: str = "images"
+    each: int = 1
+    images_each: int = 1
+    before: int = 0
 
 
-def _silent(iterable: Iterable[Any], total: int, label: str) -> Iterator[Any]:
+ProgressFn = Callable[[Iterable[Any], Work], Iterator[Any]]
+
+
+def _silent(iterable: Iterable[Any], work: Work) -> Iterator[Any]:
     return iter(iterable)
 
 
@@ -187,9 +208,9 @@ class StageContext:
             self.opened[path] = open_file(path)
         return cast(T, self.opened[path])
 
-    def progress(self, iterable: Iterable[T], total: int, label: str) -> Iterator[T]:
+    def progress(self, iterable: Iterable[T], work: Work) -> Iterator[T]:
         """Pass through ``iterable`` while showing progress."""
-        return self.progress_fn(iterable, total, label)
+        return self.progress_fn(iterable, work)
 
     def metrics(self, values: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""

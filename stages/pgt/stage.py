@@ -6,7 +6,7 @@ from stages.core.artifacts.coco_json import read_results, write_dataset
 from stages.core.datasets.images import image_size
 from stages.core.errors import ConfigError, ImageError, InputError, UsageError, did_you_mean
 from stages.core.runtime.processes import is_main
-from stages.core.spec import Counts, Plan, StageContext
+from stages.core.spec import Counts, Plan, StageContext, Work
 from stages.pgt.adaptive import ImageSelection, select
 from stages.pgt.certainty import without_uncertain
 from stages.pgt.config import PgtConfig
@@ -46,7 +46,7 @@ class PgtStage:
         found = read_results(context.input("detections"), split)
         selections: dict[str, ImageSelection] = {}
         sizes: dict[str, tuple[int, int]] = {}
-        for image_id in context.progress(split.ids, len(split.ids), "select"):
+        for image_id in context.progress(split.ids, Work("select", len(split.ids))):
             context.interrupted()
             try:
                 sizes[image_id] = image_size(split.image_path(image_id))

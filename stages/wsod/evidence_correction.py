@@ -12,7 +12,7 @@ from stages.core.backbones.timm_backbones import build_backbone
 from stages.core.datasets.images import load_image
 from stages.core.errors import ConfigError, ImageError
 from stages.core.runtime.device import torch_threads
-from stages.core.spec import StageContext
+from stages.core.spec import StageContext, Work
 from stages.wsod.batches import WeakData
 from stages.wsod.config import WsodConfig
 from stages.wsod.evidence.frozen_features import STRIDES, FrozenFeatures
@@ -47,7 +47,7 @@ def corrected_evidence(
     with torch_threads(config.num_threads):
         features = FrozenFeatures(backbone.eval(), ids, load, context.device)
         bags = []
-        for image_id in context.progress(ids, len(ids), "evidence"):
+        for image_id in context.progress(ids, Work("evidence", len(ids))):
             context.interrupted()
             columns_PN = torch.from_numpy(data.evidence(image_id)).T
             evidence = dict(zip(data.split.tags(image_id), columns_PN, strict=True))

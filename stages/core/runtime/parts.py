@@ -19,7 +19,7 @@ from stages.core.artifacts.table import ImageRows, Table, TableSchema, gather, m
 from stages.core.errors import UsageError, WeakSamError
 from stages.core.runtime.processes import is_main, rank, wait_for_all, world
 from stages.core.runtime.seeding import seed_everything
-from stages.core.spec import StageContext
+from stages.core.spec import StageContext, Work
 
 PART_SIZE = 16
 """Images per part: what a kill loses at most, per worker."""
@@ -76,7 +76,9 @@ def map_images(
     index, count = context.shard if world() == 1 else (rank(), world())
     wait_for_all()  # for what the main process has written, such as a checkpoint
     todo = [i for i in range(len(parts)) if i % count == index and not _finished(folder, i)]
-    for _ in context.progress(_do_parts(context, schema, factory, folder, parts, todo), len(todo), label):
+    own, left = (sum(len(parts[i]) for i in some) for some in (range(index, len(parts), count), todo))
+    work = Work(label, own, each=PART_SIZE, before=own - left)
+    for _ in context.progress(_do_parts(context, schema, factory, folder, parts, todo), work):
         context.interrupted()
     wait_for_all()
     if not (is_main() or everywhere):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from stages.core.formatting import format_duration, format_number
 from stages.core.runtime.processes import is_main
+from stages.core.spec import Work
 
 T = TypeVar("T")
 LINE_EVERY_SECONDS = 30.0
@@ -43,23 +46,59 @@ def events_handler(path: Path) -> logging.Handler:
 
 def progress_reporter(
     logger: logging.Logger, *, enabled: bool
-) -> Callable[[Iterable[Any], int, str], Iterator[Any]]:
-    """Return a function ``(iterable, total, label) -> iterator`` that shows how far an iteration is."""
+) -> Callable[[Iterable[Any], Work], Iterator[Any]]:
+    """Return a function ``(iterable, work) -> iterator`` that shows how far an iteration is."""
     enabled = enabled and is_main()
     terminal = enabled and sys.stderr.isatty()
 
-    def report(iterable: Iterable[T], total: int, label: str) -> Iterator[T]:
+    def report(iterable: Iterable[T], work: Work) -> Iterator[T]:
         if terminal:
-            yield from _bar(iterable, total, label)
+            yield from _bar(iterable, work)
         elif enabled:
-            yield from _lines(iterable, total, label, logger)
+            yield from _lines(iterable, work, logger)
         else:
             yield from iterable
 
     return report
 
 
-def _bar(iterable: Iterable[T], total: int, label: str) -> Iterator[T]:
+class _Count:
+    """How far an iteration is.
+
+    Attributes:
+        done: Units, those of an interrupted run among them.
+    """
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.done = work.before
+        self._start = time.monotonic()
+
+    def over(self, iterable: Iterable[T]) -> Iterator[T]:
+        """Count the items of an iteration, each when the next one is asked for."""
+        for item in iterable:
+            yield item
+            self.done = min(self.done + self.work.each, self.work.total)
+
+    def rate(self) -> str:
+        """Return images per second, or nothing before the first."""
+        new = self.done - self.work.before
+        seconds = time.monotonic() - self._start
+        return f"{format_number(new * self.work.images_each / seconds)} images/s" if new and seconds else ""
+
+    def line(self) -> str:
+        """Return done and total, images per second and the time left."""
+        seconds, new = time.monotonic() - self._start, self.done - self.work.before
+        facts = [f"{self.work.label}: {self.done:,}/{self.work.total:,} {self.work.unit}"]
+        if new:
+            left = seconds / new * (self.work.total - self.done)
+            facts += [self.rate(), f"{format_duration(left)} left"]
+        else:
+            facts.append(f"{format_duration(seconds)} so far")
+        return ", ".join(facts)
+
+
+def _bar(iterable: Iterable[T], work: Work) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -74,22 +113,35 @@ def _bar(iterable: Iterable[T], total: int, label: str) -> Iterator[T]:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
+    count = _Count(work)
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        yield from bar.track(iterable, total=total, description=label)
+        task = bar.add_task(work.label, total=work.total, completed=work.before, unit=work.unit, rate="")
+        for item in count.over(iterable):
+            bar.update(task, completed=count.done, rate=count.rate())
+            yield item
+        bar.update(task, completed=work.total, rate=count.rate())
 
 
-def _lines(iterable: Iterable[T], total: int, label: str, logger: logging.Logger) -> Iterator[T]:
-    start = last = time.monotonic()
-    for done, item in enumerate(iterable):
-        now = time.monotonic()
-        if done and now - last >= LINE_EVERY_SECONDS:
-            last = now
-            left = (now - start) / done * (total - done)
-            logger.info("%s: %d/%d, %.0f s left", label, done, total, left)
-        yield item
+def _lines(iterable: Iterable[T], work: Work, logger: logging.Logger) -> Iterator[T]:
+    """Write a line every 30 s, also while a single item takes longer."""
+    count, finished = _Count(work), threading.Event()
+
+    def write_lines() -> None:
+        while not finished.wait(LINE_EVERY_SECONDS):
+            logger.info(count.line())
+
+    writer = threading.Thread(target=write_lines, daemon=True)
+    writer.start()
+    try:
+        yield from count.over(iterable)
+    finally:
+        finished.set()
+        writer.join()
 
 
 def metrics_writer(path: Path) -> Callable[[Mapping[str, Any]], None]:

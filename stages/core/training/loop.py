@@ -24,7 +24,7 @@ from stages.core.errors import OutputExistsError, PreemptedError, TrainingDiverg
 from stages.core.runtime import processes
 from stages.core.runtime.image_generators import image_streams
 from stages.core.runtime.seeding import derive_seed, numpy_generator
-from stages.core.spec import StageContext
+from stages.core.spec import StageContext, Work
 from stages.core.training.adversary import Adversary
 from stages.core.training.batch_norm import release, running_statistics, synchronise
 from stages.core.training.ema import ModelEma
@@ -185,7 +185,9 @@ class Trainer(Generic[BatchT]):
         layers = synchronise(self.model)
         self._network = self._shared()
         saved = time.monotonic()
-        for ids, epoch in self.context.progress(self._remaining(), self.total_steps - self.done, label):
+        batch = self.settings.batch_size * self.settings.grad_accum_steps
+        work = Work(label, self.total_steps, "steps", images_each=batch, before=self.done)
+        for ids, epoch in self.context.progress(self._remaining(), work):
             self._take_step(ids, epoch)
             if self.done % self.epoch_steps == 0:
                 self.epoch_end(epoch)

@@ -7,8 +7,6 @@ they can be told from any background and not by hue alone.
 
 from __future__ import annotations
 
-import functools
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +14,10 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from stages.core.artifacts.files import atomic_path
+from stages.core.viz.fonts import legible
 from stages.core.viz.palette import SOURCE_COLORS, TRUTH_COLOR, Color, class_color, ink_on
 
 __all__ = [
@@ -187,7 +186,8 @@ def contact_sheet(
     page = Image.fromarray(sheet)
     pen = ImageDraw.Draw(page)
     for text, x, y in drawn:
-        pen.text((x, y), _drawable(text), fill=ink_on(background), font=_font(size), anchor="lm")
+        shown, font = legible(text, size)
+        pen.text((x, y), shown, fill=ink_on(background), font=font, anchor="lm")
     return np.asarray(page, dtype=np.uint8)
 
 
@@ -232,27 +232,16 @@ def _per_item(colors: Colors, count: int) -> list[Color]:
     return many
 
 
-@functools.lru_cache(maxsize=16)
-def _font(size: int) -> Any:
-    return ImageFont.load_default(size=size)
-
-
-def _drawable(text: str) -> str:
-    # Pillow's own font, the only one sure to be there, has no accents: "café" becomes "cafe".
-    decomposed = unicodedata.normalize("NFKD", text)
-    return "".join(c for c in decomposed if not unicodedata.combining(c))
-
-
 def _with_labels(
     canvas: Picture, boxes: NDArray[np.float64], colors: Sequence[Color], labels: Sequence[str]
 ) -> Picture:
     height, width = canvas.shape[:2]
     size = int(np.clip(max(height, width) / 25, 9, 30))
     page = Image.fromarray(canvas)
-    pen, font = ImageDraw.Draw(page), _font(size)
+    pen = ImageDraw.Draw(page)
     placed: list[_Rect] = []
     for box, color, label in zip(boxes, colors, labels, strict=True):
-        text = _drawable(label)
+        text, font = legible(label, size)
         if not text:
             continue
         margin = size * 0.25

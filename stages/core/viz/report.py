@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ from stages.core.evaluation.ground_truth import ImageGroundTruth
 from stages.core.evaluation.tasks import load_labeled_split
 from stages.core.formatting import format_duration, format_number
 from stages.core.viz.charts import Chart, line_chart
+from stages.core.viz.comparison import Comparison, compare
 from stages.core.viz.drawing import encode_jpeg
+from stages.core.viz.funnel import FunnelStep, funnel
+from stages.core.viz.image_choice import Order, chosen_images
 from stages.core.viz.palette import SOURCE_COLORS, Color, class_color
 from stages.core.viz.panels import Panel, image_panels, read_artifacts
 from stages.core.viz.run_facts import RunFacts, StageFacts, read_run
@@ -32,6 +35,10 @@ from stages.core.viz.run_facts import RunFacts, StageFacts, read_run
 TRAIN_IMAGES = 5
 TEST_IMAGES = 4
 MAX_BYTES = 6_000_000
+"""Of a page whose number of images nobody asked for."""
+MOST_BYTES = 30_000_000
+"""Of a page with as many images as were asked for; images that do not fit are left out, and the page says so."""
+EMPTY_IMAGES_LISTED = 200
 QUALITIES = (82, 70, 55, 40, 25)
 """JPEG qualities tried in turn until the page is small enough."""
 
@@ -53,10 +60,22 @@ class SplitStories:
     role: str
     images: int
     has_ground_truth: bool
+    order: Order
     stories: tuple[ImageStory, ...]
+    funnel: tuple[FunnelStep, ...]
 
 
-def write_report(run: Path, data_root: Path, train: str, test: str, out: Path) -> Path:
+def write_report(
+    run: Path,
+    data_root: Path,
+    train: str,
+    test: str,
+    out: Path,
+    *,
+    images: int | None = None,
+    order: Order = "spread",
+    other: Path | None = None,
+) -> Path:
     """Write the page of a run folder.
 
     Args:
@@ -65,6 +84,9 @@ def write_report(run: Path, data_root: Path, train: str, test: str, out: Path) -
         train: Train split.
         test: Test split; empty when the data set has none.
         out: HTML file to write.
+        images: Images of each split to show; None shows a few. More than fit into 30 MB are left out.
+        order: Which images, and in which order.
+        other: Run folder to compare with.
 
     Returns:
         ``out``.
@@ -80,23 +102,33 @@ def write_report(run: Path, data_root: Path, train: str, test: str, out: Path) -
             f"no stage of {' or '.join(splits)} here", where=run, hint="run a stage first, or check --run"
         )
     problems = list(facts.problems)
+    compared = None if other is None else compare(facts, read_run(other, splits))
     stories = []
     for name, count in zip(splits, (TRAIN_IMAGES, TEST_IMAGES), strict=False):
         if facts.finished(name):
-            stories.append(_split_stories(facts, name, data_root, count, problems))
-    template = _environment().get_template("report.html.j2")
-    values = _page_values(facts, stories, problems)
-    page = ""
-    for quality in QUALITIES:
-        page = template.render(values, picture=lambda panel, q=quality: _data_uri(panel, q))
-        if len(page.encode()) <= MAX_BYTES:
-            break
-    write_text(out, page)
+            stories.append(_split_stories(facts, name, data_root, images or count, order, problems))
+    values = _page_values(facts, problems, compared)
+    write_text(out, _fitting_page(values, stories, MAX_BYTES if images is None else MOST_BYTES))
     return out
 
 
+def _fitting_page(values: dict[str, Any], stories: list[SplitStories], most_bytes: int) -> str:
+    """Return the page in the best quality in which it is small enough, with fewer images if in none."""
+    template = _environment().get_template("report.html.j2")
+    while True:
+        for quality in QUALITIES:
+            page = template.render(
+                values, stories=stories, picture=lambda panel, q=quality: _data_uri(panel, q)
+            )
+            if len(page.encode()) <= most_bytes:
+                return page
+        if not any(len(one.stories) > 1 for one in stories):
+            return page
+        stories = [replace(one, stories=one.stories[: (len(one.stories) + 1) // 2]) for one in stories]
+
+
 def _split_stories(
-    facts: RunFacts, name: str, data_root: Path, count: int, problems: list[str]
+    facts: RunFacts, name: str, data_root: Path, count: int, order: Order, problems: list[str]
 ) -> SplitStories:
     classes, limit = facts.classes(name), facts.limit(name)
     split = open_split(name, data_root, classes=classes)
@@ -105,14 +137,17 @@ def _split_stories(
     artifacts = read_artifacts(facts.finished(name), cut)
     problems += artifacts.problems
     stories = []
-    for image_id in evenly_spaced(cut.ids, count):
+    last = list(artifacts.boxes.values())[-1] if artifacts.boxes else {}
+    for image_id in chosen_images(cut.ids, count, order, last, ground_truth):
         try:
             panels = image_panels(artifacts, cut, image_id, ground_truth.get(image_id))
         except ImageError as error:
             problems.append(f"image {image_id}: {error.what}")
             continue
         stories.append(ImageStory(image_id, _tags(cut, image_id), tuple(panels)))
-    return SplitStories(name, cut.role, len(cut.ids), bool(ground_truth), tuple(stories))
+    manifests = {s.stage: s.manifest for s in facts.stages if s.manifest is not None and s.split == name}
+    steps = funnel(artifacts, cut, facts.finished(name), manifests)
+    return SplitStories(name, cut.role, len(cut.ids), bool(ground_truth), order, tuple(stories), steps)
 
 
 def _ground_truth_of(
@@ -129,13 +164,6 @@ def _tags(split: WeakSplit, image_id: str) -> tuple[tuple[str, str], ...]:
     if not split.has_tags:
         return ()
     return tuple((split.classes[c], css_color(class_color(c))) for c in split.tags(image_id))
-
-
-def evenly_spaced(ids: Sequence[str], count: int) -> list[str]:
-    """``count`` ids spread over a sequence: a sample that nobody picked for its looks."""
-    if len(ids) <= count:
-        return list(ids)
-    return [ids[(2 * i + 1) * len(ids) // (2 * count)] for i in range(count)]
 
 
 def css_color(color: Color) -> str:
@@ -169,7 +197,7 @@ def words(name: str) -> str:
     return " ".join(spelled.get(part, part) for part in at_iou.split("_"))
 
 
-def _page_values(facts: RunFacts, stories: list[SplitStories], problems: list[str]) -> dict[str, Any]:
+def _page_values(facts: RunFacts, problems: list[str], compared: Comparison | None) -> dict[str, Any]:
     done = [s.manifest for s in facts.stages if s.manifest is not None]
     rows = (facts.figures or {}).get("rows", [])
     return {
@@ -181,11 +209,12 @@ def _page_values(facts: RunFacts, stories: list[SplitStories], problems: list[st
         "seeds": sorted({m.seed for m in done}),
         "rows": rows,
         "headlines": headlines(rows),
-        "stories": stories,
+        "compared": compared,
         "charts": _charts(facts.stages),
         "failures": [(m.stage, m.split, f["id"], f["reason"]) for m in done for f in m.failures],
         "environment": done[-1].environment if done else {},
         "problems": problems,
+        "empty_listed": EMPTY_IMAGES_LISTED,
         "sources": {name: css_color(color) for name, color in SOURCE_COLORS.items()},
     }
 
