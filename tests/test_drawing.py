@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import ImageFont
 
 from stages.core.errors import EnvironmentFault
 from stages.core.viz import fonts
@@ -203,6 +204,7 @@ def test_draw_boxes__other_scripts_in_a_font_that_has_them(monkeypatch: pytest.M
     monkeypatch.setattr(fonts, "FOLDERS", (str(dejavu.parent),))
     fonts._candidates.cache_clear()
     text, font = fonts.legible("\u043a\u043e\u0442", 12)
+    assert isinstance(font, ImageFont.FreeTypeFont)
     assert (text, font.getname()[0]) == ("\u043a\u043e\u0442", "DejaVu Sans")
     fonts._candidates.cache_clear()
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
-
-from setuptools import find_packages
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -19,7 +18,8 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 def shipped() -> set[str]:
     """Packages at the top that the wheel holds."""
     patterns = PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]
-    return {name.partition(".")[0] for name in find_packages(str(ROOT), include=patterns)}
+    packages = [folder.parent.name for folder in ROOT.glob("*/__init__.py")]
+    return {name for name in packages if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
 
 
 def test_wheel__holds_the_three_packages_with_their_data() -> None:

@@ -60,7 +60,8 @@ class ClassMaps(Columns):
         """
         if len({one.shape for one in self.maps}) != 1:
             raise ValueError("a mean needs maps, all of one size; choose a class and a kind with of()")
-        return np.mean(self.maps, axis=0, dtype=np.float32)
+        mean: NDArray[np.float32] = np.mean(self.maps, axis=0, dtype=np.float32)
+        return mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,12 +129,13 @@ class Proposals(Columns):
     def of_image(cls, proposals: Table, image_id: str) -> Proposals:
         """Read the boxes of an image out of ``proposals.h5``."""
         rows = proposals.rows(image_id)
-        floats = [rows[name].astype(np.float32) for name in ("peak_score", "predicted_iou", "stability")]
         return cls(
             rows_to_boxes(rows).astype(np.float32),
             rows["source"].astype(np.int64),
             rows["class_index"].astype(np.int64),
-            *floats,
+            rows["peak_score"].astype(np.float32),
+            rows["predicted_iou"].astype(np.float32),
+            rows["stability"].astype(np.float32),
             _stored_masks(proposals, image_id),
         )
 

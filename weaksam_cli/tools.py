@@ -127,8 +127,8 @@ def report(
     runs: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[RUN] [OTHER]",
-            help="Run folder, and one to compare it with.",
+            metavar="RUN OTHER",
+            help="Run folder, and one to compare it with; both may be left out.",
             autocompletion=completion.runs,
         ),
     ] = None,
