@@ -48,11 +48,16 @@ def check(
     from stages.core.datasets.checking.report import check_dataset
     from stages.core.errors import InputError
     from stages.core.runtime.reporting import configure_logging, progress_reporter
+    from stages.core.spec import Work
 
     name, root = dataset_and_root(dataset, data_root(options.data))
-    progress = progress_reporter(configure_logging(OPTIONS.verbosity), enabled=OPTIONS.progress)
+    shown = progress_reporter(configure_logging(OPTIONS.verbosity), enabled=OPTIONS.progress)
     found = check_dataset(
-        name, root, read_images=not fast, classes=class_names(options.classes), progress=progress
+        name,
+        root,
+        read_images=not fast,
+        classes=class_names(options.classes),
+        progress=lambda places, total, label: shown(places, Work(label, total)),
     )
     if options.as_json:
         typer.echo(json.dumps(found.as_json()))
