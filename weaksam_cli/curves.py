@@ -18,7 +18,9 @@ LOOK_EVERY_SECONDS = 10.0
 @with_options(use("out", help="Folder of events; default <run>/tensorboard."), "as_json", panel=None)
 def tensorboard(
     options: Options,
-    run: Annotated[Path, typer.Argument(help="Run folder.", autocompletion=completion.runs)],
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder.", autocompletion=completion.runs)
+    ],
     follow: Annotated[
         bool, typer.Option("--follow", help="Go on with what is trained meanwhile, until Ctrl-C.")
     ] = False,
@@ -26,8 +28,8 @@ def tensorboard(
     """Write the training curves of a run for TensorBoard; needs the extra log."""
     from stages.core.viz.tensorboard import CurveWriter
 
-    out = options.out or run / "tensorboard"
-    writer = CurveWriter(run, out)
+    out = options.out or folder / "tensorboard"
+    writer = CurveWriter(folder, out)
     points = writer.write_new()
     if options.as_json:
         typer.echo(json.dumps({"out": str(out), "points": points}))
