@@ -160,7 +160,7 @@ def test_options__are_the_same_in_every_command_that_has_them() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("weaksam c", {"cam"}),
+        ("weaksam ca", {"cam"}),
         ("weaksam cam --split shapes_tr", {"shapes_train"}),
         ("weaksam cam --run runs/b", {"runs/best"}),
         ("weaksam cam --recipe vo", {"voc07", "voc12"}),
