@@ -142,9 +142,10 @@ TRAIN_SPLIT ?= $(word 1,$(PLAN))
 TEST_SPLIT  ?= $(word 2,$(PLAN))
 SPLITS       = --train-split $(TRAIN_SPLIT) $(if $(TEST_SPLIT),--test-split $(TEST_SPLIT))
 
-# Lists that a user edits; a stage whose split is the same after all is done at once.
+# Lists and annotations that a user edits; a stage whose split is the same after all is done at once.
 DATA := $(or $(WEAKSAM_DATA),data)/$(DATASET)
-TAGS := $(wildcard $(DATA)/*.csv $(DATA)/dataset.yaml $(DATA)/ImageSets/Main/*.txt)
+TAGS := $(wildcard $(DATA)/*.csv $(DATA)/dataset.yaml $(DATA)/ImageSets/Main/*.txt \
+  $(DATA)/annotations/*.json $(DATA)/Annotations/*.xml)
 
 # A manifest is written whole and last, so make never has a half-made one to delete.
 .PRECIOUS: %/manifest.json

@@ -9,11 +9,21 @@
 #SBATCH --signal=B:USR1@120
 set -uo pipefail
 
-weaksam=${WEAKSAM_BIN:-${SLURM_SUBMIT_DIR:-.}/.venv/bin/weaksam}
+# Inside of a job this is a copy: the folder of the script itself is asked of SLURM.
+script=$(scontrol show job "${SLURM_JOB_ID:-}" 2>/dev/null | sed -n 's/^ *Command=\([^ ]*\).*/\1/p' | head -1)
+here=$(dirname "$(dirname "${script:-${SLURM_SUBMIT_DIR:-.}/slurm/stage.sh}")")
+weaksam=${WEAKSAM_BIN:-}
+for found in "$here/.venv/bin/weaksam" "${SLURM_SUBMIT_DIR:-.}/.venv/bin/weaksam" "$(command -v weaksam)"; do
+  [ -n "$weaksam" ] || [ ! -x "$found" ] || weaksam=$found
+done
 if [ ! -x "$weaksam" ]; then
-  echo "no $weaksam: run make venv in the folder you submit from, or set WEAKSAM_BIN" >&2
+  echo "no weaksam command: run make venv in the project's folder, or set WEAKSAM_BIN" >&2
   exit 5
 fi
+# An array is a map over images: its tasks are shards. How many the work is cut into is declared by slurm/array.sh.
+shard=()
+[ -z "${WEAKSAM_SHARDS:-}" ] || shard=(--shard "${SLURM_ARRAY_TASK_ID:?}/$WEAKSAM_SHARDS")
+echo "$(date '+%F %T') ${SLURM_JOB_NAME:-weaksam} job ${SLURM_JOB_ID:-} on $(hostname), start ${SLURM_RESTART_COUNT:-0}: $* ${shard[*]:-}" >&2
 
 # Several tasks are one launch of several processes, which share the work (see docs/clusters.md).
 launch= stop=TERM
@@ -22,11 +32,21 @@ if [ "${SLURM_NTASKS:-1}" -gt 1 ]; then
   stop=USR1 # srun passes this one on; on TERM it kills the tasks
 fi
 
+# Whether the job is to go on after it has stopped: SLURM's signal before a preemption or the time limit finds it
+# RUNNING; scancel finds it COMPLETING, and must not bring it back.
+state=
+job_state() { scontrol show job "$SLURM_JOB_ID" 2>/dev/null | sed -n 's/.*JobState=\([A-Z]*\).*/\1/p' | head -1; }
+stopped() {
+  state=${state:-$(job_state)}
+  echo "$(date '+%F %T') signal received, job ${state:-unknown}" >&2
+  kill -"$stop" "$child" 2>/dev/null
+}
+
 # SLURM signals this shell (B:); pass it on and wait: the stage saves its state and exits with 75.
 # shellcheck disable=SC2086 # a command and its option, or nothing
-$launch "$weaksam" "$@" --resume &
+$launch "$weaksam" "$@" ${shard[@]+"${shard[@]}"} --resume &
 child=$!
-trap 'kill -"$stop" "$child" 2>/dev/null' TERM USR1
+trap stopped TERM USR1
 wait "$child"
 code=$?
 while kill -0 "$child" 2>/dev/null; do
@@ -35,8 +55,13 @@ while kill -0 "$child" 2>/dev/null; do
 done
 
 if [ "$code" -eq 75 ]; then
-  echo "preempted with the state saved; asking for a requeue" >&2
-  # Fails harmlessly when SLURM has requeued the job by itself, as it does after a preemption.
-  scontrol requeue "$SLURM_JOB_ID" && exit 0
+  case ${state:-$(job_state)} in
+    COMPLETING | CANCELLED) echo "$(date '+%F %T') cancelled with the state saved" >&2 ;;
+    *)
+      echo "$(date '+%F %T') stopped with the state saved; asking for a requeue" >&2
+      # Fails harmlessly when SLURM has requeued the job by itself, as it does after a preemption.
+      scontrol requeue "$SLURM_JOB_ID" && exit 0
+      ;;
+  esac
 fi
 exit "$code"

@@ -181,12 +181,16 @@ def test_slurm_script__is_sound_bash(script: Path) -> None:
 
 
 def run_stage_script(
-    folder: Path, exits: str, environment: dict[str, str]
+    folder: Path, exits: str, environment: dict[str, str], state: str = "RUNNING"
 ) -> subprocess.CompletedProcess[str]:
     """Run stage.sh with stand-ins for weaksam and scontrol that write down how they were called."""
+    script = ROOT / "slurm" / environment["script"]
     for name, body in (
         ("weaksam", f'echo "$@" >> calls; exit {exits}'),
-        ("scontrol", 'echo "scontrol $@" >> calls'),
+        (
+            "scontrol",
+            f'[ "$1" = show ] && printf " JobState={state} x\\n Command={script}\\n" || echo "scontrol $@" >> calls',
+        ),
         ("srun", 'echo "srun $1" >> calls; shift; exec "$@"'),
     ):
         (folder / name).write_text(f"#!/bin/bash\n{body}\n")
@@ -199,15 +203,18 @@ def run_stage_script(
 
 
 @pytest.mark.parametrize(
-    ("exits", "code", "calls"),
+    ("exits", "state", "code", "calls"),
     [
-        ("0", 0, ["prompt --split a_train --resume"]),
-        ("75", 0, ["prompt --split a_train --resume", "scontrol requeue 17"]),
-        ("3", 3, ["prompt --split a_train --resume"]),
+        ("0", "RUNNING", 0, ["prompt --split a_train --resume"]),
+        ("75", "RUNNING", 0, ["prompt --split a_train --resume", "scontrol requeue 17"]),
+        ("75", "COMPLETING", 75, ["prompt --split a_train --resume"]),  # scancel
+        ("3", "RUNNING", 3, ["prompt --split a_train --resume"]),
     ],
 )
-def test_stage_script__requeues_on_75_alone(tmp_path: Path, exits: str, code: int, calls: list[str]) -> None:
-    done = run_stage_script(tmp_path, exits, {"script": "stage.sh"})
+def test_stage_script__requeues_on_75_unless_cancelled(
+    tmp_path: Path, exits: str, state: str, code: int, calls: list[str]
+) -> None:
+    done = run_stage_script(tmp_path, exits, {"script": "stage.sh"}, state)
     assert done.returncode == code, done.stderr
     assert (tmp_path / "calls").read_text().splitlines() == calls
 
@@ -219,27 +226,77 @@ def test_stage_script__several_tasks_are_one_launch(tmp_path: Path) -> None:
     assert calls == ["srun --kill-on-bad-exit=1", "prompt --split a_train --resume"]
 
 
-def test_chain_script__one_job_per_stage_each_after_the_one_before(tmp_path: Path) -> None:
-    (tmp_path / "sbatch").write_text('#!/bin/bash\necho "$@" >> calls; wc -l < calls\n')
-    (tmp_path / "sbatch").chmod(0o755)
-    command = ["bash", str(ROOT / "slurm" / "chain.sh"), "a_train", "--device", "cuda"]
+def submit_chain(
+    folder: Path, refuse: str, *splits: str
+) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
+    """Run chain.sh with a stand-in for sbatch, and one for weaksam whose dry run of one stage exits with 2."""
+    (folder / "sbatch").write_text('#!/bin/bash\necho "$@" >> calls; wc -l < calls\n')
+    (folder / "weaksam").write_text(
+        f'#!/bin/bash\n[ "$2" = "{refuse}" ] && echo "error: bad" >&2 && exit 2; [ "$2" = cam ] || exit 3\n'
+    )
+    (folder / "python").write_text(f'#!/bin/bash\nPYTHONPATH={ROOT} exec {sys.executable} "$@"\n')
+    for name in ("sbatch", "weaksam", "python"):
+        (folder / name).chmod(0o755)
     environment = {
-        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:/usr/bin:/bin",
-        "SBATCH_FLAGS": "-p gpu",
-    }
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        "PATH": f"{folder}:/usr/bin:/bin", "WEAKSAM_BIN": str(folder / "weaksam"), "SBATCH_FLAGS": "-p gpu",
+    }  # fmt: skip
+    command = ["bash", str(ROOT / "slurm" / "chain.sh"), *splits, "--device", "cuda"]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    lines = (folder / "calls").read_text().splitlines() if (folder / "calls").exists() else []
+    return done, [shlex.split(line) for line in lines]
+
+
+def test_chain_script__each_job_after_those_it_reads(tmp_path: Path) -> None:
+    done, calls = submit_chain(tmp_path, "none", "a_train", "a_test")
     assert done.returncode == 0, done.stderr
-    calls = [shlex.split(line) for line in (tmp_path / "calls").read_text().splitlines()]
     script = str(ROOT / "slurm" / "stage.sh")
-    given = [call[call.index(script) + 1 :] for call in calls]
-    assert given == [[stage, "--split", "a_train", "--device", "cuda"] for stage in CHAIN]
-    waits = [word for call in calls for word in call if word.startswith("--dependency")]
-    assert waits == [f"--dependency=afterok:{number}" for number in range(1, len(CHAIN))]
-    assert all(call[:3] == ["--parsable", "-p", "gpu"] for call in calls)
+    names = [call[1 + call.index("--kill-on-invalid-dep=yes")].removeprefix("--job-name=") for call in calls]
+    assert names[:4] == ["cam-a_train", "cam-a_test", "prompt-a_train", "prompt-a_test"]
+    assert len(names) == 13
+    assert {name.partition("-")[0] for name in names} == set(CHAIN)
+    waits = {
+        name: word.removeprefix("--dependency=afterok:").split(":")
+        for name, call in zip(names, calls, strict=True)
+        for word in call
+        if word.startswith("--dependency")
+    }
+    assert waits["prompt-a_train"] == ["1"]
+    assert waits["wsod-a_test"] == [
+        str(1 + names.index("propose-a_test")),
+        str(1 + names.index("wsod-a_train")),
+    ]
+    assert set(names) - set(waits) == {"cam-a_train"}
+    for name, call in zip(names, calls, strict=True):
+        stage, _, split = name.partition("-")
+        assert call[call.index(script) + 1 :] == [stage, "--split", split, "--device", "cuda"]
+
+
+def test_chain_script__without_a_test_split(tmp_path: Path) -> None:
+    done, calls = submit_chain(tmp_path, "none", "a_train")
+    assert done.returncode == 0, done.stderr
+    assert len(calls) == len(CHAIN)
+
+
+def test_chain_script__settings_of_a_late_stage_stop_it_before_the_first(tmp_path: Path) -> None:
+    done, calls = submit_chain(tmp_path, "retrain", "a_train", "a_test")
+    assert done.returncode == 2
+    assert "error: bad" in done.stderr
+    assert calls == [], "nothing is submitted"
+
+
+def test_array_script__an_array_that_does_not_say_how_many(tmp_path: Path) -> None:
+    task = {"SLURM_ARRAY_TASK_MIN": "3", "SLURM_ARRAY_TASK_MAX": "3", "SLURM_ARRAY_TASK_ID": "3"}
+    task |= {"SLURM_ARRAY_TASK_COUNT": "1", "script": "array.sh"}
+    done = run_stage_script(tmp_path, "0", dict(task))
+    assert done.returncode == 2
+    assert "WEAKSAM_SHARDS" in done.stderr
+    done = run_stage_script(tmp_path, "0", task | {"WEAKSAM_SHARDS": "4"})
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "calls").read_text().splitlines() == ["prompt --split a_train --shard 3/4 --resume"]
 
 
 def test_array_script__shards_count_from_zero(tmp_path: Path) -> None:
-    task = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "4"}
-    done = run_stage_script(tmp_path, "0", {"script": "array.sh", "SLURM_SUBMIT_DIR": str(ROOT)} | task)
+    task = {"SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "3", "SLURM_ARRAY_TASK_ID": "2"}
+    done = run_stage_script(tmp_path, "0", {"script": "array.sh", "SLURM_ARRAY_TASK_COUNT": "4"} | task)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "calls").read_text().splitlines() == ["prompt --split a_train --shard 2/4 --resume"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 from pydantic import Field
 
+from stages.core.artifacts.files import content_sha256
 from stages.core.artifacts.manifest import read_manifest
 from stages.core.config import StageConfig
 from stages.core.datasets import catalog
@@ -27,8 +31,11 @@ from stages.core.errors import (
 )
 from stages.core.runtime import request as request_module
 from stages.core.runtime.execute import execute
+from stages.core.runtime.interrupts import InterruptFlag, catch_interrupts, stop_here
 from stages.core.runtime.request import Request, failure_limit, join_machine
+from stages.core.settings import SegmenterSettings
 from stages.core.spec import Counts, InputSpec, OutputSpec, Plan, StageContext, StageSpec
+from stages.wsis.config import WsisConfig
 from tests.fake_split import FakeSplit
 
 
@@ -54,6 +61,10 @@ class FirstStage:
             context.interrupted()
         (context.out / self.spec.outputs[0].file_name).write_text(config.word)
         return {"words": 1}
+
+
+class SegmentingConfig(SegmenterSettings, ToyConfig):
+    pass
 
 
 class SecondStage(FirstStage):
@@ -256,6 +267,52 @@ def test_execute__explicit_input_from_elsewhere(request_: Request, tmp_path: Pat
         execute(SecondStage(), ToyConfig(), replace(request_, overrides={"pgt": tmp_path / "cams.txt"}))
 
 
+def test_execute__weights_are_inputs(request_: Request, tmp_path: Path) -> None:
+    weights = tmp_path / "sam.pth"
+    weights.write_bytes(b"one")
+    stage, config = FirstStage(), SegmentingConfig(segmenter_weights=str(weights))
+    record = read_manifest(execute(stage, config, request_).out).inputs["segmenter_weights"]
+    assert (record.path, record.sha256) == ("sam.pth", hashlib.sha256(b"one").hexdigest())
+    resumed = replace(request_, resume=True)
+    assert execute(stage, config, resumed).status == "already done"
+    weights.write_bytes(b"two")
+    with pytest.raises(OutputExistsError, match=r"other inputs \(segmenter_weights\)"):
+        execute(stage, config, resumed)
+    assert execute(stage, config, replace(resumed, overwrite=True)).status == "done"
+
+
+def test_weight_files__folders_by_content_and_shipped_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    config = SegmentingConfig(segmenter="sam2.1-hiera-tiny", segmenter_weights=str(tmp_path))
+    first = content_sha256(config.weight_files(trains=True)["segmenter_weights"])
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    assert content_sha256(tmp_path) != first
+    shipped = SegmentingConfig().weight_files(trains=False)["segmenter_weights"]
+    assert shipped.name == "sam_nano.safetensors"
+    given = WsisConfig(backbone_weights="own.safetensors")
+    assert set(given.weight_files(trains=True)) == {"backbone_weights", "segmenter_weights"}
+    assert given.weight_files(trains=False) == {}
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_execute__unfinished_input_however_its_path_is_written(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absolute: bool
+) -> None:
+    stage = FirstStage()
+    stage.stop = True
+    monkeypatch.chdir(tmp_path)
+    here = replace(request_, run=Path("run") if absolute else tmp_path / "run")
+    with pytest.raises(PreemptedError):
+        execute(stage, ToyConfig(), here)
+    unfinished = Path("run/cam/toy_train/cams.txt")
+    unfinished.write_text("half")
+    given = {"cams": tmp_path / unfinished if absolute else unfinished}
+    with pytest.raises(MissingInputError, match="not finished"):
+        execute(SecondStage(), ToyConfig(), replace(here, overrides=given))
+    with pytest.raises(MissingInputError, match="not finished"):
+        execute(SecondStage(), ToyConfig(), replace(here, run=tmp_path / "another", overrides=given))
+
+
 def test_execute__failures_are_counted_named_and_limited(request_: Request) -> None:
     stage = FirstStage()
     stage.bad = ("b",)
@@ -267,6 +324,112 @@ def test_execute__failures_are_counted_named_and_limited(request_: Request) -> N
     assert execute(stage, ToyConfig(), replace(request_, max_failures="40%", overwrite=True)).status == "done"
 
 
+def test_execute__failures_count_every_time(request_: Request) -> None:
+    stage = FirstStage()
+    stage.bad = ("b",)
+    for resume, overwrite in ((False, False), (True, False), (True, True)):
+        asked = replace(request_, max_failures="0", resume=resume, overwrite=overwrite)
+        with pytest.raises(TooManyFailuresError, match="b: broken"):
+            execute(stage, ToyConfig(), asked)
+        manifest = request_.run / "cam" / "toy_train" / "manifest.json"
+        assert manifest.stat().st_mtime < 1, "Make asks again, too"
+    assert stage.runs == 1
+    assert (
+        execute(stage, ToyConfig(), replace(request_, max_failures="1", resume=True)).status == "already done"
+    )
+    assert manifest.stat().st_mtime > 1
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("")])
+def test_execute__finished_with_an_output_missing_or_cut(request_: Request, damage: Any) -> None:
+    out = execute(FirstStage(), ToyConfig(), request_).out
+    damage(out / "cams.txt")
+    with pytest.raises(OutputExistsError, match=r"cams\.txt changed since"):
+        execute(FirstStage(), ToyConfig(), replace(request_, resume=True))
+    assert execute(FirstStage(), ToyConfig(), replace(request_, resume=True, overwrite=True)).status == "done"
+    assert (out / "cams.txt").read_text() == "x"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state/run.json"])
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"schema_version": 1, "outputs": 7}', "[" * 100_000])
+def test_execute__damaged_record_of_a_run(request_: Request, name: str, content: str) -> None:
+    stage = FirstStage()
+    stage.stop = name.startswith("state")
+    with contextlib.suppress(PreemptedError):
+        execute(stage, ToyConfig(), request_)
+    stage.stop = False
+    out = request_.folder("cam")
+    (out / name).write_text(content)
+    with pytest.raises(OutputExistsError, match=r"damaged|other stage"):
+        execute(stage, ToyConfig(), replace(request_, resume=True))
+    assert execute(stage, ToyConfig(), replace(request_, overwrite=True)).status == "done"
+
+
+def test_execute__folder_that_vanishes(request_: Request) -> None:
+    class Removing(FirstStage):
+        def run(self, config: Any, context: StageContext) -> Counts:
+            shutil.rmtree(context.out)
+            context.out.mkdir()
+            return super().run(config, context)
+
+    with pytest.raises(EnvironmentFault, match="removed or replaced"):
+        execute(Removing(), ToyConfig(), request_)
+
+
+def test_execute__what_killed_writes_left_is_removed(request_: Request) -> None:
+    stage = FirstStage()
+    stage.stop = True
+    with pytest.raises(PreemptedError):
+        execute(stage, ToyConfig(), request_)
+    out = request_.folder("cam")
+    (out / ".cams.unfinished-x1y2.txt").write_text("half")
+    stage.stop = False
+    execute(stage, ToyConfig(), replace(request_, resume=True))
+    assert sorted(path.name for path in out.iterdir()) == [
+        "cams.txt",
+        "events.log",
+        "manifest.json",
+        "resolved.yaml",
+    ]
+
+
+def test_execute__killed_as_it_began(request_: Request) -> None:
+    out = request_.folder("cam")
+    (out / "state").mkdir(parents=True)
+    (out / "resolved.yaml").write_text("cam: {}")
+    (out / "state" / ".run.unfinished-a.json").write_text("")
+    (out / ".owner-0-of-1").write_text("")  # cut, and as old as the kill
+    os.utime(out / ".owner-0-of-1", (0, 0))
+    assert execute(FirstStage(), ToyConfig(), replace(request_, resume=True)).status == "done"
+    assert not list(out.glob(".*"))
+
+
+def test_execute__time_of_all_attempts(request_: Request) -> None:
+    stage = FirstStage()
+    stage.stop = True
+    with pytest.raises(PreemptedError):
+        execute(stage, ToyConfig(), request_)
+    (attempt,) = (request_.folder("cam") / "state").glob("attempt-*.json")
+    noted = json.loads(attempt.read_text())
+    attempt.write_text(json.dumps(noted | {"seconds": 100.0, "peak_memory_mib": 1e6}))
+    stage.stop = False
+    manifest = execute(stage, ToyConfig(), replace(request_, resume=True)).manifest
+    assert manifest is not None
+    assert 100 <= manifest.wall_seconds < 110
+    assert manifest.images_per_second == pytest.approx(3 / manifest.wall_seconds, abs=0.001)
+    assert manifest.peak_memory_mib == 1e6
+
+
+def test_execute__fault_of_the_machine_in_a_stage(request_: Request) -> None:
+    class Hungry(FirstStage):
+        def run(self, config: Any, context: StageContext) -> Counts:
+            raise MemoryError
+
+    with pytest.raises(EnvironmentFault, match="out of memory"):
+        execute(Hungry(), ToyConfig(), request_)
+    assert "out of memory" in (request_.folder("cam") / "events.log").read_text()
+
+
 @pytest.mark.parametrize(("text", "expected"), [("0", 0), ("7", 7), ("5%", 10), ("0%", 0), ("100%", 200)])
 def test_failure_limit__count_or_share(text: str, expected: int) -> None:
     assert failure_limit(text, 200) == expected
@@ -276,6 +439,28 @@ def test_failure_limit__count_or_share(text: str, expected: int) -> None:
 def test_failure_limit__malformed(text: str) -> None:
     with pytest.raises(UsageError):
         failure_limit(text, 200)
+
+
+def test_interrupt__before_the_work_stops_at_once() -> None:
+    flag = InterruptFlag(deferred=False)
+    with pytest.raises(PreemptedError, match="SIGTERM; before the work began"):
+        flag.handle(signal.SIGTERM, None)
+    flag.handle(
+        signal.SIGUSR1, None
+    )  # a launcher sends several, and kills the slower process: no second error
+
+
+def test_interrupt__the_end_of_the_program_is_not_disturbed() -> None:
+    outer = InterruptFlag(deferred=False)
+    before = signal.signal(signal.SIGHUP, outer.handle)
+    try:
+        with catch_interrupts() as flag:
+            os.kill(os.getpid(), signal.SIGHUP)
+            with pytest.raises(PreemptedError, match="SIGHUP after step 3; the state is saved"):
+                stop_here(flag.check, "step 3")
+        os.kill(os.getpid(), signal.SIGHUP)  # handled by the outer one, which knows
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_execute__sigterm_leaves_a_resumable_folder(request_: Request) -> None:

@@ -245,6 +245,58 @@ def test_load_ground_truth__impossible_coco_annotations_are_named(
     assert str(path) in str(caught.value)
 
 
+def test_load_ground_truth__a_damaged_minority_costs_no_more_than_itself(tmp_path: Path) -> None:
+    folder = make_coco(
+        tmp_path, "tiny", {"test": {"a": [Obj("cat"), Obj("dog")], "b": [Obj("dog"), Obj("cat")]}}
+    )
+    path = folder / "annotations" / "instances_test.json"
+    whole = json.loads(path.read_text())
+    document = json.loads(path.read_text())
+    document["annotations"][0]["bbox"] = [50, 10, -20]
+    path.write_text(json.dumps(document))
+    one, two = load_ground_truth("tiny_test", tmp_path).images.values()
+    assert (one.classes.tolist(), one.left_out, len(two)) == ([2], 1, 2)
+    assert "annotation 1 has bbox [50, 10, -20]" in one.flaws[0].what
+    segmentations: list[Any] = [
+        {"size": [HEIGHT, WIDTH], "counts": "d31"},
+        {"size": [HEIGHT, WIDTH], "counts": "hello world"},
+        [[0, 0, 1e9, 0, 1e9, 1e9]],
+        [[1, 1, 5, 1, 5, 5] * 300_000],
+        [[]],
+    ]
+    for damaged in segmentations:
+        whole["annotations"][0]["segmentation"] = damaged
+        path.write_text(json.dumps(whole))
+        one, two = load_ground_truth("tiny_test", tmp_path).images.values()
+        assert (one.masks, len(one), len(one.flaws), two.flaws) == (None, 2, 1, ())
+        assert two.masks is not None
+
+
+def test_load_ground_truth__specks_beside_a_polygon(tmp_path: Path) -> None:
+    folder = make_coco(tmp_path, "tiny", {"test": {"a": [Obj("cat")]}})
+    path = folder / "annotations" / "instances_test.json"
+    document = json.loads(path.read_text())
+    document["annotations"][0]["segmentation"] = [[0, 0, 4, 0, 4, 4, 0, 4], [7, 7], [1, 1, 2, 2]]
+    path.write_text(json.dumps(document))
+    masks = load_ground_truth("tiny_test", tmp_path).images["10"].masks
+    assert masks is not None
+    np.testing.assert_array_equal(decode(masks[0]), box_mask((0, 0, 4, 4)))
+
+
+def test_load_ground_truth__one_damaged_voc_object_among_three(tmp_path: Path) -> None:
+    scene = [Obj("cat", (2, 2, 10, 10)), Obj("dog", (11, 11, 20, 20)), Obj("cat", (30, 5, 40, 20))]
+    folder = make_voc(tmp_path, "tiny", {"test": {"a": scene}}, masks=True)
+    xml = folder / "Annotations" / "a.xml"
+    xml.write_text(xml.read_text().replace("<xmin>12</xmin>", "<xmin>left</xmin>"))
+    image = load_ground_truth("tiny_test", tmp_path).images["a"]
+    assert (len(image), image.left_out) == (2, 1)
+    assert image.masks is not None
+    (folder / "SegmentationObject" / "a.png").write_bytes(b"broken")
+    xml.write_text(xml.read_text().replace("<xmin>left</xmin>", "<xmin>12</xmin>"))
+    image = load_ground_truth("tiny_test", tmp_path).images["a"]
+    assert (image.masks, len(image), len(image.flaws)) == (None, 3, 1)
+
+
 def same_objects(voc: GroundTruth, coco: GroundTruth, partner: dict[str, str]) -> int:
     count = 0
     for image_id, one in voc.images.items():

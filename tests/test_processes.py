@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,8 @@ from stages.core.datasets.shapes import dataset as shapes
 from stages.core.datasets.shapes.dataset import write_shapes
 from stages.core.detectors import detr
 from stages.core.detectors.two_stage import faster_rcnn
-from stages.core.errors import UsageError
-from stages.core.runtime import device
+from stages.core.errors import EnvironmentFault
+from stages.core.runtime import device, processes
 from stages.core.runtime.processes import Launch, first_host, launch_facts
 from stages.core.structures.detections import Detections
 from stages.core.structures.rle import encode_masks
@@ -77,9 +79,43 @@ def test_launch_facts__torchrun_and_srun(environment: dict[str, str], launch: La
     assert launch_facts(environment) == launch
 
 
-def test_launch_facts__not_a_number() -> None:
-    with pytest.raises(UsageError, match="launcher"):
-        launch_facts({"RANK": "one", "WORLD_SIZE": "2", "LOCAL_RANK": "0"})
+@pytest.mark.parametrize(("rank", "world"), [("one", "2"), ("", "2"), ("0", "x"), ("2", "2"), ("-1", "2")])
+def test_launch_facts__stray_variables(rank: str, world: str) -> None:
+    with pytest.raises(EnvironmentFault, match="launcher") as caught:
+        launch_facts({"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": "0"})
+    assert "unset these variables" in str(caught.value)
+
+
+def test_join__alone_with_the_variables_of_a_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_PORT": str(free_port()),
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "JOIN_TIMEOUT", timedelta(seconds=1))
+    with pytest.raises(EnvironmentFault, match="process 0 of 2 cannot join") as caught:
+        processes.join("cpu")
+    assert "unset RANK" in str(caught.value)
+
+
+def test_join__port_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(processes, "JOIN_TIMEOUT", timedelta(seconds=1))
+        with pytest.raises(EnvironmentFault, match="MASTER_PORT"):
+            processes.join("cpu")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize(

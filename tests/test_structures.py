@@ -11,12 +11,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 from torch import Tensor
 
 from stages.core.structures.columns import Column, Columns
 from stages.core.structures.detections import Detections
 from stages.core.structures.instances import Instances
-from stages.core.structures.rle import RLE, decode_masks, encode_mask, encode_masks, rle_area
+from stages.core.structures.rle import (
+    RLE,
+    check_rle,
+    decode_masks,
+    encode_mask,
+    encode_masks,
+    rle_area,
+    run_lengths_of,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,3 +243,22 @@ def test_rle__no_mask_and_empty_mask(rles: list[RLE]) -> None:
 def test_rle__refuses_another_size() -> None:
     with pytest.raises(ValueError, match=r"mask of size \[2, 3\] for an image of \[3, 2\]"):
         decode_masks([encode_mask(np.ones((2, 3)))], 3, 2)
+
+
+@given(hnp.arrays(np.bool_, hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=40)))
+def test_run_lengths_of__as_pycocotools_codes_them(masks: NDArray[np.bool_]) -> None:
+    for mask, rle in zip(masks, encode_masks(masks), strict=True):
+        flat = np.concatenate([[False], mask.T.ravel()])  # runs begin outside
+        changes = np.flatnonzero(np.diff(flat.astype(np.int8)))
+        expected = np.diff(np.concatenate([[0], changes, [mask.size]]))
+        assert [run for run in run_lengths_of(rle["counts"]) if run] == [run for run in expected if run]
+        check_rle(rle["counts"], *mask.shape)
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=30), st.integers(1, 50), st.integers(1, 50))
+def test_check_rle__what_it_lets_pass_is_a_mask(counts: str, height: int, width: int) -> None:
+    try:
+        check_rle(counts, height, width)
+    except ValueError:
+        return
+    decode_masks([{"size": [height, width], "counts": counts}], height, width)

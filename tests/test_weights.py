@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from stages.core.errors import ConfigError, EnvironmentFault, MissingInputError
+from stages.core.weights import download
 from stages.core.weights.cache import cache_folder, cached, cached_weights, file_path
 from stages.core.weights.checks import looks_like_markup
 from stages.core.weights.download import fetch
@@ -232,6 +233,21 @@ def test_fetch__http_errors(server: Server, status: int, requests: int) -> None:
     with pytest.raises(EnvironmentFault, match=f"HTTP {status}"):
         fetch(line(server), pause=0.0)
     assert len(server.ranges) == requests
+
+
+def test_fetch__server_that_never_ends(server: Server) -> None:
+    server.resources["sam.pth"].endless = True
+    with pytest.raises(EnvironmentFault, match="too long"):
+        fetch(line(server), pause=0.0)
+    assert not list(file_path(line(server)).parent.glob("*.part")), "nothing of it is kept"
+
+
+def test_fetch__server_that_drips(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.resources["sam.pth"].drips = 0.01
+    monkeypatch.setattr(download, "TIMEOUT", 0.1)
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    with pytest.raises(EnvironmentFault, match="bytes per second"):
+        fetch(line(server), pause=0.0)
 
 
 def test_fetch__nobody_listens() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +24,8 @@ class Resource:
         resumes: Whether it answers Range requests.
         etag: Validator; empty for none.
         status: Answer instead of 200.
+        drips: Send one byte after the other without end, so many seconds apart; None sends the content.
+        endless: Say no length, and never stop.
     """
 
     content: bytes
@@ -30,6 +34,8 @@ class Resource:
     resumes: bool = True
     etag: str = '"v1"'
     status: int = 200
+    drips: float | None = None
+    endless: bool = False
 
 
 @dataclass
@@ -64,6 +70,9 @@ def serving(resources: dict[str, Resource]) -> Iterator[Server]:
                 if start >= len(resource.content):
                     self.send_error(416)
                     return
+            if resource.endless or resource.drips is not None:
+                self._never_end(resource)
+                return
             body = resource.content[start:]
             self.send_response(206 if start else 200)
             if start:
@@ -80,6 +89,16 @@ def serving(resources: dict[str, Resource]) -> Iterator[Server]:
             self.wfile.flush()
             if cut < len(body):
                 self.close_connection = True
+
+        def _never_end(self, resource: Resource) -> None:
+            self.close_connection = True
+            self.send_response(200)
+            self.send_header("Content-Type", resource.content_type)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(resource.content if resource.drips is None else b"x")
+                    time.sleep(resource.drips or 0)
 
         def log_message(self, format: str, *args: object) -> None:
             pass

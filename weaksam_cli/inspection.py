@@ -120,28 +120,41 @@ def _table(path: Path, image: str | None) -> dict[str, Any]:
 
 
 def _coco(path: Path) -> dict[str, Any]:
+    """Facts about COCO results or a COCO data set; of other JSON what it is."""
     from collections import Counter
 
     from stages.core.artifacts.files import read_json
-    from stages.core.errors import SchemaError
 
     loaded = read_json(path)
     entries = loaded.get("annotations") if isinstance(loaded, dict) else loaded
-    if not isinstance(entries, list) or not all(
-        isinstance(e, dict) and "category_id" in e for e in entries[:100]
-    ):
-        raise SchemaError("neither COCO results nor a COCO data set", where=path)
+    if not isinstance(entries, list) or not entries_are_boxes(entries):
+        return {"artifact": "JSON, neither COCO results nor a COCO data set", **_outline(loaded)}
     facts: dict[str, Any] = {
         "artifact": "COCO data set" if isinstance(loaded, dict) else "COCO results",
         "boxes": len(entries),
-        "images with boxes": len({e["image_id"] for e in entries}),
-        "with masks": sum("segmentation" in e for e in entries),
-        "boxes per category": dict(sorted(Counter(e["category_id"] for e in entries).items())),
+        "images with boxes": len({str(e.get("image_id")) for e in entries}),
+        "with masks": sum(bool(e.get("segmentation")) for e in entries),
+        "boxes per category": dict(sorted(Counter(str(e["category_id"]) for e in entries).items())),
     }
     if isinstance(loaded, dict):
-        facts["images"] = len(loaded.get("images", []))
-        facts["categories"] = {c["id"]: c["name"] for c in loaded.get("categories", [])}
+        images, categories = loaded.get("images"), loaded.get("categories")
+        facts["images"] = len(images) if isinstance(images, list) else 0
+        facts["categories"] = {
+            str(c.get("id")): c.get("name") for c in categories or () if isinstance(c, dict)
+        }
     return facts
+
+
+def entries_are_boxes(entries: list[Any]) -> bool:
+    """Whether every entry of a list has the category of a box."""
+    return all(isinstance(entry, dict) and "category_id" in entry for entry in entries)
+
+
+def _outline(loaded: Any) -> dict[str, Any]:
+    """What a JSON value holds at its first level."""
+    if isinstance(loaded, dict):
+        return {"keys": {str(k)[:80]: type(v).__name__ for k, v in list(loaded.items())[:20]}}
+    return {"entries": len(loaded)} if isinstance(loaded, list) else {"value": str(loaded)[:200]}
 
 
 def _weights(path: Path) -> dict[str, Any]:

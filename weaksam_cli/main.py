@@ -31,6 +31,10 @@ EPILOG = (
 )
 
 
+STOPPED = (75, 130)
+"""Exit codes of a run that was asked to stop."""
+
+
 def _version(value: bool) -> None:
     if value:
         from stages.core.runtime.environment import package_version
@@ -89,6 +93,9 @@ def _placeholder() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: run, and turn errors into messages on stderr and documented exit codes."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    from stages.core.runtime.interrupts import watch_signals
+
+    watch_signals()
     app = build_app([word for word in [*given, *words_to_complete()] if word in CHAIN])
     try:
         result = app(args=given, prog_name="weaksam", standalone_mode=False)
@@ -122,6 +129,7 @@ def _leave_processes() -> None:
 
 def _report(error: Exception, given: Sequence[str]) -> None:
     from stages.core.errors import WeakSamError
+    from stages.core.faults import known_fault
 
     if OPTIONS.debug:
         traceback.print_exc()
@@ -131,8 +139,9 @@ def _report(error: Exception, given: Sequence[str]) -> None:
         if not error.format_message():
             sys.exit(int(error.exit_code))  # help was asked for by giving no argument, and has been shown
         _fail(_usage_message(error, given), int(error.exit_code))
-    if isinstance(error, MemoryError):
-        _fail("out of memory\n  hint: fewer --workers, a smaller batch or image size", 5)
+    fault = known_fault(error)
+    if fault is not None:
+        _fail(str(fault), fault.exit_code)
     where = traceback.extract_tb(error.__traceback__)[-1]
     _fail(
         f"a bug in weaksam: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})\n"
@@ -175,5 +184,13 @@ def _values_of(flag: str, given: Sequence[str]) -> list[str]:
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"{_process_name()}error: {message}", err=True)
+    from stages.core.runtime.interrupts import ignore_signals
+
+    if code in STOPPED:
+        ignore_signals()
+    # Names of files may hold what the terminal's encoding, or no encoding, has.
+    text = f"{_process_name()}error: {message}".encode("utf-8", "backslashreplace").decode()
+    typer.echo(
+        text.encode(sys.stderr.encoding or "utf-8", "backslashreplace").decode(sys.stderr.encoding), err=True
+    )
     sys.exit(code)

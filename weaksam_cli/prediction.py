@@ -91,6 +91,7 @@ def predict(
     from stages.core.detectors.checkpoints import DetectorFile
     from stages.core.registry import load_stage
     from stages.core.runtime.execute import execute
+    from stages.core.runtime.processes import is_main
     from stages.predict.config import PredictConfig
     from stages.predict.trained_run import find_detector, mask_settings
 
@@ -113,6 +114,8 @@ def predict(
     split = open_photos(images, file.classes, leave_out=[folder])
     request = stage_request(asked, {"detector": file.path})
     outcome = execute(load_stage("predict"), config, request, split, {file.path: file})
+    if not is_main():
+        return
     written = _label_files(outcome, forms)
     _print(outcome, written, as_json=options.as_json, pictures=overlays)
 

@@ -199,10 +199,13 @@ def dataset_splits(
 def settings(
     options: Options, dataset: Annotated[str, typer.Option("--dataset", help="Data set name.")]
 ) -> None:
-    """Write <run>/settings/<stage>.yaml where it changed and print 'train-split test-split' (for Make)."""
+    """Write <run>/settings/<stage>.yaml where it changed and print 'train-split test-split' (for Make).
+
+    Beside the settings it holds the content hashes of the weights they name, so that Make notices other weights.
+    """
     import yaml
 
-    from stages.core.artifacts.files import write_text
+    from stages.core.artifacts.files import content_sha256, write_text
     from stages.core.config import config_class
     from stages.core.registry import CHAIN
     from weaksam_cli.stage_command import resolve_settings
@@ -212,7 +215,12 @@ def settings(
         resolved = resolve_settings(
             stage, config_class(stage), options.recipe, options.config, options.assignments, {}
         )
-        content = {stage: json.loads(resolved.model_dump_json()), "seed": options.seed}
+        content: dict[str, Any] = {stage: json.loads(resolved.model_dump_json()), "seed": options.seed}
+        weights = resolved.weight_files(trains=True)
+        if weights:
+            content["weights_sha256"] = {
+                n: content_sha256(path) for n, path in weights.items() if path.exists()
+            }
         text = yaml.safe_dump(content, sort_keys=False)
         path = folder / f"{stage}.yaml"
         if not path.is_file() or path.read_text(encoding="utf-8") != text:

@@ -14,12 +14,14 @@ import numpy as np
 
 from stages.cam.config import CamConfig
 from stages.cam.spec import CAMS_FILE, CHECKPOINT, SPEC
+from stages.core.artifacts.files import read_json, write_json
 from stages.core.artifacts.schemas import CAMS, MAP_KINDS
 from stages.core.artifacts.table import ImageRows, write_table
 from stages.core.datasets.images import load_image
 from stages.core.datasets.split import WeakSplit
 from stages.core.runtime.device import Precision
 from stages.core.runtime.parts import ImageFunction, map_images
+from stages.core.runtime.processes import is_main
 from stages.core.spec import Counts, Plan, StageContext
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class CamStage:
         checkpoint = context.out / CHECKPOINT
         if context.has_input("checkpoint"):
             checkpoint = _adopt(context, config)
-        elif not (context.resume and checkpoint.is_file()):
+        else:
             counts = _fit(context, config)
         factory = _Factory(config, checkpoint, context.split, context.device, context.precision)
         table = map_images(context, CAMS, factory, "maps", {"classes": list(context.split.classes)})
@@ -86,10 +88,16 @@ def _adopt(context: StageContext, config: CamConfig) -> Path:
 
 
 def _fit(context: StageContext, config: CamConfig) -> Counts:
+    """Train and return what was counted, both once: a resumed run takes them from where it was."""
     from stages.cam.building import save_classifier
     from stages.cam.training import train_classifier
 
+    counted = context.out / "state" / "fit_counts.json"
+    if context.resume and (context.out / CHECKPOINT).is_file():
+        return Counts(read_json(counted)) if counted.is_file() else {}
     model, counts = train_classifier(context, config)
+    if is_main():
+        write_json(counted, counts)
     save_classifier(context.out / CHECKPOINT, model, config, context.split.classes)
     return counts
 

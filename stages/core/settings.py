@@ -120,6 +120,12 @@ class BackboneSettings(Settings):
         """Where the backbone's weights come from: a file, ImageNet (True), or nowhere (False)."""
         return Path(self.backbone_weights) if self.pretrained and self.backbone_weights else self.pretrained
 
+    def weight_files(self, *, trains: bool) -> dict[str, Path]:
+        """Add the file of the backbone's weights, if one is given."""
+        source = self.backbone_source()
+        own = {"backbone_weights": source} if trains and isinstance(source, Path) else {}
+        return super().weight_files(trains=trains) | own
+
 
 class TrainingSettings(Settings):
     """Length and rates of a training."""
@@ -194,6 +200,23 @@ class SegmenterSettings(Settings):
         "", description="Segmenter weights: file, folder or hub id; empty takes the shipped or cached ones"
     )
     prompts_per_batch: PromptsPerBatch = 64
+
+    def uses_segmenter(self, *, trains: bool) -> bool:
+        """Return whether there is anything for the segmenter to do."""
+        return True
+
+    def weight_files(self, *, trains: bool) -> dict[str, Path]:
+        """Add the segmenter's weights: those given, else those of its name if they are there."""
+        from stages.core.weights.cache import cached
+        from stages.core.weights.table import find_weights
+
+        found = super().weight_files(trains=trains)
+        if not self.uses_segmenter(trains=trains):
+            return found
+        path = (
+            Path(self.segmenter_weights) if self.segmenter_weights else cached(find_weights(self.segmenter))
+        )
+        return found if path is None else found | {"segmenter_weights": path}
 
 
 class BoxToMaskSettings(SegmenterSettings):

@@ -159,7 +159,9 @@ class StageContext:
         log_every: Steps between the lines of ``metrics.jsonl``.
         failures: Images that could not be processed.
         log: Log of the run.
-        progress_fn, metrics_fn, interrupted_fn: What :meth:`progress`, :meth:`metrics` and :meth:`interrupted` call.
+        progress_fn, metrics_fn, rewind_metrics_fn, interrupted_fn, claim_merge_fn: What the methods of these names
+            call.
+        made_by: Digest of what the run is made with; parts of another run are not taken for this one's.
         opened: What :meth:`open_once` has opened.
     """
 
@@ -180,7 +182,10 @@ class StageContext:
     log: logging.Logger = field(default_factory=lambda: logging.getLogger("weaksam"))
     progress_fn: ProgressFn = _silent
     metrics_fn: Callable[[Mapping[str, Any]], None] = lambda values: None
+    rewind_metrics_fn: Callable[[str, int], None] = lambda phase, step: None
     interrupted_fn: Callable[[], None] = lambda: None
+    claim_merge_fn: Callable[[], bool] = lambda: True
+    made_by: str = ""
     opened: dict[Path, Any] = field(default_factory=dict)
 
     @property
@@ -215,6 +220,14 @@ class StageContext:
     def metrics(self, values: Mapping[str, Any]) -> None:
         """Append one line to ``metrics.jsonl``."""
         self.metrics_fn(values)
+
+    def rewind_metrics(self, phase: str, step: int) -> None:
+        """Take back the lines of ``metrics.jsonl`` from a step of a phase on: these steps are done again."""
+        self.rewind_metrics_fn(phase, step)
+
+    def claim_merge(self) -> bool:
+        """Return whether this process may merge what all shards have done; of several, one may."""
+        return self.claim_merge_fn()
 
     def interrupted(self) -> None:
         """Raise if SIGTERM or Ctrl-C asked to stop; call where stopping loses nothing."""

@@ -20,3 +20,7 @@ class PredictConfig(BoxToMaskSettings, StageConfig):
     )
     masks: bool = Field(False, description="A mask for every box")
     pictures: bool = Field(True, description="Draw every image with its detections")
+
+    def uses_segmenter(self, *, trains: bool) -> bool:
+        """Return whether masks are asked for."""
+        return self.masks

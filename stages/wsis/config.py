@@ -78,6 +78,10 @@ class WsisConfig(DetectorSettings, BoxToMaskSettings, StageConfig):
         """What happens to a training image."""
         return replace(super().augmentation(), crop_size=self.crop_size)
 
+    def uses_segmenter(self, *, trains: bool) -> bool:
+        """Return whether masks are made here."""
+        return trains and self.mask_source == "prompt"
+
     def detector_spec(self) -> DetectorSpec | Mask2FormerSpec:
         """The part that a checkpoint is rebuilt from."""
         if self.architecture == "mask2former":

@@ -9,7 +9,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from stages.core.structures.rle import RLE, rle_as_text
+from stages.core.structures.rle import RLE, check_rle, rle_as_text
+
+MOST_POINTS = 100_000
+"""Points of one polygon."""
+FARTHEST_POINT = 100_000.0
+"""Pixels; pycocotools draws polygons point by point in 32-bit numbers."""
 
 
 def is_finite(value: Any) -> bool:
@@ -65,14 +70,13 @@ def mask_of(segmentation: Any, height: int, width: int) -> RLE:
     from pycocotools import mask as coco_mask
 
     if isinstance(segmentation, list):
-        for polygon in segmentation:
-            _check_polygon(polygon)
-        return rle_as_text(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width)))
+        return rle_as_text(coco_mask.merge(coco_mask.frPyObjects(_polygons(segmentation), height, width)))
     if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
         size = segmentation.get("size") if isinstance(segmentation, dict) else segmentation
         raise ValueError(f"has a mask of size {size!r}, but its image is [{height}, {width}]")
     counts = segmentation.get("counts")
     if isinstance(counts, str):
+        check_rle(counts, height, width)
         return {"size": [height, width], "counts": counts}
     whole = isinstance(counts, list) and all(type(run) is int and run >= 0 for run in counts)
     if not whole or sum(counts or []) != height * width:
@@ -80,8 +84,24 @@ def mask_of(segmentation: Any, height: int, width: int) -> RLE:
     return rle_as_text(coco_mask.frPyObjects(segmentation, height, width))
 
 
-def _check_polygon(polygon: Any) -> None:
-    # Four numbers would be taken for a box by pycocotools, an odd number for garbage.
-    shaped = isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
-    if not shaped or not all(is_finite(value) for value in polygon):
+def _polygons(segmentation: list[Any]) -> list[list[float]]:
+    """Return the polygons that have an area; some tools leave specks of one or two points beside them.
+
+    Raises:
+        ValueError: there is none, or numbers that are no polygon of an image.
+    """
+    for polygon in segmentation:
+        numbers = isinstance(polygon, list) and all(is_finite(value) for value in polygon)
+        if not numbers or len(polygon) % 2:
+            raise ValueError("has a polygon that is not a list of at least three x, y pairs")
+        if len(polygon) > 2 * MOST_POINTS:
+            raise ValueError(f"has a polygon of {len(polygon) // 2:,} points, more than {MOST_POINTS:,}")
+        if polygon and max(map(abs, polygon)) > FARTHEST_POINT:
+            raise ValueError(
+                f"has a polygon that reaches {max(map(abs, polygon)):g} pixels, far from any image"
+            )
+    # Four numbers would be taken for a box by pycocotools.
+    polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
+    if not polygons:
         raise ValueError("has a polygon that is not a list of at least three x, y pairs")
+    return polygons

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -12,7 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stages.core.errors import EnvironmentFault, MissingInputError, SchemaError
+from stages.core.faults import write_fault
+from stages.core.text_files import JSON_MIB, parse_json, read_text
+
+TEMPORARY = ".unfinished-"
+"""In the names of files that are being written."""
+NAME_LENGTH = 40
+"""Characters of a file's name in that of its temporary; a name may have 255 bytes altogether."""
 
 
 @contextlib.contextmanager
@@ -26,7 +31,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     with disk_faults(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=path.suffix, dir=path.parent)
+        prefix = f".{path.stem[:NAME_LENGTH]}{TEMPORARY}"
+        handle, name = tempfile.mkstemp(prefix=prefix, suffix=path.suffix, dir=path.parent)
         os.close(handle)
         # mkstemp makes private files; an artifact on a shared cluster follows the user's umask.
         umask = os.umask(0)
@@ -44,23 +50,20 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def disk_faults(path: Path) -> Iterator[None]:
-    """Turn 'read-only', 'permission denied' and 'no space left' into :class:`EnvironmentFault`."""
+    """Turn what any library raises for a file that cannot be written into :class:`EnvironmentFault`."""
     try:
         yield
-    except OSError as error:
-        hints = {
-            errno.ENOSPC: "free some space, or write elsewhere with --run or --out, then --resume",
-            errno.EDQUOT: "free some of your quota, or write elsewhere with --run or --out, then --resume",
-            errno.EROFS: "write elsewhere with --run or --out",
-            errno.EACCES: "write elsewhere with --run or --out, or ask for permission",
-            errno.EPERM: "write elsewhere with --run or --out, or ask for permission",
-            errno.ENOTDIR: "there is a file where a folder is needed: move it, or write elsewhere with --run or --out",
-        }
-        if error.errno not in hints:
+    except Exception as error:
+        fault = write_fault(error, path)
+        if fault is None:
             raise
-        raise EnvironmentFault(
-            f"cannot write ({os.strerror(error.errno or 0)})", where=path, hint=hints[error.errno]
-        ) from error
+        raise fault from error
+
+
+def remove_unfinished_writes(folder: Path) -> None:
+    """Remove what writes that were killed have left in a folder; nobody may be writing there."""
+    for path in folder.glob(f".*{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -80,19 +83,23 @@ def read_json(path: Path) -> Any:
 
     Raises:
         MissingInputError: no such file.
-        SchemaError: not UTF-8 or not JSON; the message gives the position.
+        InputError: no regular file, or too large.
+        SchemaError: not UTF-8, not JSON, or nested so deep that no program wrote it; the message gives the position.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MissingInputError("no such file", where=path, hint="run the stage that writes it") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SchemaError(
-            f"not valid JSON ({error})", where=path, hint="run the stage that writes it again"
-        ) from error
+    text = read_text(path, most_mib=JSON_MIB)
+    return parse_json(text, path, hint="run the stage that writes it again")
 
 
 def file_sha256(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def content_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the names and contents of a folder's settings and weights."""
+    if path.is_file():
+        return file_sha256(path)
+    files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors"))
+    lines = "".join(f"{file.name} {file_sha256(file)}\n" for file in files if file.is_file())
+    return hashlib.sha256(lines.encode()).hexdigest()

@@ -10,11 +10,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from stages.core.artifacts.files import file_sha256, read_json, write_json
 from stages.core.errors import MissingInputError, SchemaError, StaleInputError
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_VERSION = 1
+RUN_RECORD = "state/run.json"
+"""What a run is made with, in its folder until it has finished."""
 
 
 @dataclass
@@ -69,10 +73,24 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(loaded, dict) or loaded.get("schema_version") != MANIFEST_VERSION:
         raise SchemaError(f"not a weaksam manifest of version {MANIFEST_VERSION}", where=path)
     try:
-        loaded["inputs"] = {name: InputRecord(**record) for name, record in loaded["inputs"].items()}
-        return Manifest(**loaded)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise SchemaError(f"not a weaksam manifest ({error})", where=path) from error
+        manifest = TypeAdapter(Manifest).validate_python(loaded)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SchemaError(
+            f"not a weaksam manifest ({'.'.join(map(str, first['loc']))}: {first['msg']})", where=path
+        ) from error
+    if any(Path(name).name != name for name in manifest.outputs):
+        raise SchemaError("not a weaksam manifest (an output lies elsewhere)", where=path)
+    return manifest
+
+
+def changed_outputs(folder: Path, manifest: Manifest) -> list[str]:
+    """Return the outputs of a finished stage that are no longer what its manifest recorded."""
+    return [
+        name
+        for name, digest in manifest.outputs.items()
+        if not (folder / name).is_file() or file_sha256(folder / name) != digest
+    ]
 
 
 def check_input(path: Path, run: Path, producer: str) -> str:
@@ -96,7 +114,8 @@ def check_input(path: Path, run: Path, producer: str) -> str:
     digest = file_sha256(path)
     folder = path.parent
     if not (folder / MANIFEST_NAME).is_file():
-        if folder.is_relative_to(run):
+        # However the path is written: an unfinished stage's folder is one in this run or in any other.
+        if folder.resolve().is_relative_to(run.resolve()) or (folder / RUN_RECORD).is_file():
             raise MissingInputError(
                 f"the {producer} stage has not finished here (no {MANIFEST_NAME})",
                 where=folder,
@@ -107,7 +126,8 @@ def check_input(path: Path, run: Path, producer: str) -> str:
     hint = f"run `weaksam {manifest.stage}` again (--overwrite)"
     if manifest.outputs.get(path.name) != digest:
         raise StaleInputError("the file differs from what its manifest recorded", where=path, hint=hint)
-    own_run = run if folder.is_relative_to(run) else folder.parent.parent  # <run>/<stage>/<split>
+    inside = folder.resolve().is_relative_to(run.resolve())
+    own_run = run if inside else folder.parent.parent  # <run>/<stage>/<split>
     _check_upstream(manifest, folder, own_run, hint)
     return digest
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from stages.core.artifacts.files import atomic_path
 from stages.core.errors import MissingInputError, SchemaError, StaleInputError
+from stages.core.hdf5_files import created_hdf5
 
 Array = NDArray[Any]
 CHUNK_BYTES = 128 * 1024
@@ -189,7 +190,7 @@ def _concat(arrays: Sequence[Array], dtype: str) -> Array:
 
 def write_table(path: Path, schema: TableSchema, table: Table) -> None:
     """Write a table atomically; the same content gives the same bytes."""
-    with atomic_path(path) as temporary, h5py.File(temporary, "w", track_order=True) as file:
+    with atomic_path(path) as temporary, created_hdf5(temporary) as file:
         file.attrs["weaksam_artifact"] = schema.name
         file.attrs["schema_version"] = schema.version
         for key, value in sorted(table.attrs.items()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from pydantic import BaseModel, ConfigDict, model_serializer, model_validator
@@ -76,6 +77,17 @@ class Settings(BaseModel):
                 yield from value.named_values(f"{prefix}{name}.")
             else:
                 yield prefix + name, value
+
+    def weight_files(self, *, trains: bool) -> dict[str, Path]:
+        """Return the files and folders of weights that the settings ask for, by the setting's name.
+
+        Those that are not there are among them or not: the plan of the stage says so with a better message. A hub id,
+        and a backbone that timm fetches by name, stand in the settings themselves.
+
+        Args:
+            trains: Whether the stage trains; one that applies a checkpoint may need none of them.
+        """
+        return {}
 
 
 class StageConfig(Settings):

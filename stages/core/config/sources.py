@@ -17,8 +17,9 @@ from typing import Any
 
 import yaml
 
-from stages.core.errors import ConfigError, MissingInputError, did_you_mean
+from stages.core.errors import ConfigError, did_you_mean
 from stages.core.registry import CHAIN
+from stages.core.text_files import parse_yaml, read_text
 
 ENV_PREFIX = "WEAKSAM_"
 
@@ -106,7 +107,7 @@ def _inherited(name_or_path: str, descendants: tuple[str, ...]) -> list[_Recipe]
             hint=did_you_mean(name_or_path, recipe_names()),
         )
     if is_path:
-        text, where = _read_text(Path(name_or_path)), name_or_path
+        text, where = read_text(Path(name_or_path), kind=ConfigError), name_or_path
     else:
         shipped = resources.files("stages") / "recipes" / f"{name_or_path}.yaml"
         text, where = shipped.read_text(encoding="utf-8"), f"recipe {name_or_path}"
@@ -135,32 +136,26 @@ def load_config_file(path: Path) -> dict[str, Section]:
         MissingInputError: no such file.
         ConfigError: not YAML, not a mapping of sections, or an unknown section.
     """
-    return _checked_sections(_parse_mapping(_read_text(path), str(path)), str(path))
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise MissingInputError(
-            f"the config file cannot be read ({error.strerror})",
-            where=path,
-            hint="give an existing YAML file",
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError("the config file is not UTF-8 text", where=path) from error
+    return _checked_sections(_parse_mapping(read_text(path, kind=ConfigError), str(path)), str(path))
 
 
 def _parse_mapping(text: str, where: str) -> dict[str, Any]:
-    try:
-        loaded = yaml.load(text, Loader=_TextLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {error}", where=where) from error
+    loaded = parse_yaml(text, where, kind=ConfigError, loader=_TextLoader)
     if loaded in (None, ""):
         return {}
     if not isinstance(loaded, dict):
         raise ConfigError("expected a mapping with one section per stage", where=where)
+    _check_keys(loaded, where)
     return loaded
+
+
+def _check_keys(mapping: Mapping[Any, Any], where: str) -> None:
+    """Refuse names of settings that are lists or mappings."""
+    for key, value in mapping.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"'{key}' is no name of a setting", where=where)
+        if isinstance(value, dict):
+            _check_keys(value, where)
 
 
 def _checked_sections(content: dict[str, Any], where: str) -> dict[str, Section]:

@@ -22,7 +22,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.core.datasets.formats.yolo import is_yolo_description
@@ -38,6 +37,7 @@ from stages.core.datasets.layouts import (
 from stages.core.datasets.split import Role
 from stages.core.datasets.subsets import role_of
 from stages.core.errors import ConfigError, did_you_mean
+from stages.core.text_files import parse_yaml, read_text
 
 FILE_NAME = "dataset.yaml"
 
@@ -115,10 +115,7 @@ def read_declared(name: str, root: Path, layout: Layout | None = None) -> Datase
 
 def _parse(path: Path) -> DeclaredDataset | None:
     """Read the file; None if it is that of a YOLO data set."""
-    try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not valid YAML: {error}", where=path) from error
+    loaded = parse_yaml(read_text(path, kind=ConfigError), path, kind=ConfigError)
     if is_yolo_description(loaded):
         return None
     if not isinstance(loaded, dict):

@@ -175,6 +175,13 @@ def _report(
     unread = len(labeled.split) - len(labeled.images)
     if unread:
         notes = (*notes, f"{unread} images have no usable ground truth and were left out")
+    flaws = [flaw for image in labeled.images.values() for flaw in image.flaws]
+    if flaws:
+        notes = (
+            *notes,
+            f"{len(flaws)} objects of the ground truth are damaged: they, or the masks of their images, were left out"
+            f" ({flaws[0].what})",
+        )
     return Report(task, artifact.name, labeled.split.name, len(labeled.images), metrics, by_class, notes)
 
 

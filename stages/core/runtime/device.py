@@ -119,8 +119,12 @@ def torch_threads_restored() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def peak_memory_mib(device: str) -> float:
-    """Return the peak memory so far, MiB: of the CUDA allocator on a GPU, else the resident memory of this process."""
+def peak_memory_mib(device: str, workers: int = 0) -> float:
+    """Return the peak memory so far, MiB.
+
+    On a GPU that of the CUDA allocator; else the resident memory of this process and of its workers, each counted with
+    what the largest of them took.
+    """
     if device.startswith("cuda"):
         import torch
 
@@ -128,5 +132,8 @@ def peak_memory_mib(device: str) -> float:
     import resource
     import sys
 
-    peak: Any = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak) / (2**20 if sys.platform == "darwin" else 2**10)
+    def peak(who: int) -> float:
+        used: Any = resource.getrusage(who).ru_maxrss
+        return float(used) / (2**20 if sys.platform == "darwin" else 2**10)
+
+    return peak(resource.RUSAGE_SELF) + workers * peak(resource.RUSAGE_CHILDREN)

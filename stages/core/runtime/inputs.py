@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stages.core.artifacts.files import content_sha256
 from stages.core.artifacts.manifest import MANIFEST_NAME, InputRecord, check_input, read_manifest
 from stages.core.errors import StaleInputError, UsageError
 from stages.core.runtime.request import Request, stage_folder
@@ -55,7 +57,15 @@ def check_inputs(
     return records
 
 
+def weight_records(weights: Mapping[str, Path]) -> dict[str, InputRecord]:
+    """Return name and SHA-256 of the weights that the settings ask for, for the manifest."""
+    return {
+        name: InputRecord(path.name, content_sha256(path)) for name, path in weights.items() if path.exists()
+    }
+
+
 def _shown(path: Path, run: Path) -> str:
+    path, run = path.resolve(), run.resolve()
     return path.relative_to(run).as_posix() if path.is_relative_to(run) else path.name
 
 

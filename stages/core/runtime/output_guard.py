@@ -6,23 +6,53 @@ there was made with, or ``--overwrite``, which removes what this stage writes an
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stages.core.artifacts.files import disk_faults, read_json
-from stages.core.artifacts.manifest import MANIFEST_NAME, InputRecord, Manifest, read_manifest
+import yaml
+
+from stages.core.artifacts.files import (
+    TEMPORARY,
+    disk_faults,
+    read_json,
+    remove_unfinished_writes,
+    write_json,
+    write_text,
+)
+from stages.core.artifacts.manifest import (
+    MANIFEST_NAME,
+    RUN_RECORD,
+    InputRecord,
+    Manifest,
+    changed_outputs,
+    read_manifest,
+)
 from stages.core.config import StageConfig
-from stages.core.errors import OutputExistsError
+from stages.core.errors import EnvironmentFault, InputError, OutputExistsError, SchemaError
+from stages.core.runtime.ownership import (
+    LOCK_PREFIX,
+    Attempt,
+    Owner,
+    busy,
+    ended,
+    entered,
+    lock_path,
+    note_attempt,
+    owners,
+    take,
+    this_process,
+)
 from stages.core.runtime.request import Request
 from stages.core.spec import StageSpec
 
 if TYPE_CHECKING:
     from stages.core.datasets.split import WeakSplit
 
-STATE_FILE = "state/run.json"
 SETTINGS_FILE = "resolved.yaml"
 FOLDERS = ("parts", "state", "viz")
 OWNED = (MANIFEST_NAME, *FOLDERS, "metrics.jsonl", "events.log")
@@ -51,6 +81,11 @@ def run_identity(
     }
 
 
+def identity_digest(identity: RunIdentity) -> str:
+    """Return a short name of everything a run depends on."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class OutputState:
     """What may happen to an output folder.
@@ -73,19 +108,117 @@ def examine_output(out: Path, identity: RunIdentity, request: Request) -> Output
     if out.exists() and not out.is_dir():
         raise OutputExistsError("the output folder is a file", where=out, hint="give another --out")
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    names = {name for name in names if not (name.startswith(LOCK_PREFIX) or TEMPORARY in name)}
     if not names:
         return OutputState()
+    try:
+        return _examine_run(out, names, identity, request)
+    except SchemaError as damage:
+        # The record of what the run was made with: nothing to continue from, and no reason to keep the folder.
+        if not request.overwrite:
+            raise OutputExistsError(
+                f"the record of the run here is damaged ({damage.what})",
+                where=damage.where,
+                hint="use --overwrite to start from scratch",
+            ) from damage
+        _check_replaceable(out, names, made_by_a_run=True)
+        return OutputState(replace=True)
+
+
+def _examine_run(out: Path, names: set[str], identity: RunIdentity, request: Request) -> OutputState:
     saved = _saved_identity(out)
+    if saved is None and SETTINGS_FILE in names and names <= {SETTINGS_FILE, "state"}:
+        return OutputState(replace=True)  # a run that was killed as it began
     if saved == identity:
-        if request.resume:
-            finished = (out / MANIFEST_NAME).is_file()
-            return OutputState(finished=read_manifest(out) if finished else None)
-        if request.sharded and not request.overwrite:
-            return OutputState()  # shards of one run share a folder
+        finished = read_manifest(out) if (out / MANIFEST_NAME).is_file() else None
+        changed = [] if finished is None else changed_outputs(out, finished)
+        if request.resume or (request.sharded and not request.overwrite):  # shards of one run share a folder
+            if not changed:
+                return OutputState(finished=finished)
+            if not request.overwrite:
+                raise OutputExistsError(
+                    f"finished, but {', '.join(changed)} changed since: missing, cut or written by something else",
+                    where=out,
+                    hint="put it back, or add --overwrite to do the stage again",
+                )
     if not request.overwrite:
         raise _refusal(out, saved, identity, request)
     _check_replaceable(out, names, made_by_a_run=saved is not None or SETTINGS_FILE in names)
     return OutputState(replace=True)
+
+
+def claim_output(
+    held: contextlib.ExitStack, out: Path, stage: StageSpec, identity: RunIdentity, request: Request
+) -> OutputState:
+    """Make the folder this run's own, as long as `held` is open: examined again, cleared, and with its record.
+
+    Raises:
+        OutputExistsError: see :func:`examine_output`, or another process works there.
+    """
+    made_by = identity_digest(identity)
+    with entered(out):
+        others = _live_owners(out)
+        companions = [o for o in others if o.made_by == made_by and _parts_company(o, request)]
+        state = OutputState() if companions else examine_output(out, identity, request)
+        if state.finished is not None:
+            return state
+        for owner in others:
+            if owner not in companions:
+                raise busy(out, owner)
+        lock = take(lock_path(out, request.shard), this_process(made_by, request.shard))
+        if isinstance(lock, Owner):
+            raise busy(out, lock)
+        held.callback(lock.release)
+        if state.replace:
+            clear_output(out, stage)
+        if not companions:
+            remove_unfinished_writes(out)
+            # The settings first: a folder that has them is a run's, however far this came.
+            settings = {stage.name: identity["config"]}
+            write_text(out / SETTINGS_FILE, yaml.safe_dump(settings, sort_keys=False))
+            write_json(out / RUN_RECORD, identity)
+    return state
+
+
+class MergeClaim:
+    """The right to merge the parts of all shards, which one process gets.
+
+    Args:
+        held: As long as it is open, no other process gets the right.
+        out: Output folder.
+    """
+
+    def __init__(self, held: contextlib.ExitStack, out: Path) -> None:
+        self.claimed = False
+        self._held, self._out = held, out
+
+    def claim(self) -> bool:
+        """Return whether this process has the right, now or from before."""
+        if not self.claimed:
+            lock = take(self._out / f"{LOCK_PREFIX}merge", this_process())
+            if isinstance(lock, Owner):
+                return False
+            self._held.callback(lock.release)
+            self.claimed = True
+        return True
+
+
+def check_still_there(out: Path, identity: RunIdentity) -> None:
+    """Check that the folder is still the one that this run, or a shard of it, has made its own.
+
+    Raises:
+        EnvironmentFault: removed, or replaced by another run.
+    """
+    try:
+        saved = _saved_identity(out)
+    except InputError:
+        saved = None
+    if saved != identity:
+        raise EnvironmentFault(
+            "the output folder was removed or replaced while the stage worked",
+            where=out,
+            hint="find out by what, and run the stage again",
+        )
 
 
 def clear_output(out: Path, stage: StageSpec) -> None:
@@ -101,8 +234,30 @@ def clear_output(out: Path, stage: StageSpec) -> None:
                 path.unlink(missing_ok=True)
 
 
+def _live_owners(out: Path) -> list[Owner]:
+    """Return who works in a folder; the locks of those that have ended are removed, and their time is noted."""
+    live = []
+    for path, owner in owners(out).items():
+        if not ended(path, owner):
+            live.append(owner)
+            continue
+        with contextlib.suppress(OSError):
+            note_attempt(out / "state", Attempt(owner.since, path.stat().st_mtime - owner.since))
+            path.unlink()
+    return live
+
+
+def _parts_company(owner: Owner, request: Request) -> bool:
+    """Return whether an owner and this request are different shards of the same cut."""
+    return request.sharded and owner.shard[1] == request.shard[1] and owner.shard[0] != request.shard[0]
+
+
 def _saved_identity(out: Path) -> RunIdentity | None:
-    """Return what the run in a folder was made with, from its manifest or from its state."""
+    """Return what the run in a folder was made with, from its manifest or from its state.
+
+    Raises:
+        SchemaError: the record is damaged.
+    """
     if (out / MANIFEST_NAME).is_file():
         made = read_manifest(out)
         return {
@@ -114,9 +269,11 @@ def _saved_identity(out: Path) -> RunIdentity | None:
             "split_fingerprint": made.split_fingerprint,
             "inputs": {name: record.sha256 for name, record in made.inputs.items()},
         }
-    if (out / STATE_FILE).is_file():
-        loaded = read_json(out / STATE_FILE)
-        return loaded if isinstance(loaded, dict) else None
+    if (out / RUN_RECORD).is_file():
+        loaded = read_json(out / RUN_RECORD)
+        if not isinstance(loaded, dict):
+            raise SchemaError("not the record of a run", where=out / RUN_RECORD)
+        return loaded
     return None
 
 

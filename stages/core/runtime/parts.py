@@ -8,21 +8,36 @@ bytes however many workers, shards or restarts made it. Failures are kept beside
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from stages.core.artifacts.files import read_json, write_json
-from stages.core.artifacts.table import ImageRows, Table, TableSchema, gather, merge, read_table, write_table
-from stages.core.errors import UsageError, WeakSamError
+from stages.core.artifacts.files import disk_faults, read_json, write_json
+from stages.core.artifacts.table import (
+    ImageRows,
+    Table,
+    TableSchema,
+    gather,
+    merge,
+    read_table,
+    write_table,
+)
+from stages.core.errors import EnvironmentFault, InputError, SchemaError, UsageError, WeakSamError
+from stages.core.hdf5_files import read_attributes
+from stages.core.runtime.interrupts import stop_here
 from stages.core.runtime.processes import is_main, rank, wait_for_all, world
 from stages.core.runtime.seeding import seed_everything
 from stages.core.spec import StageContext, Work
 
 PART_SIZE = 16
 """Images per part: what a kill loses at most, per worker."""
+
+MADE_BY, FAILURES = "made_by", "failures"
+"""What is kept with a part: the digest of what its run is made with, and the images that failed."""
 
 ImageFunction = Callable[[str], ImageRows]
 Factory = Callable[[], ImageFunction]
@@ -75,15 +90,18 @@ def map_images(
     parts = part_lists(context.split.ids)
     index, count = context.shard if world() == 1 else (rank(), world())
     wait_for_all()  # for what the main process has written, such as a checkpoint
-    todo = [i for i in range(len(parts)) if i % count == index and not _finished(folder, i)]
+    todo = [i for i in range(len(parts)) if i % count == index and not _finished(folder, i, context.made_by)]
     own, left = (sum(len(parts[i]) for i in some) for some in (range(index, len(parts), count), todo))
     work = Work(label, own, each=PART_SIZE, before=own - left)
-    for _ in context.progress(_do_parts(context, schema, factory, folder, parts, todo), work):
-        context.interrupted()
+    for done in context.progress(_do_parts(context, schema, factory, folder, parts, todo), work):
+        stop_here(context.interrupted, f"part {done} of {len(todo)}")
     wait_for_all()
     if not (is_main() or everywhere):
         return None
-    if not all(_finished(folder, i) for i in range(len(parts))):
+    # Looked at again with the right to merge: another shard may have merged and removed them in between.
+    if not (_all_finished(context, folder, parts) and context.claim_merge()):
+        return None
+    if context.shard[1] > 1 and not _all_finished(context, folder, parts):
         return None
     return _merge_parts(context, schema, folder, parts, dict(attrs or {}))
 
@@ -92,8 +110,18 @@ def _part_path(folder: Path, index: int) -> Path:
     return folder / f"part-{index:05d}.h5"
 
 
-def _finished(folder: Path, index: int) -> bool:
-    return _part_path(folder, index).is_file()
+def _all_finished(context: StageContext, folder: Path, parts: Sequence[tuple[str, ...]]) -> bool:
+    return all(_finished(folder, i, context.made_by) for i in range(len(parts)))
+
+
+def _finished(folder: Path, index: int, made_by: str) -> bool:
+    """Return whether a part is there, whole, and of a run that is made with the same."""
+    path = _part_path(folder, index)
+    try:
+        failures = read_json(path.with_suffix(".json"))
+        return path.is_file() and failures.get(MADE_BY) == made_by == read_attributes(path).get(MADE_BY)
+    except (InputError, AttributeError):
+        return False  # missing, or cut by a disk that failed: done again
 
 
 def _merge_parts(
@@ -105,13 +133,27 @@ def _merge_parts(
 ) -> Table:
     tables, failed = [], set()
     for i in range(len(parts)):
-        tables.append(read_table(_part_path(folder, i), schema))
-        for image_id, reason in read_json(_part_path(folder, i).with_suffix(".json")).items():
+        tables.append(_read_part(folder, i, schema))
+        for image_id, reason in read_json(_part_path(folder, i).with_suffix(".json"))[FAILURES].items():
             context.failures.record(image_id, reason)
             failed.add(image_id)
     table = merge(schema, tables, [i for i in context.split.ids if i not in failed])
     table.attrs = attrs
     return table
+
+
+def _read_part(folder: Path, index: int, schema: TableSchema) -> Table:
+    """Read a finished part; one that is damaged is removed, so that the next attempt does it again."""
+    path = _part_path(folder, index)
+    try:
+        return read_table(path, schema)
+    except SchemaError as error:
+        path.unlink(missing_ok=True)
+        raise EnvironmentFault(
+            f"damaged on the disk ({error.what}); removed",
+            where=path,
+            hint="the same command with --resume does this part again",
+        ) from error
 
 
 def _do_parts(
@@ -121,17 +163,18 @@ def _do_parts(
     folder: Path,
     parts: Sequence[tuple[str, ...]],
     todo: Sequence[int],
-) -> Iterator[None]:
-    """Do the parts of a list, here or in worker processes; yields after each."""
-    folder.mkdir(parents=True, exist_ok=True)
+) -> Iterator[int]:
+    """Do the parts of a list, here or in worker processes; yields how many are done, after each."""
+    with disk_faults(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     workers = min(context.workers, len(todo))
     if workers > 1:
         yield from _do_in_workers(workers, context, schema, factory, {i: parts[i] for i in todo})
     elif todo:
         function = _prepared(factory, context.seed, context.device, context.deterministic)
-        for i in todo:
-            _do_part(_part_path(folder, i), schema, function, parts[i])
-            yield
+        for done, i in enumerate(todo, 1):
+            _do_part(_part_path(folder, i), schema, function, parts[i], context.made_by)
+            yield done
 
 
 def _do_in_workers(
@@ -140,7 +183,7 @@ def _do_in_workers(
     schema: TableSchema,
     factory: Factory,
     parts: Mapping[int, tuple[str, ...]],
-) -> Iterator[None]:
+) -> Iterator[int]:
     """Give each worker a part at a time, so that an interruption loses no more than the parts in progress."""
     folder = context.out / "parts"
     spawn = multiprocessing.get_context("spawn")
@@ -149,15 +192,22 @@ def _do_in_workers(
     ) as pool:
         queue = list(parts)[::-1]
         running: set[Future[None]] = set()
+        finished = 0
         try:
             while queue or running:
                 while queue and len(running) < workers:
                     i = queue.pop()
-                    running.add(pool.submit(_worker_part, _part_path(folder, i), schema, parts[i]))
+                    part = (_part_path(folder, i), schema, parts[i], context.made_by)
+                    running.add(pool.submit(_worker_part, *part))
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     future.result()
-                    yield
+                    finished += 1
+                    yield finished
+        except KeyboardInterrupt:  # the second Ctrl-C waits for nobody
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -169,15 +219,25 @@ def _start_worker(factory: Factory, seed: int, device: str, deterministic: bool)
     import signal
 
     global _function
-    # The parent decides when to stop; Ctrl-C reaches the whole process group.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # The parent decides when to stop; Ctrl-C and what a cluster sends reach the whole process group.
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _function = _prepared(factory, seed, device, deterministic)
 
 
-def _worker_part(path: Path, schema: TableSchema, ids: Sequence[str]) -> None:
+def _end_with_parent() -> None:
+    """Wait for the parent to end, even by SIGKILL, and end this worker with it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+def _worker_part(path: Path, schema: TableSchema, ids: Sequence[str], made_by: str) -> None:
     assert _function is not None
-    _do_part(path, schema, _function, ids)
+    _do_part(path, schema, _function, ids, made_by)
 
 
 def _prepared(factory: Factory, seed: int, device: str, deterministic: bool) -> ImageFunction:
@@ -193,13 +253,19 @@ def _prepared(factory: Factory, seed: int, device: str, deterministic: bool) -> 
     return factory()
 
 
-def _do_part(path: Path, schema: TableSchema, function: ImageFunction, ids: Sequence[str]) -> None:
+def _do_part(
+    path: Path, schema: TableSchema, function: ImageFunction, ids: Sequence[str], made_by: str
+) -> None:
     rows: dict[str, ImageRows] = {}
     failures: dict[str, str] = {}
     for image_id in ids:
         try:
             rows[image_id] = function(image_id)
+        except EnvironmentFault:
+            raise  # the machine's fault, and no reason to count the image as failed
         except WeakSamError as error:
             failures[image_id] = str(error).replace("\n", " ")
-    write_json(path.with_suffix(".json"), failures)
-    write_table(path, schema, gather(schema, rows))
+    write_json(path.with_suffix(".json"), {MADE_BY: made_by, FAILURES: failures})
+    table = gather(schema, rows)
+    table.attrs = {MADE_BY: made_by}
+    write_table(path, schema, table)

@@ -6,6 +6,7 @@ the others compute, read and wait. Without a launcher there is one process, and 
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +17,17 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
-from stages.core.errors import UsageError, WeakSamError
+from stages.core.errors import EnvironmentFault, WeakSamError
+from stages.core.faults import known_fault
 
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=2)
 """How long a process waits for the others, e.g. for the slowest part of map-style work."""
+JOIN_TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others to come: nodes of a cluster do not start at the same moment."""
 FIRST_PORT, PORTS = 20_000, 20_000
 
 
@@ -50,31 +56,41 @@ def launch_facts(environment: Mapping[str, str]) -> Launch:
     The variables of a batch script (``SLURM_NTASKS``) are not enough: they are there without srun, too.
 
     Raises:
-        UsageError: a variable is not a number.
+        EnvironmentFault: a variable is not a number, or a rank that does not exist.
     """
     try:
         if {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= set(environment):
-            return Launch(
-                int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(environment["LOCAL_RANK"])
+            return _checked(
+                Launch(
+                    int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(environment["LOCAL_RANK"])
+                )
             )
         world = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
         if world < 2 or "SLURM_PROCID" not in environment:
             return Launch()
         nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "localhost"))
         job = int(environment.get("SLURM_JOB_ID", "0")) + int(environment.get("SLURM_STEP_ID", "0"))
-        return Launch(
-            int(environment["SLURM_PROCID"]),
-            world,
-            int(environment.get("SLURM_LOCALID", "0")),
-            environment.get("MASTER_ADDR") or first_host(nodes),
-            int(environment.get("MASTER_PORT") or FIRST_PORT + job % PORTS),
+        return _checked(
+            Launch(
+                int(environment["SLURM_PROCID"]),
+                world,
+                int(environment.get("SLURM_LOCALID", "0")),
+                environment.get("MASTER_ADDR") or first_host(nodes),
+                int(environment.get("MASTER_PORT") or FIRST_PORT + job % PORTS),
+            )
         )
     except (ValueError, TypeError) as error:
-        raise UsageError(
+        raise EnvironmentFault(
             f"the launcher's environment cannot be read ({error})",
             where="RANK, WORLD_SIZE, SLURM_*",
             hint="start with torchrun or srun, or unset these variables",
         ) from error
+
+
+def _checked(launch: Launch) -> Launch:
+    if not (0 <= launch.rank < launch.world and launch.local_rank >= 0):
+        raise ValueError(f"process {launch.rank} of {launch.world}")
+    return launch
 
 
 def first_host(nodes: str) -> str:
@@ -97,9 +113,33 @@ def join(device: str) -> None:
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT, rank=launch.rank, world_size=launch.world
-    )
+    log = logging.getLogger("weaksam")
+    log.info("process %d of %d: waiting for the others at %s:%d", launch.rank, launch.world, address, port)
+    try:
+        store, rank_, world_ = next(
+            rendezvous("env://", rank=launch.rank, world_size=launch.world, timeout=JOIN_TIMEOUT)
+        )
+        store.set_timeout(JOIN_TIMEOUT)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=PrefixStore("weaksam", store),
+            timeout=TIMEOUT,
+            rank=rank_,
+            world_size=world_,
+        )
+        store.set_timeout(TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        text = str(error)
+        if "EADDRINUSE" in text or "already in use" in text:
+            hint = "another program uses the port: set MASTER_PORT to another number"
+        else:
+            hint = "see the messages of the other processes; if there are none, unset RANK, WORLD_SIZE and LOCAL_RANK"
+        first_line = next(iter(text.splitlines()), "")
+        raise EnvironmentFault(
+            f"process {launch.rank} of {launch.world} cannot join the others ({first_line})",
+            where=f"{address}:{port}",
+            hint=hint,
+        ) from error
 
 
 def leave() -> None:
@@ -162,7 +202,7 @@ def from_main(function: Callable[[], T]) -> T:
             result[1] = error
         except Exception as error:  # the others must not wait for a value that never comes
             bug = error
-            result[1] = WeakSamError(f"the main process failed ({error})")
+            result[1] = known_fault(error) or WeakSamError(f"the main process failed ({error})")
     dist.broadcast_object_list(result, src=0)
     if bug is not None:
         raise bug

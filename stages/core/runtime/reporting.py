@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import sys
 import threading
@@ -10,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from stages.core.artifacts.files import write_text
 from stages.core.formatting import format_duration, format_number
 from stages.core.runtime.processes import is_main
 from stages.core.spec import Work
@@ -32,16 +35,30 @@ def configure_logging(verbosity: int | None) -> logging.Logger:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
     stream = logging.StreamHandler(sys.stderr)
-    stream.setFormatter(logging.Formatter("%(message)s"))
+    # A person at a terminal sees when; who reads the log of a job does not.
+    stamp = "" if sys.stderr.isatty() else "%(asctime)s "
+    stream.setFormatter(logging.Formatter(f"{stamp}%(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(stream)
     return logger
 
 
-def events_handler(path: Path) -> logging.Handler:
-    """Return a handler that appends time-stamped lines to ``events.log``."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+@contextlib.contextmanager
+def events_log(logger: logging.Logger, path: Path) -> Iterator[None]:
+    """Append time-stamped lines to ``events.log`` for the block, the last one being the error that ends it."""
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    return handler
+    handler.handleError = lambda record: None  # type: ignore[method-assign] # a full disk takes no more lines
+    logger.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        message = str(error).replace("\n", " ") or type(error).__name__
+        handler.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, message, (), None))
+        raise
+    finally:
+        logger.removeHandler(handler)
+        with contextlib.suppress(OSError):
+            handler.close()
 
 
 def progress_reporter(
@@ -144,13 +161,43 @@ def _lines(iterable: Iterable[T], work: Work, logger: logging.Logger) -> Iterato
         writer.join()
 
 
-def metrics_writer(path: Path) -> Callable[[Mapping[str, Any]], None]:
-    """Return a function that appends one JSON line per call; floats are rounded to 6 digits."""
-    import json
+class MetricsFile:
+    """``metrics.jsonl``: one line of JSON per call, floats rounded to 6 digits.
 
-    def write(values: Mapping[str, Any]) -> None:
+    Args:
+        path: The file; what a killed run has left of a last line is removed.
+        fresh: Begin the file again.
+    """
+
+    def __init__(self, path: Path, *, fresh: bool = False) -> None:
+        self.path = path
+        if fresh:
+            path.unlink(missing_ok=True)
+        elif path.is_file() and not path.read_bytes().endswith(b"\n"):
+            self._keep(path.read_text(encoding="utf-8", errors="replace").splitlines()[:-1])
+
+    def append(self, values: Mapping[str, Any]) -> None:
+        """Add a line."""
         rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}
-        with path.open("a", encoding="utf-8") as stream:
+        with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(rounded) + "\n")
 
-    return write
+    def rewind(self, phase: str, step: int) -> None:
+        """Remove the lines of a phase from a step on."""
+        if not self.path.is_file():
+            return
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [line for line in lines if not _at_or_after(line, phase, step)]
+        if kept != lines:
+            self._keep(kept)
+
+    def _keep(self, lines: list[str]) -> None:
+        write_text(self.path, "".join(f"{line}\n" for line in lines))
+
+
+def _at_or_after(line: str, phase: str, step: int) -> bool:
+    try:
+        values = json.loads(line)
+        return bool(values.get("phase") == phase and values.get("step", -1) >= step)
+    except (ValueError, AttributeError, TypeError):
+        return False

@@ -20,7 +20,7 @@ from stages.core.errors import ConfigError, EnvironmentFault, SchemaError, did_y
 from stages.core.segmenters.checkpoint_identification import recognise
 from stages.core.segmenters.sam_nano import ARCHITECTURE, build_sam_nano, input_size_of
 from stages.core.weights.cache import cached_weights
-from stages.core.weights.checkpoints import state_mismatch
+from stages.core.weights.checkpoints import not_finite, state_mismatch
 from stages.core.weights.checks import file_is_markup
 from stages.core.weights.table import EMBEDDED
 
@@ -100,7 +100,12 @@ def read_published(path: Path) -> dict[str, Tensor]:
         OSError,
         ValueError,
         KeyError,
-    ) as error:
+        IndexError,
+        AttributeError,
+        TypeError,
+        AssertionError,
+        RecursionError,
+    ) as error:  # what the reader of pickled data meets in nonsense
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise SchemaError(f"damaged checkpoint ({reason})", where=path, hint="download it again") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -144,6 +149,10 @@ def _fill(build: Callable[[], Sam], state: dict[str, Tensor], name: str, path: P
     if problem is not None:
         raise SchemaError(
             f"not weights of {name}: {problem}", where=path, hint=f"give a checkpoint of {name}"
+        )
+    if (key := not_finite(whole)) is not None:
+        raise SchemaError(
+            f"tensor {key!r} holds values that are not finite", where=path, hint="fetch the weights again"
         )
     sam.load_state_dict(whole)
     loaded: Sam = sam.eval()

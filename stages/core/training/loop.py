@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from stages.core.errors import OutputExistsError, PreemptedError, TrainingDivergedError, WeakSamError
 from stages.core.runtime import processes
 from stages.core.runtime.image_generators import image_streams
+from stages.core.runtime.interrupts import stop_here
 from stages.core.runtime.seeding import derive_seed, numpy_generator
 from stages.core.spec import StageContext, Work
 from stages.core.training.adversary import Adversary
@@ -181,6 +182,7 @@ class Trainer(Generic[BatchT]):
         if self.context.resume and self.state_path.is_file():
             self._restore(load_state(self.state_path))
             self.context.log.info("%s: resuming at step %d/%d", label, self.done, self.total_steps)
+        self.context.rewind_metrics(label, self.done)
         self.model.train()
         layers = synchronise(self.model)
         self._network = self._shared()
@@ -212,14 +214,15 @@ class Trainer(Generic[BatchT]):
     def _stop_if_asked(self) -> None:
         """Stop all processes when one of them is asked to."""
         asked: WeakSamError | None = None
+        place = f"step {self.done}/{self.total_steps} of {self.settings.label}"
         try:
-            self.context.interrupted()
+            stop_here(self.context.interrupted, place)
         except WeakSamError as error:
             asked = error
         if processes.any_process(asked is not None):
             self.save()
             processes.wait_for_all()  # a launcher may kill the others as soon as one ends
-            raise asked or PreemptedError("stopped with another process; the state is saved")
+            raise asked or PreemptedError(f"stopped with another process after {place}; the state is saved")
 
     def _remaining(self) -> Iterable[tuple[list[str], int]]:
         size, skip = self.settings.batch_size * self.settings.grad_accum_steps, self.done % self.epoch_steps

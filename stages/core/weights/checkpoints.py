@@ -50,7 +50,9 @@ def read_metadata(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             loaded = json.loads((file.metadata() or {})[METADATA_KEY])
-    except (SafetensorError, KeyError, json.JSONDecodeError, OSError) as error:
+    except RecursionError:
+        raise SchemaError("not a weaksam checkpoint (metadata nested too deep)", where=path) from None
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise SchemaError(f"not a weaksam checkpoint ({error})", where=path) from error
     if not isinstance(loaded, dict):
         raise SchemaError("not a weaksam checkpoint (metadata is not a mapping)", where=path)
@@ -87,11 +89,13 @@ def load_tensors(path: Path, module: nn.Module) -> None:
     """
     try:
         state = load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise SchemaError(f"damaged ({error})", where=path, hint="train again with --overwrite") from error
     problem = state_mismatch(module, state)
     if problem is not None:
         raise SchemaError(problem, where=path, hint="use a checkpoint of the same architecture")
+    if (name := not_finite(state)) is not None:
+        raise SchemaError(f"tensor {name!r} holds values that are not finite", where=path, hint="train again")
     module.load_state_dict(state)
 
 
@@ -112,6 +116,13 @@ def state_mismatch(module: nn.Module, state: Mapping[str, Tensor]) -> str | None
     ]
     parts.append("; ".join(shapes[:3]) + (f" ({len(shapes)} shapes)" if len(shapes) > 3 else ""))
     return "tensors do not fit the model: " + "; ".join(part for part in parts if part)
+
+
+def not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """Return the first tensor with a NaN or an infinity, or None."""
+    return next(
+        (name for name, t in state.items() if t.is_floating_point() and not bool(t.isfinite().all())), None
+    )
 
 
 def _short(value: Any) -> str:

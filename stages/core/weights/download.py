@@ -28,8 +28,10 @@ from stages.core.weights.checks import Mismatch, looks_like_markup, published_mi
 from stages.core.weights.table import Weights
 
 CHUNK: Final = 2**20
-TIMEOUT: Final = 60.0
+TIMEOUT: Final = 20.0
 """Seconds without a byte after which a connection counts as dead."""
+SLOWEST: Final = 4096
+"""Bytes per second, over as many seconds, below which it does, too."""
 ATTEMPTS: Final = 4
 """Connections in a row that may break without bringing anything new."""
 
@@ -152,20 +154,47 @@ def _one_connection(entry: Weights, part: Path, progress: ProgressFn) -> None:
         total = have + int(length) if length is not None and length.isdigit() else None
         _refuse_web_page(entry, response)
         _require_room(part, None if total is None else total - have)
-        done, chunk = have, response.read(CHUNK)
+        done, chunk = have, response.read1(CHUNK)
         if not have and looks_like_markup(chunk[:512]):
             raise _wrong_content(entry, Mismatch("a web page came instead of weights"))
         _remember(entry, part, response.headers)
         with _cache_faults(part), part.open("r+b" if have else "wb") as stream:
             stream.seek(have)
             stream.truncate()
+            pace = _Pace(done)
             while chunk:
                 stream.write(chunk)
                 done += len(chunk)
+                if entry.size is not None and done > entry.size:
+                    break
+                pace.check(done)
                 progress(done, total)
-                chunk = response.read(CHUNK)
+                chunk = response.read1(CHUNK)
+    if entry.size is not None and done > entry.size:
+        _discard(part)
+        raise _wrong_content(entry, Mismatch(f"too long: more than the {entry.size:,} bytes expected"))
     if total is not None and done < total:
         raise http.client.IncompleteRead(b"", total - done)
+
+
+class _Pace:
+    """Notices a server that sends a few bytes now and then, for ever."""
+
+    def __init__(self, done: int) -> None:
+        self._done, self._since = done, time.monotonic()
+
+    def check(self, done: int) -> None:
+        """Compare with what had come a while ago.
+
+        Raises:
+            TimeoutError: too little has come since.
+        """
+        seconds = time.monotonic() - self._since
+        if seconds < TIMEOUT:
+            return
+        if done - self._done < SLOWEST * seconds:
+            raise TimeoutError(f"only {(done - self._done) / seconds:.0f} bytes per second came")
+        self._done, self._since = done, time.monotonic()
 
 
 @contextlib.contextmanager

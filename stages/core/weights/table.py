@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from stages.core.errors import ConfigError, MissingInputError, did_you_mean
+from stages.core.errors import ConfigError, InputError, did_you_mean
 
 EMBEDDED: Final = Path(__file__).resolve().parents[1] / "embedded"
 """Folder of the weights that come with the package."""
@@ -177,18 +177,13 @@ def segmenter_kind(name: str) -> str:
 
 
 def _read_entries(path: Path) -> dict[str, dict[str, Any]]:
-    import yaml
+    from stages.core.text_files import parse_yaml, read_text
 
     try:
-        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise MissingInputError(
-            f"the table of weights cannot be read ({error.strerror})",
-            where=path,
-            hint=f"mend or unset {TABLE_VARIABLE}",
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not valid YAML ({error})", where=str(path)) from error
+        text = read_text(path, kind=ConfigError)
+    except InputError as error:
+        raise type(error)(error.what, where=path, hint=f"correct or unset {TABLE_VARIABLE}") from error
+    loaded = parse_yaml(text, path, kind=ConfigError)
     if not isinstance(loaded, dict) or not all(isinstance(fields, dict) for fields in loaded.values()):
         raise ConfigError("expected a mapping from names to fields", where=str(path))
     return {str(name): fields for name, fields in loaded.items()}

@@ -43,15 +43,28 @@ class CocoGroundTruthReader:
     def read(self, image_id: str, height: int, width: int) -> ImageGroundTruth:
         """True objects of an image of this size in pixels, in the order of the file.
 
-        Raises:
-            SchemaError: a box that is not four finite numbers with width and height >= 0, or a mask that
-                is malformed or of another size.
+        An object whose box is not four finite numbers with width and height >= 0 is left out; a mask that is malformed
+        or of another size costs the image's masks. Both are among the flaws.
         """
         # Other categories are groups, "empty", or those that the split is not restricted to.
         found = [e for e in self._by_image.get(image_id, ()) if e["category_id"] in self._class_of]
-        boxes = np.array([self._box(entry) for entry in found], dtype=np.float64).reshape(-1, 4)
-        has_masks = all(entry.get("segmentation") for entry in found)
-        masks = [self._mask(entry, height, width) for entry in found] if has_masks else None
+        flaws: list[SchemaError] = []
+        entries: list[Annotation] = []
+        corners: list[tuple[float, float, float, float]] = []
+        for entry in found:
+            try:
+                corners.append(self._box(entry))
+                entries.append(entry)
+            except SchemaError as error:
+                flaws.append(error)
+        left_out, found = len(flaws), entries
+        boxes = np.array(corners, dtype=np.float64).reshape(-1, 4)
+        masks: list[RLE] | None = None
+        if all(entry.get("segmentation") for entry in found):
+            try:
+                masks = [self._mask(entry, height, width) for entry in found]
+            except SchemaError as error:
+                flaws.append(error)
         areas = [
             _area(entry, box, None if masks is None else masks[i])
             for i, (entry, box) in enumerate(zip(found, boxes, strict=True))
@@ -65,6 +78,8 @@ class CocoGroundTruthReader:
             crowd=self._flags(found, "iscrowd"),
             masks=masks,
             areas=np.array(areas, dtype=np.float64),
+            flaws=tuple(flaws),
+            left_out=left_out,
         )
 
     def _box(self, entry: Annotation) -> tuple[float, float, float, float]:

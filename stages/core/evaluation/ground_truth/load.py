@@ -42,7 +42,8 @@ def load_ground_truth(
 
     Raises:
         MissingInputError: no such split, or one whose layout has tags only.
-        SchemaError: annotations that cannot be right; the message names file and object.
+        SchemaError: annotations that cannot be right; the message names file and object. A minority of objects that
+            are damaged is left out instead, see ``ImageGroundTruth.flaws``.
         UsageError, ConfigError: as ``open_split``.
     """
     source = locate(split_name, data_root, layout, classes)
@@ -66,4 +67,17 @@ def load_ground_truth(
                 error.what if isinstance(error, ImageError) else f"annotation {error.filename} does not exist"
             )
             problems.append(GroundTruthProblem(image_id, reason))
+    _check_flaws(images)
     return GroundTruth(split_name, split.classes, split.category_ids, images, tuple(problems))
+
+
+def _check_flaws(images: dict[str, ImageGroundTruth]) -> None:
+    """Confine a damaged object to itself, but not a file most of which is damaged.
+
+    Raises:
+        SchemaError: the first flaw, where half of the objects or more have one.
+    """
+    flaws = [flaw for image in images.values() for flaw in image.flaws]
+    objects = sum(len(image) + image.left_out for image in images.values())
+    if flaws and 2 * len(flaws) >= objects:
+        raise flaws[0]

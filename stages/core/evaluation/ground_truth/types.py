@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.core.errors import SchemaError
 from stages.core.structures.rle import RLE
 
 __all__ = ["RLE", "GroundTruth", "GroundTruthProblem", "ImageGroundTruth"]
@@ -26,6 +27,8 @@ class ImageGroundTruth:
         masks: n run-length masks of the whole image, or None where the data set has none.
         areas: float64 (n,) square pixels as COCO counts them: the annotation's ``area``, else that of
             the mask, else that of the box. None in ground truth made by hand.
+        flaws: Why objects, or the masks of all, were left out.
+        left_out: Objects that were left out.
     """
 
     width: int
@@ -36,6 +39,8 @@ class ImageGroundTruth:
     crowd: NDArray[np.bool_]
     masks: list[RLE] | None = None
     areas: NDArray[np.float64] | None = None
+    flaws: tuple[SchemaError, ...] = ()
+    left_out: int = 0
 
     def __len__(self) -> int:
         return len(self.classes)

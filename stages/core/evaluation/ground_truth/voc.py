@@ -28,7 +28,7 @@ from stages.core.datasets.voc import (
     object_elements,
     unknown_class,
 )
-from stages.core.errors import SchemaError
+from stages.core.errors import ImageError, SchemaError
 from stages.core.evaluation.ground_truth.types import RLE, ImageGroundTruth
 from stages.core.ops.mask_boxes import mask_to_box
 from stages.core.structures.rle import encode_mask, rle_area
@@ -54,15 +54,26 @@ class VocGroundTruthReader:
 
         Raises:
             FileNotFoundError: its XML does not exist.
-            SchemaError: malformed XML or PNG, an unknown class, an impossible box, or a PNG of another size.
+            SchemaError: malformed XML or an unknown class. An impossible box, and a PNG that is damaged or of another
+                size, are among the flaws.
+            ImageError: such a PNG in a split that is about masks.
         """
         image = self._split.file_name(image_id)
         stem = Path(image).with_suffix("").as_posix()
-        boxes, classes, difficult = self._read_xml(annotation_file(self._xml_folder, image))
-        instances = self._read_png("SegmentationObject", stem, height, width)
+        flaws: list[SchemaError] = []
+        boxes, classes, difficult = self._read_xml(annotation_file(self._xml_folder, image), flaws)
+        left_out = len(flaws)
+        instances = kinds = None
+        try:
+            instances = self._read_png("SegmentationObject", stem, height, width)
+            kinds = None if instances is None else self._read_png("SegmentationClass", stem, height, width)
+        except SchemaError as error:
+            if self._from_masks:
+                raise ImageError(error.what, where=error.where) from error
+            flaws.append(error)
+            instances = None
         masks: list[RLE] | None = None if len(classes) else []
         if instances is not None:
-            kinds = self._read_png("SegmentationClass", stem, height, width)
             parts = _Instances(instances, kinds, classes)
             if self._from_masks:
                 boxes, classes, difficult = parts.boxes, parts.classes, np.zeros(len(parts.classes), np.bool_)
@@ -82,9 +93,13 @@ class VocGroundTruthReader:
             crowd=np.zeros(len(classes), np.bool_),
             masks=masks,
             areas=np.array(areas, dtype=np.float64),
+            flaws=tuple(flaws),
+            left_out=left_out,
         )
 
-    def _read_xml(self, path: Path) -> tuple[Boxes, NDArray[np.int64], NDArray[np.bool_]]:
+    def _read_xml(
+        self, path: Path, flaws: list[SchemaError]
+    ) -> tuple[Boxes, NDArray[np.int64], NDArray[np.bool_]]:
         boxes, classes, difficult = [], [], []
         for number, item in enumerate(object_elements(parse_xml(path, "annotation")), start=1):
             name = unicodedata.normalize("NFC", item.findtext("name") or "").strip()
@@ -92,7 +107,11 @@ class VocGroundTruthReader:
                 if self._restricted:
                     continue
                 raise unknown_class(name, self._class_index, path)
-            boxes.append(_box(item, number, path))
+            try:
+                boxes.append(_box(item, number, path))
+            except SchemaError as error:
+                flaws.append(error)
+                continue
             classes.append(self._class_index[name])
             difficult.append(is_difficult(item.findtext("difficult"), number, path))
         return (

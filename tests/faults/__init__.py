@@ -1,0 +1,1 @@
+"""What machines, clusters and people do to runs: nothing is lost, nothing is mixed, nothing is called a bug."""
