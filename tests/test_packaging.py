@@ -9,6 +9,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
+from stages.core.runtime.device import peak_memory_mib
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 RECIPE = (ROOT / "weaksam.def").read_text(encoding="utf-8")
@@ -66,3 +70,9 @@ runpy.run_path(r"{ROOT / ".ci" / "import_all.py"}")
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_peak_memory__is_not_known_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert peak_memory_mib("cpu") > 1
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert peak_memory_mib("cpu") == 0

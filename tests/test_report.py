@@ -356,3 +356,16 @@ def test_report_command__two_runs_compared(
     assert changes["wsod on toy_test", "AP50"] == "0.000"
     assert command("report") == 2
     assert command("report", str(tmp_path / "none")) == 3
+
+
+def test_page__has_a_column_for_every_stage_in_every_row(text: str) -> None:
+    section = text.split('<section id="toy_train">')[1].split("</section>")[0]
+    rows = [
+        re.findall(r'<div class="column">(.*?)</div>', row, re.DOTALL)
+        for row in section.split("<article>")[1:]
+    ]
+    titles = [[re.findall(r"<b>(.*?)</b>", column)[:1] for column in row] for row in rows]
+    assert len(rows) == 2
+    assert titles[0] == titles[1]
+    assert [title for (title,) in titles[0]][:2] == ["Image", "Coarse map"]
+    assert titles[0][-1] == ["Ground truth"]

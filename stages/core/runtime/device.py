@@ -123,14 +123,18 @@ def peak_memory_mib(device: str, workers: int = 0) -> float:
     """Return the peak memory so far, MiB.
 
     On a GPU that of the CUDA allocator; else the resident memory of this process and of its workers, each counted with
-    what the largest of them took.
+    what the largest of them took. 0 on a CPU under Windows, where nothing in Python's library knows it.
     """
     if device.startswith("cuda"):
         import torch
 
         return float(torch.cuda.max_memory_allocated(device)) / 2**20
-    import resource
     import sys
+
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
 
     def peak(who: int) -> float:
         used: Any = resource.getrusage(who).ru_maxrss

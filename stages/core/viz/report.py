@@ -23,6 +23,7 @@ from stages.core.errors import ImageError, InputError, MissingInputError
 from stages.core.evaluation.ground_truth import ImageGroundTruth
 from stages.core.evaluation.tasks import load_labeled_split
 from stages.core.formatting import format_duration, format_number
+from stages.core.registry import CHAIN
 from stages.core.viz.charts import Chart, line_chart
 from stages.core.viz.comparison import Comparison, compare
 from stages.core.viz.drawing import encode_jpeg
@@ -63,6 +64,13 @@ class SplitStories:
     order: Order
     stories: tuple[ImageStory, ...]
     funnel: tuple[FunnelStep, ...]
+
+    @property
+    def columns(self) -> list[str]:
+        """Titles of all pictures in the order of the chain: a column of the page each, so that one looks down it."""
+        order = ["image", *CHAIN, "ground_truth"]
+        panels = [panel for story in self.stories for panel in story.panels]
+        return list(dict.fromkeys(p.title for p in sorted(panels, key=lambda one: order.index(one.stage))))
 
 
 def write_report(
