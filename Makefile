@@ -25,7 +25,7 @@ STEPS   := $(or $(shell $(PYTHON) -m stages.core.registry),$(error PYTHON must b
 STAGES  := $(patsubst %/train,%,$(filter %/train,$(foreach s,$(STEPS),$(firstword $(subst :, ,$(s))))))
 WHAT     = --run $(RUN) --recipe $(RECIPE) --seed $(SEED) $(foreach s,$(SET),--set $(s))
 
-.PHONY: help venv demo architecture test lint types contracts docs docs-serve unit chain wheel clean ablation ablation-proposals photos $(STAGES) evaluate report FORCE
+.PHONY: help venv demo architecture test lint types contracts docs docs-serve unit fuzz chain wheel clean ablation ablation-proposals photos $(STAGES) evaluate report FORCE
 
 help: ## this list
 	@grep -hE '^[a-z][a-z -]*:.*##' $(firstword $(MAKEFILE_LIST)) | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -67,6 +67,10 @@ docs-serve: $(READY) ## the site while you write, on http://127.0.0.1:8000
 
 unit: $(READY) ## all tests but the chain
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not chain" -n 2
+
+EXAMPLES ?= 20000
+fuzz: $(READY) ## readers of files on random ones, EXAMPLES of each; failures stay in .hypothesis
+	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/pytest -n 0 tests/faults/test_fuzz.py
 
 chain: $(READY) ## the seven stages end to end on a handful of images
 	$(BIN)/pytest -m chain
