@@ -23,7 +23,7 @@ from weaksam_cli.state import data_root, run_folder
 if TYPE_CHECKING:
     from stages.core.viz.image_choice import Order
 
-RECIPES = {"shapes": "shapes", "voc07": "voc07", "voc12": "voc12", "coco14": "coco14", "coco17": "coco14"}
+RECIPES = {"shapes": "shapes", "voc07": "voc07", "voc12": "voc12", "coco14": "coco14", "coco17": "coco17"}
 """Data set -> the recipe made for it; all others take ``offline``."""
 
 
