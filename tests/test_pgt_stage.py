@@ -28,6 +28,7 @@ def test_pgt__writes_a_coco_data_set_with_statistics_and_reasons(tmp_path: Path)
         "pseudo_boxes": 4,
         "images_without_boxes": 1,
         "images_missing_a_tag": 0,
+        "trusted_images": 0,
         "negatives": 0,
     }
     assert not at.failures.entries, "an image in which nothing was found is no failure"
@@ -94,6 +95,7 @@ def test_pgt__images_that_miss_one_of_their_tags_are_named(tmp_path: Path) -> No
         "pseudo_boxes": 2,
         "images_without_boxes": 1,
         "images_missing_a_tag": 1,
+        "trusted_images": 0,
         "negatives": 0,
     }
     info = json.loads((at.out / "pgt.json").read_text())["info"]

@@ -40,6 +40,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("weaksam pgt --split shapes_train", "The boxes worth training on"),
         ("weaksam pgt --split shapes_train --mode paper --overwrite", "By Algorithm 2 as published"),
         (
+            "weaksam pgt --split shapes_train --trusted corrected.json --overwrite",
+            "Boxes of people where there are any",
+        ),
+        (
             "weaksam pgt --split shapes_train --run runs/shapes-2 "
             "--detections runs/shapes/retrain/shapes_train/detections.json",
             "A second round, from the retrained detector",
@@ -61,6 +65,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("weaksam run voc07 --device cuda", "The published chain; goes on where it was stopped"),
         ("weaksam run pets --until retrain --classes dog,cat --set wsod.epochs=8", "A part, other settings"),
         ("weaksam run pets --dry-run", "The steps, and whether the first could start"),
+    ),
+    "rank": (
+        ("weaksam rank runs/demo", "The twenty images to correct first, and why"),
+        ("weaksam rank runs/pets --top 0 --json", "All of them, for a program"),
     ),
     "show": (
         ("weaksam show runs/demo/wsod/shapes_train --image shapes_0001", "Its boxes, drawn"),

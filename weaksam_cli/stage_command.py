@@ -149,7 +149,7 @@ def _input_parameters(spec: StageSpec) -> list[inspect.Parameter]:
             default=typer.Option(
                 None,
                 f"--{needed.name}",
-                help=f"Use this {needed.name} file instead of the run folder's.",
+                help=needed.help or f"Use this {needed.name} file instead of the run folder's.",
                 rich_help_panel=PANEL,
             ),
             annotation=Path | None,

@@ -20,6 +20,7 @@ from weaksam_cli.importing import import_file
 from weaksam_cli.inspection import inspect_artifact
 from weaksam_cli.options import Options, use, with_options
 from weaksam_cli.prediction import predict
+from weaksam_cli.ranking import rank
 from weaksam_cli.run_folders import show, status
 from weaksam_cli.state import data_root, run_folder
 
@@ -239,6 +240,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": report,
     "tensorboard": tensorboard,
     "inspect": inspect_artifact,
+    "rank": rank,
     "show": show,
     "status": status,
     "doctor": doctor,

@@ -43,6 +43,7 @@ class InputSpec:
         split: ``own`` = the folder of the split at work, ``train`` = that of its train split.
         roles: Roles of the split for which the file is needed. An explicit path is used in any role.
         optional: Whether the stage does without where the run folder has no such file.
+        help: What its flag says where it is no file of a run; then ``producer`` is empty and ``roles`` are none.
     """
 
     name: str
@@ -51,6 +52,7 @@ class InputSpec:
     split: Literal["own", "train"] = "own"
     roles: tuple[Role, ...] = BOTH
     optional: bool = False
+    help: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from stages.core.artifacts.coco_json import read_results, write_dataset
+from stages.core.artifacts.coco_json import read_dataset, read_results, write_dataset
 from stages.core.datasets.images import image_size
 from stages.core.errors import ConfigError, ImageError, InputError, UsageError, did_you_mean
 from stages.core.runtime.processes import is_main
 from stages.core.spec import Counts, Plan, StageContext, Work
+from stages.core.structures.detections import Detections
 from stages.pgt.adaptive import ImageSelection, select
 from stages.pgt.certainty import without_uncertain
 from stages.pgt.config import PgtConfig
 from stages.pgt.spec import PSEUDO_GROUND_TRUTH, SPEC
 from stages.pgt.statistics import class_statistics, missing_tags, reasons
+from stages.pgt.trusted import trusted_boxes
 
 
 class PgtStage:
@@ -36,7 +38,10 @@ class PgtStage:
                 )
         found = read_results(context.input("detections"), context.split)
         total = sum(len(boxes) for boxes in found.values())
-        return Plan(len(context.split.ids), (f"{total} detections", f"rule: {config.mode}"))
+        notes = [f"{total} detections", f"rule: {config.mode}"]
+        if context.has_input("trusted"):
+            notes.append(f"trusted: {read_dataset(context.input('trusted'), context.split).summary()}")
+        return Plan(len(context.split.ids), tuple(notes))
 
     def run(self, config: PgtConfig, context: StageContext) -> Counts:
         """Select, write `pgt.json`, and report per class; seconds of work, which the main process does alone."""
@@ -58,6 +63,11 @@ class PgtStage:
         scores = {image_id: found[image_id].scores for image_id in selections}
         selections = without_uncertain(selections, scores, config.keep_fraction)
         boxes = {i: found[i][chosen.rows].with_masks(None) for i, chosen in selections.items()}
+        trusted: dict[str, Detections] = {}
+        if context.has_input("trusted"):
+            path = context.input("trusted")
+            trusted = trusted_boxes(read_dataset(path, split), sizes, path)
+            boxes |= trusted
         # Not failures: nothing is wrong with these images, nothing was found in them.
         without, missing = reasons(selections, split.classes), missing_tags(selections, split.classes)
         statistics = [entry.as_dict() for entry in class_statistics(selections, split.classes)]
@@ -65,12 +75,17 @@ class PgtStage:
         info = {"rule": config.model_dump(mode="json"), "classes": statistics, "without_boxes": without}
         if missing:
             info["missing_tags"] = missing
+        if trusted:
+            info["trusted"] = [split.file_name(image_id) for image_id in trusted]
+            without = {i: reason for i, reason in without.items() if i not in trusted}
+            info["without_boxes"] = without
         write_dataset(context.out / PSEUDO_GROUND_TRUTH, split, boxes, sizes, info)
         total = sum(len(kept) for kept in boxes.values())
         return {
             "pseudo_boxes": total,
             "images_without_boxes": len(without),
             "images_missing_a_tag": len(missing),
+            "trusted_images": len(trusted),
             "negatives": sum(not split.tags(image_id) for image_id in selections),
         }
 

@@ -72,7 +72,8 @@ class RetrainStage:
         return counts
 
     def _fit(self, config: RetrainConfig, context: StageContext) -> Counts:
-        pgt = large_enough(read_dataset(context.input("pgt"), context.split).boxes, config.min_box_side_px)
+        taken = read_dataset(context.input("pgt"), context.split)
+        pgt = large_enough(taken.boxes, config.min_box_side_px)
         data = PseudoGroundTruthData(
             context.split,
             pgt,
@@ -80,6 +81,7 @@ class RetrainStage:
             context.seed,
             with_masks=False,
             failures=context.failures,
+            trusted=taken.trusted,
         )
         boxes = sum(len(found) for found in pgt.values())
         counts: Counts = {"training_images": len(data.ids), "pseudo_boxes": boxes}

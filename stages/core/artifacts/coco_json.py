@@ -8,7 +8,7 @@ any COCO tool reads them beside the data set's own annotations.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -218,12 +218,16 @@ class ForeignBoxes:
         unknown_files: Names of listed images that the split does not hold.
         ignored_classes: Names of categories that the split does not have.
         ignored_crowds: Annotations of crowds, which are no boxes of objects.
+        sizes: Image id -> (height, width) that the file says, where it does.
+        trusted: Ids of images whose boxes are those of people, as ``info`` says.
     """
 
     boxes: dict[str, Detections]
     unknown_files: tuple[str, ...] = ()
     ignored_classes: tuple[str, ...] = ()
     ignored_crowds: int = 0
+    sizes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    trusted: frozenset[str] = frozenset()
 
     @property
     def complete(self) -> bool:
@@ -287,6 +291,25 @@ def read_dataset(path: Path, split: LabelSpace) -> ForeignBoxes:
         tuple(matches.unknown.values()),
         tuple(sorted(set(names.values()) - set(split.classes))),
         crowds,
+        {
+            i: (h, w)
+            for n, i in matches.image_ids.items()
+            for h, w in [sizes[n]]
+            if h is not None and w is not None
+        },
+        _trusted(loaded, matches.image_ids),
+    )
+
+
+def _trusted(document: Mapping[str, Any], image_ids: Mapping[Number, str]) -> frozenset[str]:
+    """Return the images whose file names ``info.trusted`` lists."""
+    info = document.get("info")
+    names = info.get("trusted") if isinstance(info, dict) else None
+    listed = set(map(str, names)) if isinstance(names, list) else set()
+    return frozenset(
+        image_ids[image["id"]]
+        for image in document["images"]
+        if image["id"] in image_ids and image["file_name"] in listed
     )
 
 

@@ -115,7 +115,8 @@ def check_input(path: Path, run: Path, producer: str) -> str:
     folder = path.parent
     if not (folder / MANIFEST_NAME).is_file():
         # However the path is written: an unfinished stage's folder is one in this run or in any other.
-        if folder.resolve().is_relative_to(run.resolve()) or (folder / RUN_RECORD).is_file():
+        in_a_run = folder.resolve().is_relative_to(run.resolve()) or (folder / RUN_RECORD).is_file()
+        if producer and in_a_run:
             raise MissingInputError(
                 f"the {producer} stage has not finished here (no {MANIFEST_NAME})",
                 where=folder,

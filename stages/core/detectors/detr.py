@@ -279,6 +279,7 @@ def relative_targets(targets: Sequence[dict[str, Tensor]], frames_B4: Tensor) ->
         {
             "class_labels": target["labels"] - 1,
             "boxes": box_convert(target["boxes"].float(), "xyxy", "cxcywh") / frame_4,
+            **({"trusted": target["trusted"]} if "trusted" in target else {}),
         }
         for target, frame_4 in zip(targets, frames_B4, strict=True)
     ]

@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert, generalized_box_iou_loss, sigmoid_focal_loss
 
-from stages.core.detectors.two_stage.roi_heads import RoiWeights
+from stages.core.detectors.two_stage.roi_heads import RoiWeights, trusted_rows
 from stages.core.runtime import processes
 
 Matches = Sequence[tuple[Tensor, Tensor]]
 """Per image: indices of queries and of the targets they are matched to, both of the same length."""
 
 SetTargets = Sequence[dict[str, Tensor]]
-"""Per image: `class_labels` [T], 0-based, and `boxes` [T, 4], relative cx, cy, w, h."""
+"""Per image: `class_labels` [T], 0-based, `boxes` [T, 4], relative cx, cy, w, h, and perhaps `trusted`, a flag."""
 
 Losses = dict[str, Tensor]
 
@@ -154,6 +154,9 @@ def layer_losses(
         surprise_M = F.softplus(-logits_BQC[batch_M, query_M, labels_M])
         everyone_M = torch.ones_like(labels_M, dtype=torch.bool)
         keep_class_M, keep_box_M = weights(surprise_M.detach(), (box_M + overlap_M).detach(), everyone_M)
+        trusted_M = torch.cat([trusted_rows(target, len(j)) for target, (_, j) in _pairs(targets, matches)])
+        keep_class_M = torch.where(trusted_M, 1.0, keep_class_M)
+        keep_box_M = torch.where(trusted_M, 1.0, keep_box_M)
         keep_BQ = torch.ones_like(class_BQ)
         keep_BQ[batch_M, query_M] = keep_class_M
         class_BQ, box_M, overlap_M = class_BQ * keep_BQ, box_M * keep_box_M, overlap_M * keep_box_M

@@ -7,7 +7,7 @@ seen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,7 @@ class PseudoGroundTruthData:
         seed: of the augmentation.
         with_masks: give masks too.
         failures: images that cannot be read or resized are recorded here; another image takes their place.
+        trusted: images whose boxes are those of people; their targets say so, and RoI drop leaves them alone.
 
     Raises:
         InputError: no image has a pseudo box.
@@ -74,8 +75,10 @@ class PseudoGroundTruthData:
         seed: int,
         with_masks: bool,
         failures: FailureLog,
+        trusted: Collection[str] = (),
     ) -> None:
         self.split, self.pgt, self.seed, self.with_masks = split, pgt, seed, with_masks
+        self.trusted = frozenset(trusted)
         self.ids = training_images(split, pgt)
         if not any(len(pgt.get(image_id, ())) for image_id in self.ids):
             raise InputError(
@@ -113,6 +116,8 @@ class PseudoGroundTruthData:
         with global_generators(derive_seed(self.seed, "augment", epoch, image_id)):
             item = self._transform(item)
         target = {"boxes": item["boxes"].as_subclass(torch.Tensor).float(), "labels": item["labels"]}
+        if self.trusted:
+            target["trusted"] = torch.tensor(image_id in self.trusted)
         if self.with_masks:
             target["masks"] = item["masks"].as_subclass(torch.Tensor)
         return item["image"].as_subclass(torch.Tensor), target

@@ -51,21 +51,33 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
         proposals, matched, labels, deltas = self.select_training_samples(proposals, targets)
         pooled = self.box_head(self.box_roi_pool(features, proposals, image_shapes))
         logits_RC, deltas_RK = self.box_predictor(pooled)
-        losses = self._box_losses(logits_RC, deltas_RK, labels, torch.cat(deltas))
+        assert targets is not None
+        trusted_R = torch.cat(
+            [trusted_rows(own, len(rows)) for own, rows in zip(targets, labels, strict=True)]
+        )
+        losses = self._box_losses(logits_RC, deltas_RK, labels, torch.cat(deltas), trusted_R)
         if self.has_mask():
-            assert targets is not None
             losses["loss_mask"] = self._mask_loss(features, proposals, image_shapes, matched, labels, targets)
         return [], losses
 
     def _box_losses(
-        self, logits_RC: Tensor, deltas_RK: Tensor, labels: list[Tensor], targets_R4: Tensor
+        self,
+        logits_RC: Tensor,
+        deltas_RK: Tensor,
+        labels: list[Tensor],
+        targets_R4: Tensor,
+        trusted_R: Tensor,
     ) -> dict[str, Tensor]:
-        """Means over images of means over an image's RoIs; `labels` comes image by image."""
+        """Means over images of means over an image's RoIs; `labels` comes image by image.
+
+        `trusted_R`: RoIs of images whose boxes are those of people, which keep their weight whatever the hook says.
+        """
         labels_R = torch.cat(labels)
         cls_R, reg_R = roi_losses(logits_RC, deltas_RK, labels_R, targets_R4, self.box_loss)
         if self.roi_weights is not None:
             keep_cls_R, keep_reg_R = self.roi_weights(cls_R.detach(), reg_R.detach(), labels_R > 0)
-            cls_R, reg_R = cls_R * keep_cls_R, reg_R * keep_reg_R
+            cls_R = cls_R * torch.where(trusted_R, 1.0, keep_cls_R)
+            reg_R = reg_R * torch.where(trusted_R, 1.0, keep_reg_R)
         # The denominator is the number of an image's sampled RoIs, dropped ones included.
         shares_R = torch.cat(
             [own.new_full((len(own),), 1 / max(len(own), 1), dtype=cls_R.dtype) for own in labels]
@@ -97,6 +109,14 @@ class WeightedRoIHeads(RoIHeads):  # type: ignore[misc]
                 )
             ]
         return torch.stack(losses).mean()
+
+
+def trusted_rows(target: dict[str, Tensor], count: int) -> Tensor:
+    """Whether each of an image's `count` rows is exempt from RoI drop: bool [count], from the target's `trusted`."""
+    flag = target.get("trusted")
+    if flag is None:
+        return torch.zeros(count, dtype=torch.bool, device=target["boxes"].device)
+    return flag.expand(count)
 
 
 def roi_losses(
