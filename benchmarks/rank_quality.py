@@ -45,7 +45,7 @@ def mistakes(taught: Detections, truth: ImageGroundTruth, iou: float = 0.5) -> i
     found: set[int] = set()
     wrong = 0
     for row in np.argsort(-taught.scores, kind="stable"):
-        free = [column for column in np.flatnonzero(fits_PG[row]) if column not in found]
+        free = [column for column in np.flatnonzero(fits_PG[row]).tolist() if column not in found]
         if free:
             found.add(max(free, key=lambda column: overlap_PG[row, column]))
         else:
