@@ -110,7 +110,8 @@ def check_input(path: Path, run: Path, producer: str) -> str:
         StaleInputError: the file or something upstream changed.
     """
     if not path.is_file():
-        raise MissingInputError("no such file", where=path, hint=f"run `weaksam {producer}` first")
+        hint = f"run `weaksam {producer}` first" if producer else "give the path of a file"
+        raise MissingInputError("no such file", where=path, hint=hint)
     digest = file_sha256(path)
     folder = path.parent
     if not (folder / MANIFEST_NAME).is_file():
