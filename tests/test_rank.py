@@ -10,10 +10,10 @@ import pytest
 
 from benchmarks.rank_quality import mistakes, quality
 from stages.core.artifacts.coco_json import write_dataset, write_results
-from stages.core.artifacts.disagreement import disagreement
 from stages.core.datasets.catalog import open_split
 from stages.core.evaluation.ground_truth import load_ground_truth
 from stages.core.structures.detections import Detections
+from stages.core.structures.disagreement import disagreement
 from tests.command_builder import run
 from tests.pgt_builders import BIRD, CAT, DOG, found
 from tests.run_builder import build_run, draw_toy_data

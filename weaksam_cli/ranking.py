@@ -82,9 +82,9 @@ def ranked_images(run: Path, split_name: str, root: Path) -> list[RankedImage]:
     Images whose boxes are those of people are left out, as are negatives.
     """
     from stages.core.artifacts.coco_json import read_dataset, read_results
-    from stages.core.artifacts.disagreement import disagreement
     from stages.core.datasets.catalog import open_split
     from stages.core.structures.detections import Detections
+    from stages.core.structures.disagreement import disagreement
 
     made = read_manifest(run / TEACHER[0] / split_name)
     split = open_split(split_name, root, classes=made.classes)
