@@ -54,7 +54,9 @@ class MapStage:
 
 @pytest.fixture(autouse=True)
 def fake_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "open_split", lambda name, root: FakeSplit(tuple("abcdefgh"), name))
+    monkeypatch.setattr(
+        catalog, "open_split", lambda name, root, classes=(): FakeSplit(tuple("abcdefgh"), name)
+    )
     monkeypatch.setattr(parts.part_lists, "__defaults__", (1,))
 
 
