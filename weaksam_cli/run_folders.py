@@ -18,34 +18,36 @@ from weaksam_cli.state import data_root
 @with_options("as_json", panel=None)
 def status(
     options: Options,
-    run: Annotated[
+    folder: Annotated[
         Path | None,
-        typer.Argument(help="Run folder; without one, all below runs/.", autocompletion=completion.runs),
+        typer.Argument(
+            metavar="RUN", help="Run folder; without one, all below runs/.", autocompletion=completion.runs
+        ),
     ] = None,
 ) -> None:
     """Say of every step whether it is done, stale, running or stopped, and how to go on."""
     from stages.core.errors import MissingInputError
     from stages.core.runtime.status import run_status
 
-    folders = [run] if run is not None else [p for p in sorted(Path("runs").glob("*")) if p.is_dir()]
-    found = {folder: run_status(folder) for folder in folders}
+    below = [path for path in sorted(Path("runs").glob("*")) if path.is_dir()]
+    found = {run: run_status(run) for run in (below if folder is None else [folder])}
     if not any(found.values()):
         raise MissingInputError(
-            "no stage has begun here", where=run or "runs", hint="weaksam run DATASET, or name a run folder"
+            "no stage has begun here",
+            where=folder or "runs",
+            hint="weaksam run DATASET, or name a run folder",
         )
     if options.as_json:
-        typer.echo(
-            json.dumps({str(folder): [asdict(step) for step in steps] for folder, steps in found.items()})
-        )
+        typer.echo(json.dumps({str(run): [asdict(step) for step in steps] for run, steps in found.items()}))
         return
-    for folder, steps in found.items():
+    for run, steps in found.items():
         if not steps:
             continue
-        typer.echo(f"{folder}:")
+        typer.echo(f"{run}:")
         for step in steps:
             typer.echo(f"  {step.state:<8} {step.stage} {step.split}: {step.detail}")
         todo = [step.command for step in steps if step.command]
-        typer.echo(f"  next: {todo[0]}" if todo else f"  next: weaksam predict PHOTOS --run {folder}")
+        typer.echo(f"  next: {todo[0]}" if todo else f"  next: weaksam predict PHOTOS --run {run}")
 
 
 @with_options(

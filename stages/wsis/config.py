@@ -39,7 +39,6 @@ class WsisConfig(DetectorSettings, BoxToMaskSettings, StageConfig):
     main_settings: ClassVar[tuple[str, ...]] = (
         "segmenter",
         "mask_choice",
-        "box_margin_fraction",
         "architecture",
         "backbone",
         "epochs",
