@@ -13,3 +13,8 @@ def run(*arguments: str) -> int:
         entry.main(arguments)
     code = caught.value.code
     return code if isinstance(code, int) else 0 if code is None else 1
+
+
+def weaksam(*words: object) -> int:
+    """Exit code of a command given as words, numbers and paths."""
+    return run(*(str(word) for word in words))

@@ -18,7 +18,7 @@ from stages.core.errors import OutputExistsError
 from stages.core.evaluation.ground_truth import load_ground_truth
 from tests.command_builder import run
 from tests.datasets_builders import Obj, make_coco, make_image, make_voc
-from tests.test_formats import LAYOUTS, TAGS
+from tests.format_builders import LAYOUTS, TAGS
 
 
 def scene(path: Path, seed: int, quality: int = 95, size: int = 96) -> Path:

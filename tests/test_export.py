@@ -15,15 +15,9 @@ from stages.core.artifacts.submissions import voc_palette
 from stages.core.datasets.catalog import open_split
 from stages.core.structures.detections import Detections
 from stages.core.structures.rle import encode_masks
+from tests.command_builder import weaksam
 from tests.datasets_builders import HEIGHT, WIDTH, make_voc
-from weaksam_cli import main as entry_point
 from weaksam_cli.exporting import submissions_of
-
-
-def weaksam(*words: object) -> int:
-    with pytest.raises(SystemExit) as caught:
-        entry_point.main([str(word) for word in words])
-    return int(caught.value.code or 0)
 
 
 def results(root: Path, masks: bool = False) -> Path:

@@ -18,8 +18,8 @@ from stages.core.datasets.catalog import open_split
 from stages.core.errors import SchemaError
 from stages.wsod.config import WsodConfig
 from stages.wsod.proposals import ProposalSource
+from tests.command_builder import weaksam
 from tests.datasets_builders import SCENES, make_voc
-from tests.test_export import weaksam
 
 
 def data(tmp_path: Path) -> Path:

@@ -22,7 +22,7 @@ from stages.retrain.config import RetrainConfig
 from tests.datasets_builders import HEIGHT, WIDTH
 from tests.detector_builders import TINY
 from tests.pgt_builders import context, run
-from tests.test_faster_rcnn import CLASSES, batch, tiny
+from tests.two_stage_builders import CLASSES, batch, tiny
 
 
 def corrected(tmp_path: Path, box: tuple[float, ...] = (1, 2, 20, 21), **image: Any) -> Path:

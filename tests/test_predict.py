@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from pycocotools.coco import COCO
 from stages.core.datasets.photos import open_photos
 from stages.core.detectors.checkpoints import DetectorFile
 from stages.core.detectors.inference import detect
-from stages.core.detectors.spec import DetectorSpec, Kind
-from stages.core.detectors.two_stage.faster_rcnn import build_detector, save_detector
+from stages.core.detectors.two_stage.faster_rcnn import save_detector
 from stages.core.errors import InputError, MissingInputError
 from stages.core.structures.detections import Detections
 from stages.core.structures.rle import decode_masks
@@ -28,24 +26,7 @@ from stages.predict.stage import PredictFactory
 from stages.predict.viz import draw_detections, picture_names
 from tests.datasets_builders import make_image
 from tests.detector_builders import count_detector_calls
-from tests.predict_builders import finished, predict
-
-CLASSES = ("cat", "dog")
-SPEC = DetectorSpec(
-    backbone="resnet10t", out_strides=(8, 16), freeze_through_stride=8, fpn_channels=16, anchor_sizes=(16, 32),
-    test_short_side=64, max_size=96, rpn_pre_nms_top_n=50, box_batch_size_per_image=16, fc_dim=32, mask_channels=8,
-    score_thresh=0.0, detections_per_image=4,
-)  # fmt: skip
-
-
-def write_detector(
-    path: Path, kind: Kind = "faster-rcnn", seed: int = 0, classes: Sequence[str] = CLASSES
-) -> Path:
-    torch.manual_seed(seed)
-    spec = SPEC.model_copy(update={"kind": kind})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_detector(path, build_detector(spec, classes, pretrained=False), spec, classes)
-    return path
+from tests.predict_builders import CLASSES, SPEC, finished, predict, write_detector
 
 
 def trained_run(folder: Path) -> Path:

@@ -27,8 +27,8 @@ from stages.core.artifacts.table import ImageRows, gather, read_table, write_tab
 from stages.core.datasets.shapes import dataset as shapes
 from stages.core.errors import GroundTruthForbiddenError
 from stages.core.registry import CHAIN
+from tests.predict_builders import write_detector
 from tests.run_builder import build_run
-from tests.test_predict import write_detector
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
