@@ -22,7 +22,9 @@ from stages.core.detectors.two_stage import roi_heads
 from stages.core.detectors.two_stage.faster_rcnn import build_detector
 from stages.core.ops.precision import deterministic_algorithms
 from stages.core.ops.roi_align import roi_align
+from stages.core.runtime.device import Precision
 from stages.core.runtime.seeding import global_generators
+from stages.core.segmenters.box_to_mask import masks_of_boxes
 from stages.core.segmenters.sam_nano import build_sam_nano
 from stages.core.segmenters.sam_segmenter import SamSegmenter
 from stages.wsis import pseudo_masks
@@ -113,7 +115,7 @@ def test_detr__reference_points_and_boxes(kind: DetrKind) -> None:
     if kind == "rt-detr":
         anchors, _ = model.network.model.generate_anchors(((8, 152), (4, 76)), dtype=torch.bfloat16)
         assert anchors.dtype == torch.float32
-        assert len(starts[0].unique()) > 4 * 8, "starts are not on a coarse grid"
+        assert len(set(starts[0].flatten().tolist())) > 4 * 8, "starts are not on a coarse grid"
 
 
 def test_dino__boxes_of_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +137,7 @@ def test_dino__boxes_of_every_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(seen) == 4
     for boxes, moves, found in seen:
         assert boxes.dtype == moves.dtype == torch.float32
-        assert len(moves.unique()) > 4 * 8, "not rounded to half precision before"
+        assert len(set(moves.flatten().tolist())) > 4 * 8, "not rounded to half precision before"
         exact = (torch.logit(boxes.double(), eps=1e-5) + moves.double()).sigmoid()
         torch.testing.assert_close(found.double() * LONG, exact * LONG, rtol=0, atol=1e-3)
 
@@ -168,16 +170,17 @@ def test_wsis__masks_in_the_precision_of_the_run(tmp_path: Path, monkeypatch: py
     make_voc(tmp_path)
     split = open_split("tiny_train", tmp_path)
     monkeypatch.setattr("stages.core.segmenters.loading.load_segmenter", lambda *arguments: BoxSegmenter())
-    make, seen = pseudo_masks.masks_of_boxes, []
+    seen: list[bool] = []
 
     def recorded(*arguments: Any) -> Any:
         seen.append(torch.is_autocast_enabled("cpu"))
-        return make(*arguments)
+        return masks_of_boxes(*arguments)
 
     monkeypatch.setattr(pseudo_masks, "masks_of_boxes", recorded)
     pgt, config = write_pgt(tmp_path, split), WsisConfig.model_validate(MASKED)
-    for precision in ("fp32", "bf16"):
-        rows = MaskFactory(pgt, split, config, "cpu", precision)()  # type: ignore[arg-type]
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    for precision in precisions:
+        rows = MaskFactory(pgt, split, config, "cpu", precision)()
         rows(split.ids[0])
     assert seen == [False, True]
 

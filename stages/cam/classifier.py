@@ -54,9 +54,7 @@ class ClassifierOutput:
 def in_float32(output: ClassifierOutput) -> ClassifierOutput:
     """Return outputs of a pass in mixed precision in float32; maps are made and added up in it."""
     values = {entry.name: getattr(output, entry.name) for entry in fields(output)}
-    return ClassifierOutput(
-        **{name: value if value is None else value.float() for name, value in values.items()}
-    )
+    return replace(output, **{name: value.float() for name, value in values.items() if value is not None})
 
 
 class HybridBody(nn.Module):
