@@ -13,7 +13,8 @@ import pytest
 from stages.core.artifacts.coco_json import write_dataset, write_results
 from stages.core.artifacts.manifest import Manifest, write_manifest
 from stages.core.artifacts.schemas import CAMS, PROMPTS, PROPOSALS
-from stages.core.artifacts.table import ImageRows, TableSchema, gather, write_table
+from stages.core.artifacts.table import ImageRows, gather, write_table
+from stages.core.artifacts.table_file import TableSchema
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import InputError, MissingInputError, SchemaError, StaleInputError, UsageError

@@ -186,7 +186,9 @@ def test_join_machine__default_of_workers_follows_from_what_the_stage_uses(
     assert (on_cpu.device, on_cpu.precision, on_cpu.workers, on_cpu.deterministic) == ("cpu", "fp32", 7, True)
     assert join_machine(replace(auto, deterministic=True), FirstStage.spec).deterministic
     assert join_machine(replace(auto, device="cpu"), FirstStage.spec).workers == 7
-    assert join_machine(replace(auto, workers=2), SecondStage.spec).workers == 2
+    assert (on_gpu.loaders, on_cpu.loaders) == (6, 6)
+    given = join_machine(replace(auto, workers=2), SecondStage.spec)
+    assert (given.workers, given.loaders) == (2, 2)
 
 
 def test_execute__input_unfinished(request_: Request) -> None:

@@ -55,7 +55,8 @@ def test_wsod__killed_in_mid_training_resumes_to_the_same_bytes(tmp_path: Path) 
     process = subprocess.Popen(
         [
             sys.executable, "-m", "weaksam_cli", "wsod", "--split", "tiny_train", "--data", data, "--run", killed.run,
-            "--proposals", proposals, "--save-every", "0", "--log-every", "1", "--device", "cpu", *flags,
+            "--proposals", proposals, "--save-every", "0", "--log-every", "1", "--device", "cpu", "--workers", "2",
+            *flags,
         ],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stages.core.artifacts.table import ImageRows, TableSchema, write_table
+from stages.core.artifacts.table import ImageRows, write_table
+from stages.core.artifacts.table_file import TableSchema
 from stages.core.errors import ImageError, PreemptedError, UsageError
 from stages.core.runtime import parts
 from stages.core.runtime.parts import ImageFunction, map_images, parse_shard
@@ -42,7 +43,6 @@ def context(out: Path, **changes: Any) -> StageContext:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART_SIZE", 3)
-    monkeypatch.setattr(parts.part_lists, "__defaults__", (3,))
 
 
 def run(
@@ -96,6 +96,15 @@ def test_map_images__bug_in_the_function_is_not_swallowed(tmp_path: Path) -> Non
 
     with pytest.raises(ZeroDivisionError):
         map_images(context(tmp_path), SCHEMA, factory, "toy")
+
+
+@pytest.mark.parametrize(
+    ("images", "parts_made"), [(0, 0), (3, 1), (4, 2), (1536, 512), (1537, 385), (82783, 512)]
+)
+def test_part_lists__grow_rather_than_be_thousands(images: int, parts_made: int) -> None:
+    made = parts.part_lists([str(i) for i in range(images)])
+    assert len(made) == parts_made
+    assert [i for part in made for i in part] == [str(i) for i in range(images)]
 
 
 @pytest.mark.parametrize("text", ["1", "a/b", "2/2", "-1/2", "1/0"])

@@ -37,7 +37,7 @@ class PictureSplit(FakeSplit):
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts.part_lists, "__defaults__", (2,))
+    monkeypatch.setattr(parts, "PART_SIZE", 2)
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def test_retrain__detr_fits_resumes_and_applies(
             at.interrupted_fn = interrupt
             with pytest.raises(InputError, match="stop now"):
                 run(RetrainStage(), config, at)
-            at.resume = True
+            at.resume, at.loaders = True, 1
         counts = run(RetrainStage(), config, at)
         assert counts["training_images"] == 3
         results.append(

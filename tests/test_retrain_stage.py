@@ -113,7 +113,7 @@ def test_retrain__same_seed_same_bytes_and_resume_equals_uninterrupted(tmp_path:
     with pytest.raises(InputError, match="stop now"):
         run(RetrainStage(), RetrainConfig(**TINY), stopped)
     assert not (stopped.out / "detector.safetensors").exists()
-    stopped.resume = True
+    stopped.resume, stopped.loaders = True, 2
     run(RetrainStage(), RetrainConfig(**TINY), stopped)
     resumed = (stopped.out / "detector.safetensors").read_bytes() + (
         stopped.out / "detections.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,9 @@ def test_wsis__masks_are_not_made_again_on_resume(tmp_path: Path, monkeypatch: p
     assert counts["training_images"] == 3
     before = (at.out / "segmentations.json").read_bytes()
     encodings = segmenter.encodings
-    at.resume = True
+    (at.out / "segmenter.safetensors").unlink()
+    shutil.rmtree(at.out / "state")
+    at.resume, at.loaders = True, 1  # trained again, from batches that are loaded ahead
     assert run(WsisStage(), WsisConfig(**MASKED), at) == counts
     assert segmenter.encodings == encodings
     assert (at.out / "segmentations.json").read_bytes() == before

@@ -324,7 +324,7 @@ def test_wsod__with_map_evidence(tmp_path: Path) -> None:
 
 def test_wsod__proposals_without_evidence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     at = context(tmp_path, "train")
-    table = read_table(at.input("proposals"), PROPOSALS)
+    table = read_table(at.input("proposals"), PROPOSALS).in_memory()
     span = table.span(at.split.ids[0])
     table.columns["evidence_count"][span] = table.columns["evidence_class_count"][span] = 0
     write_table(at.input("proposals"), PROPOSALS, table)

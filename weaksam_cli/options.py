@@ -116,7 +116,10 @@ class Options:
     ] = None
     workers: Annotated[
         int | None,
-        Shown("Processes for work per image; default all cores where the CPU does it, 0 on a GPU.", low=0),
+        Shown(
+            "Processes for work per image (default all cores where the CPU does it) and for loading training batches.",
+            low=0,
+        ),
     ] = None
     seed: Annotated[int, Shown("Seed of everything random.", env="WEAKSAM_SEED", low=0)] = 0
     max_failures: Annotated[

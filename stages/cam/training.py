@@ -30,6 +30,7 @@ from stages.core.runtime.image_generators import draw_per_image
 from stages.core.runtime.processes import gather, is_main, own_items, wait_for_all
 from stages.core.runtime.seeding import derive_seed, numpy_generator
 from stages.core.spec import Counts, StageContext
+from stages.core.training.loading import moved
 from stages.core.training.loop import FitSettings, Trainer, steps_per_epoch
 from stages.core.training.optimizers import build_optimizer, param_groups
 from stages.core.training.readable_images import ReadableImages
@@ -185,8 +186,8 @@ def train_classifier(context: StageContext, config: CamConfig) -> tuple[TagClass
 
     def batch_losses(batch: TagBatch, number: int) -> dict[str, Tensor]:
         with autocast(context.device, context.precision):
-            output = model(batch.images.to(context.device))
-        return tag_losses(output, batch.tags.to(context.device))
+            output = model(moved(batch.images, context.device))
+        return tag_losses(output, moved(batch.tags, context.device))
 
     steps = config.epochs * steps_per_epoch(len(data.ids), config.batch_size, config.grad_accum_steps)
     with torch_threads(config.num_threads):

@@ -155,6 +155,7 @@ class StageContext:
         deterministic: Whether torch's deterministic algorithms are used.
         seed: Seed of everything random.
         workers: Processes for map-style work; 0 = in this process.
+        loaders: Processes that load the batches of a training ahead; 0 = each where it is needed.
         shard: (index, count) of the parts this process takes.
         resume: Continue from parts and training state found in ``out``.
         save_every: Seconds between saved states of a training.
@@ -176,6 +177,7 @@ class StageContext:
     deterministic: bool = True
     seed: int = 0
     workers: int = 0
+    loaders: int = 0
     shard: tuple[int, int] = (0, 1)
     resume: bool = False
     save_every: float = 120.0

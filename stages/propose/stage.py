@@ -42,7 +42,7 @@ class ProposeStage:
         """
         table = read_split_table(context.input("prompts"), PROMPTS, context.split.name, context.split.ids)
         known = sum(image_id in table for image_id in context.split.ids)
-        points = sum(len(table.rows(i)["x"]) for i in context.split.ids)
+        points = sum(table.count(i) for i in context.split.ids)
         notes = (
             f"{config.segmenter}: {config.points_per_side**2} grid and {points / max(known, 1):.1f} peak points"
             " per image",
@@ -68,7 +68,7 @@ class ProposeStage:
         negatives = {i for i in context.split.ids if context.split.has_tags and not context.split.tags(i)}
         for image_id in table.ids:
             # A negative without proposals has nothing to teach, and nothing is wrong with it.
-            if len(table.rows(image_id)["x1"]) == 0 and image_id not in negatives:
+            if not table.count(image_id) and image_id not in negatives:
                 context.failures.record(
                     image_id, "no proposal passed the filters; the image keeps an empty entry"
                 )

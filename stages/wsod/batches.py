@@ -17,6 +17,7 @@ from stages.core.detectors.tta import View, mirror_boxes
 from stages.core.errors import InputError
 from stages.core.runtime.seeding import derive_seed, global_generators, numpy_generator
 from stages.core.spec import FailureLog
+from stages.core.training.loading import moved
 from stages.core.training.readable_images import ReadableImages
 from stages.wsod.config import WsodConfig
 from stages.wsod.criterion import Bags
@@ -39,16 +40,11 @@ class WsodBatch:
     def to(self, device: str) -> WsodBatch:
         """The same batch on another device; copies to a GPU do not wait for what it is doing."""
 
-        def moved(parts: Sequence[Tensor]) -> list[Tensor]:
-            if device.startswith("cuda"):
-                parts = [part.pin_memory() for part in parts]
-            return [part.to(device, non_blocking=True) for part in parts]
+        def each(parts: Sequence[Tensor]) -> list[Tensor]:
+            return [moved(part, device) for part in parts]
 
-        return WsodBatch(
-            self.ids,
-            moved(self.images),
-            Bags(moved(self.bags.boxes_xyxy), moved(self.bags.tags), moved(self.bags.evidence)),
-        )
+        bags = Bags(each(self.bags.boxes_xyxy), each(self.bags.tags), each(self.bags.evidence))
+        return WsodBatch(self.ids, each(self.images), bags)
 
 
 class WeakData:

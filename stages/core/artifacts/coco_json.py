@@ -7,7 +7,8 @@ any COCO tool reads them beside the data set's own annotations.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+import json
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from stages.core.artifacts.coco_fields import box_xywh, is_set, mask_of, score_of
 from stages.core.artifacts.coco_matching import Number, match_images
-from stages.core.artifacts.files import read_json, write_json
+from stages.core.artifacts.files import atomic_path, read_json, write_json_list
 from stages.core.errors import SchemaError
 from stages.core.structures.detections import Detections
 from stages.core.structures.rle import RLE, rle_area
@@ -63,11 +64,17 @@ def write_results(path: Path, split: LabelSpace, detections: Mapping[str, Detect
         split: Gives integer image ids and category ids.
         detections: Image id -> boxes; images without an entry have no results.
     """
-    results: list[Entry] = []
-    for image_id in split.ids:
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        write_json_list(stream, _results(split, split.ids, detections))
+        stream.write("\n")
+
+
+def _results(split: LabelSpace, ids: Iterable[str], detections: Mapping[str, Detections]) -> Iterator[Entry]:
+    """Results of some images, one after another: millions of them together take gigabytes."""
+    for image_id in ids:
         found = detections.get(image_id, Detections.empty())
-        results += [_result(split, split.coco_id(image_id), found, row) for row in range(len(found))]
-    write_json(path, results)
+        for row in range(len(found)):
+            yield _result(split, split.coco_id(image_id), found, row)
 
 
 def _result(split: LabelSpace, image: int, found: Detections, row: int) -> Entry:
@@ -183,20 +190,26 @@ def write_dataset(
         sizes: Image id -> (height, width) in pixels.
         info: Free-form facts for the ``info`` section.
     """
-    images: list[Entry] = []
-    annotations: list[Entry] = []
-    for image_id in (image_id for image_id in split.ids if image_id in sizes):
-        height, width = sizes[image_id]
-        number, name = split.coco_id(image_id), split.file_name(image_id)
-        images.append({"id": number, "file_name": name, "height": height, "width": width})
-        found = boxes.get(image_id, Detections.empty())
-        for row in range(len(found)):
-            annotations.append(_annotation(len(annotations) + 1, _result(split, number, found, row)))
+    listed = [image_id for image_id in split.ids if image_id in sizes]
     categories = [{"id": c, "name": n} for c, n in zip(split.category_ids, split.classes, strict=True)]
-    write_json(
-        path,
-        {"info": dict(info or {}), "images": images, "annotations": annotations, "categories": categories},
-    )
+    sections = {
+        "images": (_image(split, image_id, sizes[image_id]) for image_id in listed),
+        "annotations": (
+            _annotation(number, result) for number, result in enumerate(_results(split, listed, boxes), 1)
+        ),
+        "categories": categories,
+    }
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        stream.write('{"info":' + json.dumps(dict(info or {}), separators=(",", ":"), allow_nan=False))
+        for name, entries in sections.items():
+            stream.write(f',"{name}":')
+            write_json_list(stream, entries)
+        stream.write("}\n")
+
+
+def _image(split: LabelSpace, image_id: str, size: tuple[int, int]) -> Entry:
+    number, name = split.coco_id(image_id), split.file_name(image_id)
+    return {"id": number, "file_name": name, "height": size[0], "width": size[1]}
 
 
 def _annotation(number: int, result: Entry) -> Entry:

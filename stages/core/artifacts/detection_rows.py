@@ -16,7 +16,8 @@ from stages.core.artifacts.schemas import (
     boxes_to_rows,
     rows_to_boxes,
 )
-from stages.core.artifacts.table import ImageRows, Table, TableSchema
+from stages.core.artifacts.table import ImageRows, Table
+from stages.core.artifacts.table_file import TableSchema
 from stages.core.structures.detections import Detections
 from stages.core.structures.rle import RLE
 

@@ -7,9 +7,9 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from stages.core.faults import write_fault
 from stages.core.text_files import JSON_MIB, parse_json, read_text
@@ -76,6 +76,15 @@ def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
     """Write JSON atomically, keys in the order given, no NaN or infinity."""
     separators = (",", ":") if indent is None else None
     write_text(path, json.dumps(value, indent=indent, separators=separators, allow_nan=False) + "\n")
+
+
+def write_json_list(stream: TextIO, entries: Iterable[Any]) -> None:
+    """Write entries as one JSON list, in the form of :func:`write_json`, without holding more than one of them."""
+    stream.write("[")
+    for number, entry in enumerate(entries):
+        stream.write("," if number else "")
+        stream.write(json.dumps(entry, separators=(",", ":"), allow_nan=False))
+    stream.write("]")
 
 
 def read_json(path: Path) -> Any:

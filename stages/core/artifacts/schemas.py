@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.core.artifacts.table import TableSchema
+from stages.core.artifacts.table_file import TableSchema
 
 CORNERS = ("x1", "y1", "x2", "y2")
 BOX_COLUMNS = dict.fromkeys(CORNERS, "float32")

@@ -26,6 +26,7 @@ from stages.core.runtime.seeding import derive_seed, global_generators
 from stages.core.spec import FailureLog
 from stages.core.structures.detections import Detections
 from stages.core.structures.rle import decode_masks
+from stages.core.training.loading import moved
 from stages.core.training.readable_images import ReadableImages
 
 MIN_SIDE = 1.0
@@ -45,9 +46,9 @@ class DetectionBatch:
     targets: list[dict[str, Tensor]]
 
     def to(self, device: str) -> DetectionBatch:
-        """The same batch on another device."""
-        targets = [{name: value.to(device) for name, value in target.items()} for target in self.targets]
-        return DetectionBatch(self.ids, [image.to(device) for image in self.images], targets)
+        """The same batch on another device; copies to a GPU do not wait for what it is doing."""
+        targets = [{name: moved(value, device) for name, value in own.items()} for own in self.targets]
+        return DetectionBatch(self.ids, [moved(image, device) for image in self.images], targets)
 
 
 class PseudoGroundTruthData:

@@ -26,7 +26,8 @@ from stages.core.artifacts.coco_json import read_dataset, read_results
 from stages.core.artifacts.files import read_json
 from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
 from stages.core.artifacts.schemas import CAMS, MAP_KINDS, PROMPTS, PROPOSALS, SOURCE_BITS, rows_to_boxes
-from stages.core.artifacts.table import Array, read_table
+from stages.core.artifacts.table import read_table
+from stages.core.artifacts.table_file import Array
 from stages.core.datasets.catalog import open_split
 from stages.core.datasets.split import WeakSplit
 from stages.core.errors import InputError, MissingInputError, SchemaError, UsageError, did_you_mean

@@ -178,6 +178,7 @@ def _context(stage: StageSpec, split: WeakSplit, request: Request, machine: Mach
         deterministic=machine.deterministic,
         seed=request.seed,
         workers=machine.workers,
+        loaders=machine.loaders,
         shard=request.shard,
         resume=request.resume,
         save_every=request.save_every,

@@ -17,15 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from stages.core.artifacts.files import disk_faults, read_json, write_json
-from stages.core.artifacts.table import (
-    ImageRows,
-    Table,
-    TableSchema,
-    gather,
-    merge,
-    read_table,
-    write_table,
-)
+from stages.core.artifacts.joined_table import JoinedTable
+from stages.core.artifacts.table import ImageRows, Table, gather, read_table, write_table
+from stages.core.artifacts.table_file import TableSchema
 from stages.core.errors import EnvironmentFault, InputError, SchemaError, UsageError, WeakSamError
 from stages.core.hdf5_files import read_attributes
 from stages.core.runtime.interrupts import stop_here
@@ -33,8 +27,8 @@ from stages.core.runtime.processes import is_main, rank, wait_for_all, world
 from stages.core.runtime.seeding import seed_everything
 from stages.core.spec import StageContext, Work
 
-PART_SIZE = 16
-"""Images per part: what a kill loses at most, per worker."""
+PART_SIZE, MOST_PARTS = 16, 512
+"""Images per part, which is what a kill loses at most, per worker; parts grow rather than be more than so many."""
 
 MADE_BY, FAILURES = "made_by", "failures"
 """What is kept with a part: the digest of what its run is made with, and the images that failed."""
@@ -57,9 +51,10 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def part_lists(ids: Sequence[str], part_size: int = PART_SIZE) -> list[tuple[str, ...]]:
+def part_lists(ids: Sequence[str]) -> list[tuple[str, ...]]:
     """Cut sorted ids into parts; depends on the ids alone."""
-    return [tuple(ids[i : i + part_size]) for i in range(0, len(ids), part_size)]
+    size = max(PART_SIZE, -(-len(ids) // MOST_PARTS))
+    return [tuple(ids[i : i + size]) for i in range(0, len(ids), size)]
 
 
 def map_images(
@@ -71,7 +66,7 @@ def map_images(
     *,
     everywhere: bool = False,
 ) -> Table | None:
-    """Apply a function to every image of the split and return the merged table.
+    """Apply a function to every image of the split and return its rows as one table, which is read part by part.
 
     Args:
         context: Gives ids, workers, shard, resume and the output folder (``<out>/parts``).
@@ -131,22 +126,22 @@ def _merge_parts(
     parts: Sequence[tuple[str, ...]],
     attrs: dict[str, Any],
 ) -> Table:
-    tables, failed = [], set()
-    for i in range(len(parts)):
-        tables.append(_read_part(folder, i, schema))
-        for image_id, reason in read_json(_part_path(folder, i).with_suffix(".json"))[FAILURES].items():
+    paths = [_part_path(folder, i) for i in range(len(parts))]
+    failed = set()
+    for path in paths:
+        _check_part(path, schema)
+        for image_id, reason in read_json(path.with_suffix(".json"))[FAILURES].items():
             context.failures.record(image_id, reason)
             failed.add(image_id)
-    table = merge(schema, tables, [i for i in context.split.ids if i not in failed])
+    table = JoinedTable(paths, schema, [i for i in context.split.ids if i not in failed])
     table.attrs = attrs
     return table
 
 
-def _read_part(folder: Path, index: int, schema: TableSchema) -> Table:
-    """Read a finished part; one that is damaged is removed, so that the next attempt does it again."""
-    path = _part_path(folder, index)
+def _check_part(path: Path, schema: TableSchema) -> None:
+    """Open a finished part; one that is damaged is removed, so that the next attempt does it again."""
     try:
-        return read_table(path, schema)
+        read_table(path, schema).close()
     except SchemaError as error:
         path.unlink(missing_ok=True)
         raise EnvironmentFault(

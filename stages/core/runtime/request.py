@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from stages.core.errors import UsageError
 from stages.core.runtime import processes
 from stages.core.runtime.device import Precision, available_cores, resolve_device, resolve_precision
 from stages.core.spec import StageSpec
+
+MOST_LOADERS = 8
+"""Processes that load batches by default; as many feed the fastest training step, that of the classifier."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,9 @@ class Request:
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         deterministic: Use deterministic algorithms; None = on a CPU, where they cost nothing, but not on a GPU.
         seed: Seed of everything random.
-        workers: Processes for map-style work; 0 = in this process, None = all cores where the work is the CPU's.
+        workers: Processes for map-style work, and for loading the batches of a training ahead; 0 = in this process,
+            None = by the machine: all cores for map-style work of the CPU, none for that of a GPU, and for loading the
+            cores beside the one that trains.
         max_failures: Images that may fail: a count, or a percentage such as ``5%``.
         verbosity: -1 warnings, 0 info, 1 debug; None: log as the calling program does.
         show_progress: Show how far the work is.
@@ -83,6 +89,7 @@ class Machine:
     device: str
     precision: Precision
     workers: int
+    loaders: int
     deterministic: bool
 
 
@@ -99,9 +106,11 @@ def join_machine(request: Request, stage: StageSpec) -> Machine:
     precision = resolve_precision(request.precision, device)
     if not stage.uses_device:
         device, precision = "cpu", "fp32"
-    workers = request.workers
-    if workers is None:
+    workers = loaders = request.workers
+    if workers is None or loaders is None:
         workers = available_cores() if device == "cpu" else 0
+        # Elsewhere system libraries do not survive the fork.
+        loaders = min(available_cores() - 1, MOST_LOADERS) if sys.platform == "linux" else 0
     processes.join(device)
     if request.sharded and processes.world() > 1:
         raise UsageError(
@@ -112,7 +121,7 @@ def join_machine(request: Request, stage: StageSpec) -> Machine:
     deterministic = request.deterministic
     if deterministic is None:
         deterministic = not device.startswith("cuda")
-    return Machine(device, precision, workers, deterministic)
+    return Machine(device, precision, workers, loaders, deterministic)
 
 
 def check_request(request: Request) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stages.core.errors import OutputExistsError, PreemptedError, TrainingDivergedError, WeakSamError
 from stages.core.runtime import processes
+from stages.core.runtime.device import peak_memory_mib
 from stages.core.runtime.image_generators import image_streams
 from stages.core.runtime.interrupts import stop_here
 from stages.core.runtime.seeding import derive_seed, numpy_generator
@@ -29,6 +30,7 @@ from stages.core.spec import StageContext, Work
 from stages.core.training.adversary import Adversary
 from stages.core.training.batch_norm import release, running_statistics, synchronise
 from stages.core.training.ema import ModelEma
+from stages.core.training.loading import batches
 from stages.core.training.schedule import Schedule
 from stages.core.weights.checkpoints import load_state, save_state
 
@@ -151,6 +153,7 @@ class Trainer(Generic[BatchT]):
         self.base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self.done = 0  # steps finished since the start
         self._sums, self._summed = torch.zeros(1), 0  # of the losses since the last line of metrics
+        self._data_seconds, self._line_began, self._grad_norm = 0.0, time.monotonic(), torch.zeros(())
         device = self.context.device.split(":")[0]
         self.scaler = torch.amp.GradScaler(device, enabled=self.context.precision == "fp16")
 
@@ -186,17 +189,19 @@ class Trainer(Generic[BatchT]):
         self.model.train()
         layers = synchronise(self.model)
         self._network = self._shared()
-        saved = time.monotonic()
-        batch = self.settings.batch_size * self.settings.grad_accum_steps
-        work = Work(label, self.total_steps, "steps", images_each=batch, before=self.done)
-        for ids, epoch in self.context.progress(self._remaining(), work):
-            self._take_step(ids, epoch)
-            if self.done % self.epoch_steps == 0:
-                self.epoch_end(epoch)
-            if time.monotonic() - saved >= self.context.save_every:
-                self.save()
-                saved = time.monotonic()
-            self._stop_if_asked()
+        saved = self._line_began = time.monotonic()
+        wanted = ((_asked(part, ids), epoch) for parts, ids, epoch in self._remaining() for part in parts)
+        with batches(self.load, wanted, self.context.loaders, self.context.failures) as loaded:
+            batch = self.settings.batch_size * self.settings.grad_accum_steps
+            work = Work(label, self.total_steps, "steps", images_each=batch, before=self.done)
+            for parts, ids, epoch in self.context.progress(self._remaining(), work):
+                self._take_step(parts, ids, epoch, loaded)
+                if self.done % self.epoch_steps == 0:
+                    self.epoch_end(epoch)
+                if time.monotonic() - saved >= self.context.save_every:
+                    self.save()
+                    saved = time.monotonic()
+                self._stop_if_asked()
         release(layers)
         self._check_weights()
         self.save()
@@ -224,26 +229,30 @@ class Trainer(Generic[BatchT]):
             processes.wait_for_all()  # a launcher may kill the others as soon as one ends
             raise asked or PreemptedError(f"stopped with another process after {place}; the state is saved")
 
-    def _remaining(self) -> Iterable[tuple[list[str], int]]:
+    def _remaining(self) -> Iterable[tuple[list[list[str]], list[str], int]]:
+        """Images of every step that is left: those of this process's micro-batches, those of all, and the epoch."""
         size, skip = self.settings.batch_size * self.settings.grad_accum_steps, self.done % self.epoch_steps
         for epoch in range(self.done // self.epoch_steps, self.settings.epochs):
             for ids in epoch_batches(self.items, size, self.context.seed, epoch)[skip:]:
-                yield ids, epoch
+                cut = micro_batches(ids, self.settings.grad_accum_steps, processes.rank(), processes.world())
+                yield cut, ids, epoch
             skip = 0
 
-    def _take_step(self, ids: list[str], epoch: int) -> None:
+    def _take_step(
+        self, parts: Sequence[list[str]], ids: list[str], epoch: int, loaded: Iterator[BatchT]
+    ) -> None:
         """One step of the optimiser: the gradients of this process's micro-batches, then the step itself."""
         factor = self._set_rates()
         rank, world = processes.rank(), processes.world()
         # What draws from torch's own generator sees the same numbers after a restart.
         torch.manual_seed(derive_seed(self.context.seed, self.settings.label, "move", self.done, rank))
-        parts = micro_batches(ids, self.settings.grad_accum_steps, rank, world)
         statistics = running_statistics(self.model)
         seen: list[_MicroBatch] = []
         for number, part in enumerate(parts):
-            # A process without an image of its own still takes part, with one that does not count.
-            images, share = part or ids[:1], len(part) / len(ids)
-            batch = self.load(images, epoch)
+            images, share = _asked(part, ids), len(part) / len(ids)
+            began = time.monotonic()
+            batch = next(loaded)
+            self._data_seconds += time.monotonic() - began
             with nullcontext() if number == len(parts) - 1 else self._quietly():
                 with image_streams(self._seeds("layers", epoch, images)):
                     losses: Losses = self._network(batch, self.done)
@@ -258,7 +267,7 @@ class Trainer(Generic[BatchT]):
         self.done += 1
         if self.ema is not None:
             self.ema.update(self.model)
-        self._report(seen, factor, epoch)
+        self._report(seen, len(ids), factor, epoch)
 
     def _seeds(self, purpose: str, epoch: int, images: Sequence[str]) -> list[int]:
         """A seed per image for the random numbers of layers."""
@@ -282,9 +291,13 @@ class Trainer(Generic[BatchT]):
         return factor
 
     def _step_optimizer(self) -> None:
-        if self.settings.clip_grad_norm is not None:
+        limit = self.settings.clip_grad_norm
+        if limit is not None or self._reports(self.done):
             self.scaler.unscale_(self.optimizer)
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_grad_norm)
+            # Without a limit nothing is clipped, the norm is looked at.
+            self._grad_norm = torch.nn.utils.clip_grad_norm_(
+                self.model.parameters(), math.inf if limit is None else limit
+            )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)
@@ -323,23 +336,36 @@ class Trainer(Generic[BatchT]):
             hint="start from scratch (--overwrite) with a lower learning rate",
         )
 
-    def _report(self, seen: Sequence[_MicroBatch], factor: float, epoch: int) -> None:
+    def _reports(self, step: int) -> bool:
+        """Whether a line of metrics is written after this step."""
+        return step % self.context.log_every == 0 or step == self.total_steps - 1
+
+    def _report(self, seen: Sequence[_MicroBatch], images: int, factor: float, epoch: int) -> None:
         """Every `log_every` steps a line of metrics: means over the images of all processes since the last line."""
         names, number = list(seen[0].losses), self.done - 1
         for one in seen:
             row = torch.stack([_total(one.losses), *one.losses.values()]).float() * one.share
             self._sums = self._sums.to(row) + row  # the zero it starts from is broadcast
         self._summed += 1
-        if number % self.context.log_every and self.done != self.total_steps:
+        if not self._reports(number):
             return
         values = processes.total(self._sums.cpu() / self._summed).tolist()
+        seconds = (time.monotonic() - self._line_began) / self._summed
+        data_seconds = self._data_seconds / self._summed
         self._sums, self._summed = torch.zeros(1), 0
+        self._data_seconds, self._line_began = 0.0, time.monotonic()
         self.context.metrics(
             {
                 "phase": self.settings.label,
                 "step": number,
                 "epoch": epoch,
                 "lr_factor": factor,
+                "lr": max(group["lr"] for group in self.optimizer.param_groups),
+                "grad_norm": float(self._grad_norm),
+                "step_s": round(seconds, 6),
+                "data_s": round(data_seconds, 6),
+                "images_per_second": round(images / max(seconds, 1e-9), 3),
+                "peak_memory_mib": round(peak_memory_mib(self.context.device), 1),
                 "loss": values[0],
                 **{name.lstrip("_"): value for name, value in zip(names, values[1:], strict=True)},
             }
@@ -387,6 +413,11 @@ class Trainer(Generic[BatchT]):
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
             self.ema.updates = state["ema_updates"]
+
+
+def _asked(part: list[str], ids: list[str]) -> list[str]:
+    """Images to load for a part of a step; a process without one takes part with one that does not count."""
+    return part or ids[:1]
 
 
 def _total(losses: Losses) -> Tensor:

@@ -40,6 +40,8 @@ MAX_BYTES = 6_000_000
 MOST_BYTES = 30_000_000
 """Of a page with as many images as were asked for; images that do not fit are left out, and the page says so."""
 EMPTY_IMAGES_LISTED = 200
+COURSE = ("lr", "lr_factor", "step_s", "data_s", "images_per_second", "peak_memory_mib")
+"""How a training goes, not what it learns: quantities without a curve."""
 QUALITIES = (82, 70, 55, 40, 25)
 """JPEG qualities tried in turn until the page is small enough."""
 
@@ -256,7 +258,7 @@ def _charts(stages: Sequence[StageFacts]) -> list[tuple[str, list[Chart]]]:
         charts = []
         for phase, quantities in facts.curves.items():
             losses = {n: p for n, p in quantities.items() if "loss" in n}
-            rest = {n: p for n, p in quantities.items() if n not in losses and n != "lr_factor"}
+            rest = {n: p for n, p in quantities.items() if n not in losses and n not in COURSE}
             drawn = [line_chart(f"{phase}: losses", losses)]
             drawn += [line_chart(f"{phase}: {words(name)}", {name: points}) for name, points in rest.items()]
             charts += [chart for chart in drawn if chart is not None]
