@@ -19,6 +19,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
+# Here rather than in the processes: an import after a fork may meet a lock that nobody holds any more.
+import cv2
+import numpy.random  # noqa: F401 - which PyTorch seeds in every process
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -146,8 +149,6 @@ class _Start:
         self._closing, self._parent = closing, parent
 
     def __call__(self, worker: int) -> None:
-        import cv2
-
         cv2.setNumThreads(0)  # its pool of threads does not survive a fork
         for number in (signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
