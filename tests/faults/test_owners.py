@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from stages.core.artifacts.manifest import read_manifest
-from stages.core.artifacts.table import ImageRows, TableSchema, write_table
+from stages.core.artifacts.table import ImageRows, write_table
+from stages.core.artifacts.table_file import TableSchema
 from stages.core.datasets import catalog
 from stages.core.errors import OutputExistsError
 from stages.core.runtime import ownership, parts
