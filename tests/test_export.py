@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from stages.core.artifacts.coco_json import write_results
-from stages.core.artifacts.submissions import voc_palette
+from stages.core.artifacts.exchange.submissions import voc_palette
 from stages.core.datasets.catalog import open_split
 from stages.core.structures.detections import Detections
 from stages.core.structures.rle import encode_masks

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from stages.core.artifacts.coco_json import read_dataset, read_results
-from stages.core.artifacts.plain_pickle import load_plain_pickle
+from stages.core.artifacts.exchange.plain_pickle import load_plain_pickle
 from stages.core.artifacts.schemas import PROPOSALS, rows_to_boxes
 from stages.core.artifacts.table import read_table
 from stages.core.datasets.catalog import open_split

@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 
-from stages.core.artifacts.label_formats import LABEL_FORMATS, LabelFormat, read_labeled_images, write_labels
+from stages.core.artifacts.exchange.label_formats import (
+    LABEL_FORMATS,
+    LabelFormat,
+    read_labeled_images,
+    write_labels,
+)
 from stages.core.datasets.catalog import open_split
 from stages.core.errors import SchemaError
 from stages.core.evaluation.ground_truth import load_ground_truth

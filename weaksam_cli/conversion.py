@@ -13,7 +13,7 @@ from weaksam_cli import completion
 from weaksam_cli.options import Options, use, with_options
 
 if TYPE_CHECKING:
-    from stages.core.artifacts.label_formats import LabelFormat
+    from stages.core.artifacts.exchange.label_formats import LabelFormat
 
 FormatsOption = Annotated[
     list[str] | None,
@@ -40,7 +40,7 @@ def convert(
     formats: FormatsOption = None,
 ) -> None:
     """Write boxes as YOLO text files, VOC XML, one CSV, or tasks for Label Studio."""
-    from stages.core.artifacts.label_formats import write_labels
+    from stages.core.artifacts.exchange.label_formats import write_labels
     from stages.core.errors import MissingInputError, OutputExistsError, UsageError
 
     wanted = label_formats(formats)
@@ -74,7 +74,7 @@ def label_formats(given: Sequence[str] | None) -> list[LabelFormat]:
     Raises:
         UsageError: there is no such form.
     """
-    from stages.core.artifacts.label_formats import LABEL_FORMATS
+    from stages.core.artifacts.exchange.label_formats import LABEL_FORMATS
     from stages.core.errors import UsageError, did_you_mean
 
     wanted: list[LabelFormat] = []

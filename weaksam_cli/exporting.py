@@ -96,7 +96,7 @@ def write_submission(
         SchemaError: results for unknown images or classes.
     """
     from stages.core.artifacts.coco_json import read_results
-    from stages.core.artifacts.submissions import (
+    from stages.core.artifacts.exchange.submissions import (
         write_coco_zip,
         write_voc_detections,
         write_voc_segmentations,
@@ -135,8 +135,12 @@ def write_release(artifact: Path, split_name: str, root: Path, folder: Path) -> 
     import pickle
 
     from stages.core.artifacts.coco_json import read_dataset, read_results
+    from stages.core.artifacts.exchange.foreign import (
+        release_detections,
+        release_proposals,
+        release_pseudo_boxes,
+    )
     from stages.core.artifacts.files import atomic_path, read_json, write_json
-    from stages.core.artifacts.foreign import release_detections, release_proposals, release_pseudo_boxes
     from stages.core.artifacts.schemas import PROPOSALS, rows_to_boxes
     from stages.core.artifacts.table import read_split_table
     from stages.core.datasets.catalog import locate, open_split

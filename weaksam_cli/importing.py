@@ -36,9 +36,14 @@ def import_file(
 ) -> None:
     """Turn a file of the release into proposals.h5, detections.json or pgt.json."""
     from stages.core.artifacts.coco_json import write_dataset, write_results
+    from stages.core.artifacts.exchange.foreign import (
+        mist_detections,
+        proposal_table,
+        proposals_of,
+        voc_pseudo_boxes,
+    )
+    from stages.core.artifacts.exchange.plain_pickle import load_plain_pickle
     from stages.core.artifacts.files import read_json
-    from stages.core.artifacts.foreign import mist_detections, proposal_table, proposals_of, voc_pseudo_boxes
-    from stages.core.artifacts.plain_pickle import load_plain_pickle
     from stages.core.artifacts.schemas import PROPOSALS
     from stages.core.artifacts.table import write_table
     from stages.core.datasets.catalog import locate, open_split

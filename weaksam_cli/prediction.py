@@ -17,7 +17,7 @@ from weaksam_cli.options import Options, use, with_options
 from weaksam_cli.stage_command import stage_request
 
 if TYPE_CHECKING:
-    from stages.core.artifacts.label_formats import LabelFormat
+    from stages.core.artifacts.exchange.label_formats import LabelFormat
     from stages.core.detectors.checkpoints import DetectorFile
     from stages.core.runtime.execute import Outcome
 
@@ -149,7 +149,7 @@ def _weights(segmenter: str | None, given: Path | None, prompting: dict[str, Any
 
 def _label_files(outcome: Outcome, formats: Sequence[LabelFormat]) -> list[Path]:
     """Write the predictions in other forms, too, below <out>/labels; made again from predictions.json each time."""
-    from stages.core.artifacts.label_formats import write_labels
+    from stages.core.artifacts.exchange.label_formats import write_labels
     from stages.predict.spec import PREDICTIONS
 
     if outcome.manifest is None:

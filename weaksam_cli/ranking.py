@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from stages.core.artifacts.manifest import MANIFEST_NAME, read_manifest
 from weaksam_cli import completion
 from weaksam_cli.options import Options, use, with_options
 from weaksam_cli.state import data_root
@@ -37,11 +36,13 @@ class RankedImage:
 )
 def rank(
     options: Options,
-    run: Annotated[Path, typer.Argument(help="Run folder.", autocompletion=completion.runs)],
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run folder.", autocompletion=completion.runs)
+    ],
     top: Annotated[int, typer.Option("--top", min=0, help="Print only the first N; 0 = all.")] = 20,
 ) -> None:
     """Order the train images by how much the retrained detector contradicts the pseudo boxes that it learned from."""
-    ranked = ranked_images(run, options.split or train_split_of(run), data_root(options.data))
+    ranked = ranked_images(folder, options.split or train_split_of(folder), data_root(options.data))
     shown = ranked[:top] if top else ranked
     if options.as_json:
         typer.echo(json.dumps([image.__dict__ for image in shown]))
@@ -61,6 +62,7 @@ def train_split_of(run: Path) -> str:
         MissingInputError: there is none.
         UsageError: there are several.
     """
+    from stages.core.artifacts.manifest import MANIFEST_NAME
     from stages.core.errors import MissingInputError, UsageError
 
     made = [
@@ -82,6 +84,7 @@ def ranked_images(run: Path, split_name: str, root: Path) -> list[RankedImage]:
     Images whose boxes are those of people are left out, as are negatives.
     """
     from stages.core.artifacts.coco_json import read_dataset, read_results
+    from stages.core.artifacts.manifest import read_manifest
     from stages.core.datasets.catalog import open_split
     from stages.core.structures.detections import Detections
     from stages.core.structures.disagreement import disagreement

@@ -27,7 +27,7 @@ class Mask2FormerSettings(Settings):
     num_decoder_layers: int = Field(
         3, ge=1, le=100, description="Decoder layers; losses of each and of the learnt queries"
     )
-    num_queries: int = Field(40, ge=1, le=10_000, description="Masks proposed per image")
+    num_queries: int = Field(40, ge=1, le=100_000, description="Masks proposed per image")
     num_points: int = Field(
         2048, ge=16, le=1_000_000, description="Points of a mask at which its loss is taken"
     )

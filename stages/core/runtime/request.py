@@ -110,7 +110,7 @@ def join_machine(request: Request, stage: StageSpec) -> Machine:
     if workers is None or loaders is None:
         workers = available_cores() if device == "cpu" else 0
         # Elsewhere system libraries do not survive the fork.
-        loaders = min(available_cores() - 1, MOST_LOADERS) if sys.platform == "linux" else 0
+        loaders = max(0, min(available_cores() - 1, MOST_LOADERS)) if sys.platform == "linux" else 0
     processes.join(device)
     if request.sharded and processes.world() > 1:
         raise UsageError(
