@@ -1,4 +1,4 @@
-"""The supervised bound trains the rooms on the ground truth, and compares like with like."""
+"""The supervised bound trains the detectors on the ground truth, and compares like with like."""
 
 from __future__ import annotations
 
