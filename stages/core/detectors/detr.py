@@ -24,7 +24,7 @@ from stages.core.backbones.batch_norm_folding import merge_batch_norms
 from stages.core.backbones.timm_backbones import Backbone, build_backbone
 from stages.core.detectors.detr_losses import LayerOutput, SetCosts, SetOutput, SetTargets, set_losses
 from stages.core.detectors.dino import DinoNetwork
-from stages.core.detectors.spec import DetrSpec
+from stages.core.detectors.spec import DetrSpec, Mask2FormerSpec
 from stages.core.detectors.two_stage.roi_heads import RoiWeights
 from stages.core.errors import ConfigError, EnvironmentFault
 from stages.core.ops.precision import run_in_full_precision
@@ -59,14 +59,7 @@ class Detr(nn.Module):
         self.spec, self.classes = spec, tuple(classes)
         self.network: Any = network
         self.network.model.backbone = BackboneFeatures(backbone)
-        self.transform = GeneralizedRCNNTransform(
-            spec.test_short_side,
-            spec.max_size,
-            list(backbone.mean),
-            list(backbone.std),
-            PADDING,
-            _skip_resize=True,
-        )  # training images arrive resized, see detection_data
+        self.transform = image_transform(spec, backbone)
         self._least_side = least_side(spec)
         _keep_boxes_in_float32(network)
 
@@ -211,6 +204,18 @@ def build_detr(spec: DetrSpec, classes: Sequence[str], pretrained: bool | Path =
     merge_batch_norms(backbone)
     build = {"rt-detr": _rt_detr, "deformable-detr": _deformable_detr, "dino": _dino}[spec.kind]
     return Detr(spec, build(library, spec, backbone.channels, len(classes)), backbone, classes)
+
+
+def image_transform(spec: DetrSpec | Mask2FormerSpec, backbone: Backbone) -> GeneralizedRCNNTransform:
+    """Resize, normalize and pad images to multiples of `PADDING` pixels; training images arrive resized."""
+    return GeneralizedRCNNTransform(
+        spec.test_short_side,
+        spec.max_size,
+        list(backbone.mean),
+        list(backbone.std),
+        PADDING,
+        _skip_resize=True,
+    )
 
 
 def require_transformers() -> Any:

@@ -16,12 +16,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import masks_to_boxes
 
 from stages.core.backbones.batch_norm_folding import merge_batch_norms
 from stages.core.backbones.timm_backbones import Backbone, build_backbone
-from stages.core.detectors.detr import PADDING, placeholder_backbone, require_transformers
+from stages.core.detectors.detr import PADDING, image_transform, placeholder_backbone, require_transformers
 from stages.core.detectors.spec import Mask2FormerSpec
 from stages.core.errors import ConfigError
 from stages.core.runtime import processes
@@ -46,14 +45,7 @@ class Mask2Former(nn.Module):
         self.network: Any = network
         self.network.model.pixel_level_module.encoder = FeatureMaps(backbone)
         self.network.criterion.get_num_masks = _mean_count
-        self.transform = GeneralizedRCNNTransform(
-            spec.test_short_side,
-            spec.max_size,
-            list(backbone.mean),
-            list(backbone.std),
-            PADDING,
-            _skip_resize=True,
-        )  # training images arrive resized, see detection_data
+        self.transform = image_transform(spec, backbone)
 
     @property
     def pretrained_backbone(self) -> nn.Module:
